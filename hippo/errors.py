@@ -1,0 +1,15 @@
+"""The one exception that a user is meant to read."""
+
+
+class HippoError(Exception):
+    """A failure the user can mend: one line naming the cause and what to do about it.
+
+    Args:
+        cause: what went wrong, without a full stop.
+        mend: what the user can do, as an imperative without a full stop; may be empty.
+    """
+
+    def __init__(self, cause: str, mend: str = "") -> None:
+        self.cause = cause
+        self.mend = mend
+        super().__init__(f"{cause}: {mend}" if mend else cause)

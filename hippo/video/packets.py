@@ -1,0 +1,243 @@
+"""The first, cheap pass over a clip: its packets' timestamps, nothing decoded."""
+
+from __future__ import annotations
+
+import stat
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+from av.container import InputContainer
+from av.stream import Disposition
+
+from hippo.errors import HippoError
+from hippo.video.timeline import Timeline, build_timeline
+from hippo.video.truncation import has_mp4_header, is_cut_off
+
+# VP8 packets may hold frames that are never shown, so packets are not frames there.
+HIDDEN_FRAME_CODECS = frozenset({"vp8"})
+COPY_AGAIN = "copy or download it again in full"
+
+
+@dataclass
+class Scan:
+    """What a clip's packets say, in the order they are stored.
+
+    Attributes:
+        path: the file.
+        stream: index of the video stream in the file.
+        format: FFmpeg's name of the container format, such as "mov,mp4,m4a,3gp,3g2,mj2".
+        time_base: seconds per tick of the timestamps.
+        rate: frames per second the container claims, if it does.
+        declared: seconds of video the container's header promises, if it does.
+        cut_off: whether the file ends before its container says it should.
+        trusted: whether every packet is one frame shown at the packet's own timestamp.
+        stamps: presentation time of each video packet in ticks, None if it has none.
+        keys: whether each packet is a key frame.
+        hidden: whether each packet is marked as not to be shown.
+        last_duration: ticks the last frame shown lasts, if known.
+    """
+
+    path: Path
+    stream: int
+    format: str
+    time_base: Fraction
+    rate: Fraction | None
+    declared: float | None
+    cut_off: bool
+    trusted: bool = True
+    stamps: list[int | None] = field(default_factory=list)
+    keys: list[bool] = field(default_factory=list)
+    hidden: list[bool] = field(default_factory=list)
+    last_duration: int | None = None
+
+    def shown(self) -> list[int]:
+        """Positions of the packets that are shown and carry a timestamp, in the order shown."""
+        timed = [
+            (stamp, index)
+            for index, (stamp, hidden) in enumerate(zip(self.stamps, self.hidden))
+            if stamp is not None and not hidden
+        ]
+        return [index for _, index in sorted(timed)]
+
+    def timeline(self) -> Timeline:
+        """The clip's timeline as the packets tell it; right only if the scan is trusted."""
+        stamps = [self.stamps[index] for index in self.shown()]
+        return build_timeline(stamps, self.time_base, self.last_duration, self.rate)
+
+
+def check_file(path: Path) -> None:
+    """Refuse a path that cannot be a readable file with something in it.
+
+    Raises:
+        HippoError: the path is missing, a folder, special, empty or may not be read.
+    """
+    try:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise HippoError(f"{path} is a folder, not a video", "name one video file in it")
+        if not stat.S_ISREG(status.st_mode):
+            raise HippoError(f"{path} is not an ordinary file", "save the video to a file first")
+        if status.st_size == 0:
+            raise HippoError(f"{path} is empty", COPY_AGAIN)
+        with path.open("rb") as file:
+            file.read(1)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise HippoError(f"{path} does not exist", "check the path") from error
+    except PermissionError as error:
+        raise HippoError(f"{path} may not be read by this user", "change its permissions") from error
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise HippoError(f"{path} cannot be read ({reason})", "check the disk and the path") from error
+
+
+def open_container(path: Path) -> InputContainer:
+    """The opened clip; close it after use.
+
+    Raises:
+        HippoError: FFmpeg does not know the format, or an mp4 has lost its index.
+    """
+    try:
+        # The prefix keeps a colon in the name from being read as a protocol; the whitelist keeps a
+        # playlist from reaching the network.
+        return av.open(
+            f"file:{path}", metadata_errors="replace", container_options={"protocol_whitelist": "file"}
+        )
+    except (av.FFmpegError, OSError, ValueError) as error:
+        if has_mp4_header(path):
+            raise HippoError(f"{path.name} is cut off and its index is lost", COPY_AGAIN) from error
+        cause = f"{path.name} is not a video, or is damaged from the start"
+        raise HippoError(cause, "give a video file such as mp4, mkv, webm, avi or mpg") from error
+
+
+def video_stream(container: InputContainer, name: str) -> Any:
+    """The main video stream of a clip, its decoder ready.
+
+    Raises:
+        HippoError: the file is a picture, has no video, or needs a decoder that is not there.
+    """
+    format_name = container.format.name
+    if format_name == "image2" or format_name.endswith("_pipe"):
+        raise HippoError(f"{name} is a picture, not a video", "give a video file")
+    covers = Disposition.attached_pic
+    streams = [stream for stream in container.streams.video if not stream.disposition & covers]
+    if not streams:
+        what = "has sound but no video" if container.streams.audio else "has no video in it"
+        raise HippoError(f"{name} {what}", "give a video file")
+    best = container.streams.best("video")
+    stream = best if best in streams else streams[0]
+    if stream.codec_context is None:
+        raise HippoError(f"{name} uses a video codec that is not known here", "convert it to H.264 first")
+    return stream
+
+
+def scan_packets(path: Path) -> Scan:
+    """Read the timestamps of a clip's video packets.
+
+    Raises:
+        HippoError: the file is not a video (see `open_container` and `video_stream`).
+    """
+    with open_container(path) as container:
+        stream = video_stream(container, path.name)
+        scan = Scan(
+            path=path,
+            stream=stream.index,
+            format=container.format.name,
+            time_base=stream.time_base,
+            rate=stream.guessed_rate or stream.average_rate,
+            declared=_declared_seconds(container, stream),
+            cut_off=is_cut_off(path),
+        )
+        clean = _collect(container, stream, scan)
+        reorders = "avi" in scan.format and bool(stream.codec_context.has_b_frames)
+        hides = stream.codec_context.name in HIDDEN_FRAME_CODECS
+    scan.cut_off = scan.cut_off or not clean
+    scan.trusted = clean and not (scan.cut_off or reorders or hides) and _consistent(scan)
+    return scan
+
+
+def _declared_seconds(container: InputContainer, stream: Any) -> float | None:
+    """Seconds of video a container's header promises; None where FFmpeg would only guess."""
+    format_name = container.format.name
+    if "mp4" in format_name or format_name == "avi":
+        # Without a frame count (a fragmented mp4) the duration is that of what was found.
+        return float(stream.duration * stream.time_base) if stream.frames and stream.duration else None
+    if "matroska" in format_name:
+        tag = _clock_seconds(stream.metadata.get("DURATION", ""))
+        return tag or (container.duration / av.time_base if container.duration else None)
+    return None
+
+
+def _clock_seconds(text: str) -> float | None:
+    """Seconds of an "HH:MM:SS.fraction" text, None if it is not one."""
+    try:
+        hours, minutes, seconds = text.split(":")
+        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+    except ValueError:
+        return None
+
+
+def _collect(container: InputContainer, stream: Any, scan: Scan) -> bool:
+    """Fill in a scan from the packets; False if reading fails or ends with half a packet."""
+    latest: int | None = None
+    previous: int | None = None
+    clean, ordered = True, True
+    try:
+        for packet in container.demux(stream):
+            if not packet.size:
+                continue
+            clean = not packet.is_corrupt
+            ordered = ordered and (packet.dts is None or previous is None or packet.dts >= previous)
+            previous = previous if packet.dts is None else packet.dts
+            scan.stamps.append(packet.pts)
+            scan.keys.append(packet.is_keyframe)
+            scan.hidden.append(packet.is_discard)
+            if packet.pts is not None and not packet.is_discard and (latest is None or packet.pts > latest):
+                latest, scan.last_duration = packet.pts, packet.duration
+    except av.FFmpegError:
+        return False
+    return clean
+
+
+def _consistent(scan: Scan) -> bool:
+    """Whether the timestamps can be used as they are and decoding can start at the first packet."""
+    visible = [stamp for stamp, hidden in zip(scan.stamps, scan.hidden) if not hidden]
+    stamps = [stamp for stamp in visible if stamp is not None]
+    if not stamps or len(stamps) != len(visible) or len(set(stamps)) != len(stamps) or not scan.keys[0]:
+        return False
+    # Frames shown before the first key frame refer to frames the clip does not hold.
+    first = scan.stamps[0]
+    return scan.hidden[0] or first == min(stamps)
+
+
+def needed_runs(scan: Scan, wanted: Sequence[int]) -> list[tuple[int, int]]:
+    """The runs of packets, as (start, stop), that must be decoded to get some packets' frames.
+
+    Each starts at a key frame; the groups of pictures between them need not be decoded.
+
+    Args:
+        scan: a trusted scan.
+        wanted: positions of the packets whose frames are wanted.
+    """
+    keys = [index for index, key in enumerate(scan.keys) if key]
+    runs: list[tuple[int, int]] = []
+    for packet in sorted(wanted):
+        group = bisect_right(keys, packet) - 1
+        # A frame shown before its group's key frame also refers to the group before.
+        if group and _shown_before(scan, packet, keys[group]):
+            group -= 1
+        start = keys[group]
+        if runs and start <= runs[-1][1]:
+            runs[-1] = (runs[-1][0], packet + 1)
+        else:
+            runs.append((start, packet + 1))
+    return runs
+
+
+def _shown_before(scan: Scan, packet: int, key: int) -> bool:
+    early, late = scan.stamps[packet], scan.stamps[key]
+    return early is None or late is None or early < late

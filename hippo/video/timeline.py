@@ -1,0 +1,99 @@
+"""When each frame of a clip is shown, from the timestamps a container gives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from statistics import median
+
+RESET_SECONDS = 1.0
+FALLBACK_INTERVAL = 1 / 25
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """The moments at which a clip's frames are shown.
+
+    Attributes:
+        times: seconds after the first frame, one per frame in the order shown, never decreasing,
+            the first 0.0.
+        duration: seconds from the first frame to the end of the last one.
+    """
+
+    times: tuple[float, ...]
+    duration: float
+
+    @property
+    def rate(self) -> float:
+        """Average frames per second."""
+        return len(self.times) / self.duration
+
+    @property
+    def interval(self) -> float:
+        """Seconds between neighbouring frames (median); the duration if there is one frame."""
+        gaps = [late - early for early, late in zip(self.times, self.times[1:]) if late > early]
+        return median(gaps) if gaps else self.duration
+
+
+def build_timeline(
+    stamps: Sequence[int | None], time_base: Fraction, last_duration: int | None, rate: Fraction | None
+) -> Timeline:
+    """The timeline of frames given in the order they are shown.
+
+    Args:
+        stamps: the frames' timestamps in ticks of `time_base` (None: unknown); not empty.
+        time_base: seconds per tick.
+        last_duration: ticks the last frame lasts, None or 0 if unknown.
+        rate: frames per second the container claims, used only where timestamps are missing.
+    """
+    nominal = float(1 / rate) if rate else FALLBACK_INTERVAL
+    times = true_times([None if stamp is None else float(stamp * time_base) for stamp in stamps], nominal)
+    last = float(last_duration * time_base) if last_duration and last_duration > 0 else 0.0
+    if not last:
+        gaps = [late - early for early, late in zip(times, times[1:]) if late > early]
+        last = median(gaps) if gaps else nominal
+    return Timeline(tuple(times), times[-1] + last)
+
+
+def true_times(seconds: Sequence[float | None], interval: float) -> list[float]:
+    """Timestamps made usable: starting at 0, never decreasing, none missing.
+
+    Frames arrive in the order they are shown, which containers contradict in two ways. AVI has no
+    presentation times, so those of clips with B-frames come shuffled: they are sorted. Clips joined
+    end to end start again from zero (a jump back of more than a second): the parts are laid one
+    after another.
+
+    Args:
+        seconds: the timestamps as read, in the order shown (None: unknown).
+        interval: seconds a frame lasts where nothing better is known.
+    """
+    times: list[float] = []
+    for piece in _pieces(_filled(seconds, interval)):
+        offset = times[-1] + interval if times else 0.0
+        first = min(piece)
+        times += [second - first + offset for second in sorted(piece)]
+    return times
+
+
+def _filled(seconds: Sequence[float | None], interval: float) -> list[float]:
+    """The timestamps with each missing one put an interval after the one before it."""
+    filled: list[float] = []
+    for second in seconds:
+        if second is None:
+            second = filled[-1] + interval if filled else 0.0
+        filled.append(second)
+    return filled
+
+
+def _pieces(seconds: Sequence[float]) -> list[list[float]]:
+    """The timestamps split where they jump back too far to be mere reordering."""
+    pieces: list[list[float]] = []
+    highest = float("inf")
+    for second in seconds:
+        if not pieces or second < highest - RESET_SECONDS:
+            pieces.append([])
+            highest = second
+        pieces[-1].append(second)
+        highest = max(highest, second)
+    return pieces

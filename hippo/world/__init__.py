@@ -1,0 +1,8 @@
+"""The procedural world the bundled pair is trained and tested on: scenes, pictures, English, and a scorer."""
+
+from hippo.world.language import Statement, ask, describe, facts, read
+from hippo.world.render import render, write_clip
+from hippo.world.scene import Scene, make_scene
+from hippo.world.score import Score, score
+
+__all__ = ["Scene", "Score", "Statement", "ask", "describe", "facts", "make_scene", "read", "render", "score", "write_clip"]

@@ -1,0 +1,140 @@
+"""Training batches: scenes drawn on the fly, their patches, their cells' labels and several texts about each."""
+
+from __future__ import annotations
+
+import io
+import random
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import IterableDataset
+
+from hippo.world import Scene, ask, describe, make_scene, render
+from hippo.world.language import DESCRIBE_PROMPTS
+from hippo.world.scene import COLOURS, SHAPES, TEXTURES, TONES
+
+FIRST_TRAINING_SEED = 1_000_000  # held-out seeds are those below
+CELL = 28  # pixels a side of one merged video token
+COLOUR_NAMES = list(COLOURS)
+MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
+STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
+
+
+class Modal(random.Random):
+    """Always the commonest phrasing: what greedy decoding of a model trained on all phrasings says."""
+
+    def choices(self, population, weights=None, **_):  # type: ignore[no-untyped-def,override]
+        return [population[max(range(len(population)), key=lambda i: weights[i])]]
+
+
+@dataclass
+class Sample:
+    """One clip: patches (P, 1176); cells (V, 8) labels; texts as (prompt ids, answer ids); seconds per grid step."""
+
+    patches: torch.Tensor
+    cells: torch.Tensor
+    steps: int
+    seconds: float
+    texts: list[tuple[list[int], list[int]]]
+    seed: int
+
+
+def patchify(frames: np.ndarray) -> torch.Tensor:
+    """Frames (F, S, S, 3) uint8, F even, to the Qwen2.5-VL processor's patch rows (F/2 (S/14)^2, 1176)."""
+    count, side, _, _ = frames.shape
+    pairs = frames.reshape(count // 2, -1).take(_patch_order(side), axis=1)
+    rows = np.multiply(pairs.reshape(-1, 3, 2 * 14 * 14), 1 / (255 * STD[:, None]), dtype=np.float32)
+    rows -= MEAN[:, None] / STD[:, None]
+    return torch.from_numpy(rows.reshape(-1, 3 * 2 * 14 * 14))
+
+
+@lru_cache
+def _patch_order(side: int) -> np.ndarray:
+    """Where each value of the patch rows of a pair of frames (2, S, S, 3) stands in that pair."""
+    half = side // CELL
+    index = np.arange(2 * side * side * 3).reshape(2, half, 2, 14, half, 2, 14, 3)
+    return index.transpose(1, 4, 2, 5, 7, 0, 3, 6).reshape(-1)
+
+
+def label_cells(scene: Scene, times: list[float], side: int) -> torch.Tensor:
+    """What stands in each cell of each grid step: (V, 8) of colour, shape, tone, texture classes (0 is none for the
+    first two), then the object's centre relative to the cell in cells, its radius in cells, and 1 where it is set."""
+    steps, half = len(times) // 2, side // CELL
+    cells = torch.zeros(steps, half, half, 8)
+    cells[..., 2], cells[..., 3] = TONES.index(scene.tone), TEXTURES.index(scene.texture)
+    centres = torch.arange(half) * CELL + CELL / 2
+    best = torch.full((steps, half, half), 1e9)
+    for step in range(steps):
+        for thing in scene.things:
+            look = thing.look(times[2 * step + 1])
+            if not look.visible:
+                continue
+            dx = (look.x * side - centres)[None, :].expand(half, half)
+            dy = (look.y * side - centres)[:, None].expand(half, half)
+            radius = look.radius * side / 224
+            distance = (dx**2 + dy**2).sqrt()
+            inside = (distance < radius + 0.3 * CELL) & (distance < best[step])
+            best[step] = torch.where(inside, distance, best[step])
+            colour, shape = COLOUR_NAMES.index(look.colour) + 1, SHAPES.index(thing.shape) + 1
+            for channel, value in enumerate((colour, shape)):
+                cells[step, ..., channel] = torch.where(inside, torch.tensor(float(value)), cells[step, ..., channel])
+            for channel, grid in ((4, dx / CELL), (5, dy / CELL), (6, torch.full_like(dx, radius / CELL))):
+                cells[step, ..., channel] = torch.where(inside, grid, cells[step, ..., channel])
+            cells[step, ..., 7] = torch.where(inside, torch.tensor(1.0), cells[step, ..., 7])
+    return cells.reshape(-1, 8)
+
+
+def worn(frames: np.ndarray, rng: random.Random) -> np.ndarray:
+    """What a lossy codec does to frames, on every second clip: JPEG with half-resolution colour."""
+    if rng.random() < 0.5:
+        return frames
+    quality, out = rng.randint(70, 95), np.empty_like(frames)
+    for index, frame in enumerate(frames):
+        buffer = io.BytesIO()
+        Image.fromarray(frame).save(buffer, "jpeg", quality=quality, subsampling=2)
+        out[index] = Image.open(buffer)
+    return out
+
+
+class Clips(IterableDataset):
+    """Endless samples. modal: share of texts in the commonest phrasing; questions: how many a clip."""
+
+    def __init__(self, processor, first_seed: int, modal: float, questions: int, frames: tuple[int, ...] = (16,)):  # type: ignore[no-untyped-def]
+        self.tokenizer = processor.tokenizer
+        self.first_seed, self.modal, self.questions, self.frames = first_seed, modal, questions, frames
+
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        seed = self.first_seed
+        while True:
+            yield self.sample(seed)
+            seed += 1
+
+    def sample(self, seed: int) -> Sample:
+        rng = random.Random(f"train-{seed}")
+        scene = make_scene(seed)
+        count = rng.choice(self.frames)
+        jitter = rng.random()
+        times = [min(1.0, (i + jitter) / (count - 1 + jitter * 0.999)) for i in range(count)]
+        if rng.random() < 0.5:
+            times = [(i + 0.5) / count for i in range(count)]
+        frames = worn(render(scene, times), rng)
+        voice = Modal(seed) if rng.random() < self.modal else rng
+        texts = [(rng.choice(DESCRIBE_PROMPTS), describe(scene, voice))]
+        for _ in range(self.questions):
+            state = rng.getrandbits(32)
+            question, answer = ask(scene, random.Random(state))
+            if isinstance(voice, Modal):
+                answer = ask(scene, Modal(state))[1]
+            texts.append((question, answer))
+        ids = [(self._prompt(prompt), self._ids(answer) + [self.tokenizer.eos_token_id]) for prompt, answer in texts]
+        spacing = 2 * scene.duration / count
+        return Sample(patchify(frames), label_cells(scene, times, frames.shape[1]), count // 2, spacing, ids, seed)
+
+    def _prompt(self, prompt: str) -> list[int]:
+        return self._ids(f"<|vision_end|>{prompt}<|im_end|>\n<|im_start|>assistant\n")
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text).input_ids

@@ -1,0 +1,248 @@
+"""Train the bundled pair on the procedural world. Resumable: run the same command again and it goes on.
+
+    python training/train.py vision target --minutes 8       # the vision tower learns to see: what stands in each cell
+    python training/train.py speak target --minutes 60       # the language model learns to say it, video tokens dropped
+    python training/train.py grow target --minutes 30        # 6 text layers become 24 and learn on, every weight free
+    python training/train.py vision draft --minutes 4
+    python training/train.py speak draft --minutes 30
+
+Each stage reads the newest stage of the same model before it and writes runs/<model>.<stage>.pt and, when it ends or is
+saved, an ordinary checkpoint in runs/<model>/. Logs go to stdout as JSON lines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from data import FIRST_TRAINING_SEED, Clips, Sample
+from tiny import TARGET_LAYERS, grow, make_model, make_processor, save
+from torch import nn
+from torch.utils.data import DataLoader
+
+RUNS = Path(__file__).parent / "runs"
+STAGES = ("vision", "speak", "grow")
+
+
+class Trainer:
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.device = torch.device(args.device)
+        self.processor = make_processor()
+        self.model = make_model(args.model, self.processor)
+        self.head = nn.Linear(self.model.config.text_config.hidden_size, 9 + 7 + 3 + 4 + 3)
+        self.step, self.elapsed = 0, 0.0
+        self.optimizer: torch.optim.Optimizer
+        self._load()
+
+    def _path(self, stage: str) -> Path:
+        return RUNS / f"{self.args.model}.{stage}.pt"
+
+    def _load(self) -> None:
+        stage = self.args.stage
+        earlier = [s for s in STAGES[: STAGES.index(stage)] if self._path(s).exists()]
+        state = None
+        if self._path(stage).exists():
+            state = torch.load(self._path(stage), weights_only=True)
+            if stage == "grow":
+                self.model = grow(self.model, TARGET_LAYERS)
+            self.model.load_state_dict(state["model"])
+            self.head.load_state_dict(state["head"])
+            self.step, self.elapsed = state["step"], state["elapsed"]
+        elif earlier:
+            before = torch.load(self._path(earlier[-1]), weights_only=True)
+            self.model.load_state_dict(before["model"])
+            self.head.load_state_dict(before["head"])
+            if stage == "grow":
+                self.model = grow(self.model, TARGET_LAYERS)
+        self.model.to(self.device).train()
+        self.head.to(self.device)
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(True)
+        if stage == "vision":
+            self.model.model.language_model.requires_grad_(False)
+        if stage == "speak" and not self.args.thaw:
+            self.model.model.visual.requires_grad_(False)
+        weights = [p for p in [*self.model.parameters(), *self.head.parameters()] if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(weights, lr=self.args.rate, betas=(0.9, 0.98), weight_decay=0.01)
+        if state is not None:
+            self.optimizer.load_state_dict(state["optimizer"])
+
+    def save(self) -> None:
+        RUNS.mkdir(exist_ok=True)
+        path = self._path(self.args.stage)
+        state = dict(
+            model=self.model.state_dict(), head=self.head.state_dict(), optimizer=self.optimizer.state_dict(),
+            step=self.step, elapsed=self.elapsed,
+        )  # fmt: skip
+        torch.save(state, path.with_suffix(".tmp"))
+        path.with_suffix(".tmp").replace(path)
+        if self.args.stage != "vision":
+            save(self.model, self.processor, RUNS / self.args.model)
+
+    def run(self) -> None:
+        args = self.args
+        seeds = FIRST_TRAINING_SEED + STAGES.index(args.stage) * 100_000_000 + self.step * args.batch
+        frames = (8,) if args.stage == "vision" else (16, 16, 16, 12, 20)
+        clips = Clips(self.processor, seeds, args.modal, 0 if args.stage == "vision" else args.questions, frames)
+        loader = iter(DataLoader(clips, batch_size=args.batch, collate_fn=list, num_workers=1, prefetch_factor=4))
+        began, saved = time.time() - self.elapsed, time.time()
+        losses: list[float] = []
+        while self.elapsed < args.minutes * 60:
+            rate = args.rate * min(1.0, (self.step + 1) / 100) * _cosine(self.elapsed / (args.minutes * 60))
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=args.bf16):
+                loss, notes = (self.see if args.stage == "vision" else self.speak)(next(loader))
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            self.optimizer.step()
+            self.step += 1
+            self.elapsed = time.time() - began
+            losses.append(loss.item())
+            if self.step % args.log == 0:
+                line = dict(step=self.step, minutes=round(self.elapsed / 60, 2), loss=sum(losses) / len(losses))
+                print(json.dumps(line | {k: round(v, 4) for k, v in notes.items()}), flush=True)
+                losses.clear()
+            if time.time() - saved > args.save * 60:
+                self.save()
+                saved = time.time()
+        self.save()
+
+    def features(self, batch: list[Sample]) -> list[torch.Tensor]:
+        """Projected video tokens of each sample, (V, width)."""
+        grid = torch.tensor([[s.steps, 16, 16] for s in batch], device=self.device)
+        patches = torch.cat([s.patches for s in batch]).to(self.device)
+        with torch.set_grad_enabled(self.args.stage != "speak" or self.args.thaw):
+            return list(self.model.model.get_video_features(patches, grid).pooler_output)
+
+    def see(self, batch: list[Sample]) -> tuple[torch.Tensor, dict[str, float]]:
+        return self.cells_loss(torch.cat(self.features(batch)), torch.cat([s.cells for s in batch]).to(self.device))
+
+    def cells_loss(self, tokens: torch.Tensor, cells: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
+        colour, shape, tone, texture, box = self.head(tokens).float().split([9, 7, 3, 4, 3], dim=-1)
+        there = cells[:, 7] > 0
+        weight = torch.where(there, 1.0, 0.15)
+        weight = weight / weight.sum()
+        total = torch.zeros((), device=self.device)
+        for logits, channel in ((colour, 0), (shape, 1), (tone, 2), (texture, 3)):
+            loss = F.cross_entropy(logits, cells[:, channel].long(), reduction="none")
+            total = total + (loss * weight).sum() * (1.0 if channel < 2 else 0.3)
+        total = total + F.smooth_l1_loss(box[there], cells[there, 4:7])
+        right = {
+            "colour": (colour.argmax(-1) == cells[:, 0])[there].float().mean().item(),
+            "shape": (shape.argmax(-1) == cells[:, 1])[there].float().mean().item(),
+            "texture": (texture.argmax(-1) == cells[:, 3]).float().mean().item(),
+        }
+        return total, right
+
+    def speak(self, batch: list[Sample]) -> tuple[torch.Tensor, dict[str, float]]:
+        """Every text of a clip in one row: all see the prefix with the video, none sees another text."""
+        videos = self.features(batch)
+        rows = [self._row(sample) for sample in batch]
+        length = max(len(row["group"]) for row in rows)
+        lookup = self.model.model.language_model.embed_tokens
+        embeds, positions, groups, labels = [], [], [], []
+        for row, video in zip(rows, videos, strict=True):
+            pad = length - len(row["group"])
+            words = lookup(row["ids"].to(self.device))
+            words[row["video"]] = video[row["kept"].to(self.device)].to(words.dtype)
+            embeds.append(F.pad(words, (0, 0, 0, pad)))
+            positions.append(F.pad(row["positions"], (0, pad)))
+            groups.append(F.pad(row["group"], (0, pad), value=-1))
+            labels.append(F.pad(row["labels"], (0, pad), value=-100))
+        group = torch.stack(groups).to(self.device)
+        causal = torch.ones(length, length, dtype=torch.bool, device=self.device).tril()
+        same = (group[:, :, None] == group[:, None, :]) | (group[:, None, :] == 0)
+        mask = (causal & same)[:, None] | torch.eye(length, dtype=torch.bool, device=self.device)
+        hidden = self.model.model.language_model(
+            inputs_embeds=torch.stack(embeds),
+            attention_mask={"full_attention": mask},
+            position_ids=torch.stack(positions, dim=1).to(self.device),
+            use_cache=False,
+        ).last_hidden_state
+        label = torch.stack(labels).to(self.device)
+        chosen = label != -100
+        logits = self.model.lm_head(hidden[chosen]).float()
+        loss = F.cross_entropy(logits, label[chosen])
+        notes = {"right": (logits.argmax(-1) == label[chosen]).float().mean().item(), "length": float(length)}
+        if self.args.stage == "grow" or self.args.thaw:
+            seen, _ = self.cells_loss(torch.cat(videos), torch.cat([s.cells for s in batch]).to(self.device))
+            loss = loss + 0.1 * seen
+        return loss, notes
+
+    def _row(self, sample: Sample) -> dict[str, torch.Tensor]:
+        token = self.processor.tokenizer.convert_tokens_to_ids
+        prefix = self.processor.tokenizer("<|im_start|>user\n<|vision_start|>").input_ids
+        kept = self._keep(sample)
+        ids = prefix + [token("<|video_pad|>")] * len(kept)
+        spacing = self.model.config.vision_config.tokens_per_second * sample.seconds
+        step, cell = kept // 64, kept % 64
+        video = torch.stack([(step * spacing).long(), cell // 8, cell % 8]) + len(prefix)
+        positions = [torch.arange(len(prefix)).expand(3, -1), video]
+        groups, labels = [torch.zeros(len(ids), dtype=torch.long)], [-100] * len(ids)
+        for number, (prompt, answer) in enumerate(sample.texts, start=1):
+            count = len(prompt) + len(answer)
+            ids = ids + prompt + answer
+            labels += [-100] * (len(prompt) - 1) + answer + [-100]
+            positions.append((torch.arange(count) + len(prefix) + 8).expand(3, -1))
+            groups.append(torch.full((count,), number))
+        where = torch.zeros(len(ids), dtype=torch.bool)
+        where[len(prefix) : len(prefix) + len(kept)] = True
+        return dict(
+            ids=torch.tensor(ids), video=where, kept=kept, positions=torch.cat(positions, dim=1),
+            group=torch.cat(groups), labels=torch.tensor(labels),
+        )  # fmt: skip
+
+    def _keep(self, sample: Sample) -> torch.Tensor:
+        """Which video tokens this row sees. Dropping most of the ground makes steps cheap, and prepares the pair for
+        pruning; the draft also practises on a tenth, chosen well, badly, or evenly."""
+        rng = random.Random(sample.seed)
+        total = len(sample.cells)
+        objects = sample.cells[:, 7] > 0
+        dice = rng.random()
+        noise = torch.rand(total, generator=torch.Generator().manual_seed(sample.seed))
+        if dice < self.args.whole:
+            return torch.arange(total)
+        if self.args.model == "draft" and dice < self.args.whole + 0.6:
+            budget = int(total * rng.choice((0.05, 0.1, 0.1, 0.15, 0.25)))
+            pull = rng.choice((0.0, 0.5, 1.0, 1.0, 2.0))
+            return (noise + pull * objects).topk(budget).indices.sort().values
+        return (objects | (noise < rng.uniform(0.05, 0.4))).nonzero()[:, 0]
+
+
+def _cosine(share: float) -> float:
+    return 0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * min(1.0, share)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("model", choices=("target", "draft"))
+    parser.add_argument("--minutes", type=float, default=60, help="wall time of the whole stage, resumed parts counted")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--questions", type=int, default=3, help="questions a clip, beside its description")
+    parser.add_argument("--modal", type=float, default=0.3, help="share of clips told in the commonest phrasing")
+    parser.add_argument("--whole", type=float, default=0.05, help="share of clips shown with every video token")
+    parser.add_argument("--thaw", action="store_true", help="train the vision tower while learning to speak")
+    parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--log", type=int, default=20)
+    parser.add_argument("--save", type=float, default=3, help="minutes between checkpoints")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    Trainer(args).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
