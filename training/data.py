@@ -14,6 +14,7 @@ from torch.utils.data import IterableDataset
 
 from hippo.world import Scene, ask, describe, make_scene, render
 from hippo.world.language import DESCRIBE_PROMPTS
+from hippo.world.render import SIDE
 from hippo.world.scene import COLOURS, SHAPES, TEXTURES, TONES
 
 FIRST_TRAINING_SEED = 1_000_000  # held-out seeds are those below
@@ -32,11 +33,12 @@ class Modal(random.Random):
 
 @dataclass
 class Sample:
-    """One clip: patches (P, 1176); cells (V, 8) labels; texts as (prompt ids, answer ids); seconds per grid step."""
+    """One clip: patches (P, 1176); cells (V, 8) labels; grid (steps, rows, columns) of patches; seconds per grid
+    step; texts as (prompt ids, answer ids)."""
 
     patches: torch.Tensor
     cells: torch.Tensor
-    steps: int
+    grid: tuple[int, int, int]
     seconds: float
     texts: list[tuple[list[int], list[int]]]
     seed: int
@@ -59,9 +61,10 @@ def _patch_order(side: int) -> np.ndarray:
     return index.transpose(1, 4, 2, 5, 7, 0, 3, 6).reshape(-1)
 
 
-def label_cells(scene: Scene, times: list[float], side: int) -> torch.Tensor:
+def label_cells(scene: Scene, times: list[float], side: int, left: int = 0, top: int = 0) -> torch.Tensor:
     """What stands in each cell of each grid step: (V, 8) of colour, shape, tone, texture classes (0 is none for the
-    first two), then the object's centre relative to the cell in cells, its radius in cells, and 1 where it is set."""
+    first two), then the object's centre relative to the cell in cells, its radius in cells, and 1 where it is set.
+    The picture is the square of `side` pixels at (left, top) of a frame of SIDE pixels."""
     steps, half = len(times) // 2, side // CELL
     cells = torch.zeros(steps, half, half, 8)
     cells[..., 2], cells[..., 3] = TONES.index(scene.tone), TEXTURES.index(scene.texture)
@@ -72,9 +75,9 @@ def label_cells(scene: Scene, times: list[float], side: int) -> torch.Tensor:
             look = thing.look(times[2 * step + 1])
             if not look.visible:
                 continue
-            dx = (look.x * side - centres)[None, :].expand(half, half)
-            dy = (look.y * side - centres)[:, None].expand(half, half)
-            radius = look.radius * side / 224
+            dx = (look.x * SIDE - left - centres)[None, :].expand(half, half)
+            dy = (look.y * SIDE - top - centres)[:, None].expand(half, half)
+            radius = look.radius
             distance = (dx**2 + dy**2).sqrt()
             inside = (distance < radius + 0.3 * CELL) & (distance < best[step])
             best[step] = torch.where(inside, distance, best[step])
@@ -131,10 +134,42 @@ class Clips(IterableDataset):
             texts.append((question, answer))
         ids = [(self._prompt(prompt), self._ids(answer) + [self.tokenizer.eos_token_id]) for prompt, answer in texts]
         spacing = 2 * scene.duration / count
-        return Sample(patchify(frames), label_cells(scene, times, frames.shape[1]), count // 2, spacing, ids, seed)
+        return Sample(patchify(frames), label_cells(scene, times, SIDE), (count // 2, 16, 16), spacing, ids, seed)
 
     def _prompt(self, prompt: str) -> list[int]:
         return self._ids(f"<|vision_end|>{prompt}<|im_end|>\n<|im_start|>assistant\n")
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text).input_ids
+
+
+class Glances(IterableDataset):
+    """Endless single moments, cut to a quarter of the frame around an object: many more objects a patch than clips."""
+
+    def __init__(self, first_seed: int, side: int = 112, moments: int = 6) -> None:
+        self.first_seed, self.side, self.moments = first_seed, side, moments
+
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        seed = self.first_seed
+        while True:
+            yield from self.samples(seed)
+            seed += 1
+
+    def samples(self, seed: int) -> list[Sample]:
+        rng = random.Random(f"glance-{seed}")
+        scene = make_scene(seed)
+        starts = [rng.random() for _ in range(self.moments)]
+        times = [time for start in starts for time in (start, min(1.0, start + rng.choice((0.0, 1 / 24, 1 / 16))))]
+        frames = render(scene, times)
+        return [self._glance(scene, times[i : i + 2], frames[i : i + 2], rng) for i in range(0, len(times), 2)]
+
+    def _glance(self, scene: Scene, times: list[float], frames: np.ndarray, rng: random.Random) -> Sample:
+        look = rng.choice([thing.look(times[0]) for thing in scene.things])
+        left, top = (
+            max(0, min(SIDE - self.side, round(centre * SIDE - self.side / 2 + rng.uniform(-40, 40))))
+            for centre in (look.x, look.y)
+        )
+        cut = np.ascontiguousarray(frames[:, top : top + self.side, left : left + self.side])
+        half = self.side // 14
+        cells = label_cells(scene, times, self.side, left, top)
+        return Sample(patchify(worn(cut, rng)), cells, (1, half, half), 0.0, [], scene.seed)

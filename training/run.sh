@@ -8,8 +8,7 @@ export MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=8000000000 MALLO
 export PYTHONPATH=.. PYTHONUNBUFFERED=1
 mkdir -p logs
 stage() { echo "== $*"; "$python" train.py "$@" --bf16 2>>logs/errors.log | tee -a "logs/$2.$1.jsonl"; }
-stage vision target --minutes 7
-stage vision draft --minutes 3
-stage speak target --minutes 50
+stage vision target --minutes 30 --batch 96 --rate 2.5e-3
+stage speak target --minutes 42
 stage grow target --minutes 30 --rate 4e-4 --whole 0.3
 stage speak draft --minutes 25 --modal 0.85

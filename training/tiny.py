@@ -41,9 +41,10 @@ CHAT_TEMPLATE = (
 )
 # Text layers of the target while it learns to see and speak; it is grown to TARGET_LAYERS afterwards.
 SEED_LAYERS, TARGET_LAYERS = 6, 24
+_WIDTHS = dict(width=192, heads=6, key_heads=2, inner=512, vision_width=96, vision_layers=3)
 SHAPES = {
-    "target": dict(width=192, heads=6, key_heads=2, inner=512, layers=SEED_LAYERS, vision_width=96, vision_layers=3),
-    "draft": dict(width=160, heads=5, key_heads=1, inner=448, layers=3, vision_width=64, vision_layers=2),
+    "target": dict(_WIDTHS, layers=SEED_LAYERS),
+    "draft": dict(_WIDTHS, layers=3),
 }
 
 

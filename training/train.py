@@ -3,10 +3,9 @@
     python training/train.py vision target --minutes 8       # the vision tower learns to see: what stands in each cell
     python training/train.py speak target --minutes 60       # the language model learns to say it, video tokens dropped
     python training/train.py grow target --minutes 30        # 6 text layers become 24 and learn on, every weight free
-    python training/train.py vision draft --minutes 4
-    python training/train.py speak draft --minutes 30
+    python training/train.py speak draft --minutes 30        # the draft begins with the target's eyes and first layers
 
-Each stage reads the newest stage of the same model before it and writes runs/<model>.<stage>.pt and, when it ends or is
+Each stage reads the newest stage before it and writes runs/<model>.<stage>.pt and, when it ends or is
 saved, an ordinary checkpoint in runs/<model>/. Logs go to stdout as JSON lines.
 """
 
@@ -22,10 +21,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from data import FIRST_TRAINING_SEED, Clips, Sample
+from data import FIRST_TRAINING_SEED, Clips, Glances, Sample
 from tiny import TARGET_LAYERS, grow, make_model, make_processor, save
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 RUNS = Path(__file__).parent / "runs"
 STAGES = ("vision", "speak", "grow")
@@ -56,6 +55,10 @@ class Trainer:
             self.model.load_state_dict(state["model"])
             self.head.load_state_dict(state["head"])
             self.step, self.elapsed = state["step"], state["elapsed"]
+        elif self.args.model == "draft":
+            before = torch.load(RUNS / "target.speak.pt", weights_only=True)
+            self.model.load_state_dict({k: v for k, v in before["model"].items() if k in self.model.state_dict()})
+            self.head.load_state_dict(before["head"])
         elif earlier:
             before = torch.load(self._path(earlier[-1]), weights_only=True)
             self.model.load_state_dict(before["model"])
@@ -90,8 +93,10 @@ class Trainer:
     def run(self) -> None:
         args = self.args
         seeds = FIRST_TRAINING_SEED + STAGES.index(args.stage) * 100_000_000 + self.step * args.batch
-        frames = (8,) if args.stage == "vision" else (16, 16, 16, 12, 20)
-        clips = Clips(self.processor, seeds, args.modal, 0 if args.stage == "vision" else args.questions, frames)
+        if args.stage == "vision":
+            clips: IterableDataset = Glances(seeds)
+        else:
+            clips = Clips(self.processor, seeds, args.modal, args.questions, (16, 16, 16, 12, 20))
         loader = iter(DataLoader(clips, batch_size=args.batch, collate_fn=list, num_workers=1, prefetch_factor=4))
         began, saved = time.time() - self.elapsed, time.time()
         losses: list[float] = []
@@ -119,7 +124,7 @@ class Trainer:
 
     def features(self, batch: list[Sample]) -> list[torch.Tensor]:
         """Projected video tokens of each sample, (V, width)."""
-        grid = torch.tensor([[s.steps, 16, 16] for s in batch], device=self.device)
+        grid = torch.tensor([s.grid for s in batch], device=self.device)
         patches = torch.cat([s.patches for s in batch]).to(self.device)
         with torch.set_grad_enabled(self.args.stage != "speak" or self.args.thaw):
             return list(self.model.model.get_video_features(patches, grid).pooler_output)

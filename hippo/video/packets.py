@@ -20,6 +20,8 @@ from hippo.video.truncation import has_mp4_header, is_cut_off
 
 # VP8 packets may hold frames that are never shown, so packets are not frames there.
 HIDDEN_FRAME_CODECS = frozenset({"vp8"})
+# FFmpeg draws text files as pictures of a terminal.
+TEXT_FORMATS = frozenset({"tty", "bin", "xbin", "adf", "idf"})
 COPY_AGAIN = "copy or download it again in full"
 
 
@@ -33,7 +35,8 @@ class Scan:
         format: FFmpeg's name of the container format, such as "mov,mp4,m4a,3gp,3g2,mj2".
         time_base: seconds per tick of the timestamps.
         rate: frames per second the container claims, if it does.
-        declared: seconds of video the container's header promises, if it does.
+        declared: seconds the container's header promises, if it does.
+        declared_own: whether that promise is about the video alone and not the longest of several streams.
         cut_off: whether the file ends before its container says it should.
         trusted: whether every packet is one frame shown at the packet's own timestamp.
         stamps: presentation time of each video packet in ticks, None if it has none.
@@ -48,6 +51,7 @@ class Scan:
     time_base: Fraction
     rate: Fraction | None
     declared: float | None
+    declared_own: bool
     cut_off: bool
     trusted: bool = True
     stamps: list[int | None] = field(default_factory=list)
@@ -118,9 +122,11 @@ def video_stream(container: InputContainer, name: str) -> Any:
     """The main video stream of a clip, its decoder ready.
 
     Raises:
-        HippoError: the file is a picture, has no video, or needs a decoder that is not there.
+        HippoError: the file is text or a picture, has no video, or needs a decoder that is not there.
     """
     format_name = container.format.name
+    if format_name in TEXT_FORMATS:
+        raise HippoError(f"{name} is not a video but text", "give a video file")
     if format_name == "image2" or format_name.endswith("_pipe"):
         raise HippoError(f"{name} is a picture, not a video", "give a video file")
     covers = Disposition.attached_pic
@@ -143,33 +149,39 @@ def scan_packets(path: Path) -> Scan:
     """
     with open_container(path) as container:
         stream = video_stream(container, path.name)
+        declared, declared_own = _declared_seconds(container, stream)
         scan = Scan(
             path=path,
             stream=stream.index,
             format=container.format.name,
             time_base=stream.time_base,
             rate=stream.guessed_rate or stream.average_rate,
-            declared=_declared_seconds(container, stream),
+            declared=declared,
+            declared_own=declared_own,
             cut_off=is_cut_off(path),
         )
-        clean = _collect(container, stream, scan)
+        _collect(container, stream, scan)
         reorders = "avi" in scan.format and bool(stream.codec_context.has_b_frames)
         hides = stream.codec_context.name in HIDDEN_FRAME_CODECS
-    scan.cut_off = scan.cut_off or not clean
-    scan.trusted = clean and not (scan.cut_off or reorders or hides) and _consistent(scan)
+    scan.trusted = scan.trusted and not (scan.cut_off or reorders or hides) and _consistent(scan)
     return scan
 
 
-def _declared_seconds(container: InputContainer, stream: Any) -> float | None:
-    """Seconds of video a container's header promises; None where FFmpeg would only guess."""
+def _declared_seconds(container: InputContainer, stream: Any) -> tuple[float | None, bool]:
+    """Seconds a container's header promises, None where FFmpeg would only guess; if of the video alone."""
     format_name = container.format.name
+    whole = container.duration / av.time_base if container.duration else None
     if "mp4" in format_name or format_name == "avi":
         # Without a frame count (a fragmented mp4) the duration is that of what was found.
-        return float(stream.duration * stream.time_base) if stream.frames and stream.duration else None
-    if "matroska" in format_name:
-        tag = _clock_seconds(stream.metadata.get("DURATION", ""))
-        return tag or (container.duration / av.time_base if container.duration else None)
-    return None
+        known = stream.frames and stream.duration
+        return (float(stream.duration * stream.time_base), format_name == "avi") if known else (None, False)
+    if "matroska" not in format_name or whole is None:
+        return None, False
+    own = _clock_seconds(stream.metadata.get("DURATION", ""))
+    # A tag beyond the container's duration was copied from a longer clip this one was cut from.
+    if own and own < whole + 1:
+        return own, True
+    return whole, len(container.streams) == 1
 
 
 def _clock_seconds(text: str) -> float | None:
@@ -181,26 +193,27 @@ def _clock_seconds(text: str) -> float | None:
         return None
 
 
-def _collect(container: InputContainer, stream: Any, scan: Scan) -> bool:
-    """Fill in a scan from the packets; False if reading fails or ends with half a packet."""
+def _collect(container: InputContainer, stream: Any, scan: Scan) -> None:
+    """Fill in a scan from the packets, noting a file that ends in an error or in half a packet."""
     latest: int | None = None
-    previous: int | None = None
-    clean, ordered = True, True
+    decoding_time: int | None = None
+    corrupt = False
     try:
         for packet in container.demux(stream):
             if not packet.size:
                 continue
-            clean = not packet.is_corrupt
-            ordered = ordered and (packet.dts is None or previous is None or packet.dts >= previous)
-            previous = previous if packet.dts is None else packet.dts
+            corrupt = packet.is_corrupt
             scan.stamps.append(packet.pts)
             scan.keys.append(packet.is_keyframe)
             scan.hidden.append(packet.is_discard)
             if packet.pts is not None and not packet.is_discard and (latest is None or packet.pts > latest):
                 latest, scan.last_duration = packet.pts, packet.duration
+            backwards = packet.dts is not None and decoding_time is not None and packet.dts < decoding_time
+            decoding_time = decoding_time if packet.dts is None else packet.dts
+            scan.trusted = scan.trusted and not (corrupt or backwards)
     except av.FFmpegError:
-        return False
-    return clean
+        corrupt = True
+    scan.cut_off = scan.cut_off or corrupt
 
 
 def _consistent(scan: Scan) -> bool:
@@ -231,10 +244,9 @@ def needed_runs(scan: Scan, wanted: Sequence[int]) -> list[tuple[int, int]]:
         if group and _shown_before(scan, packet, keys[group]):
             group -= 1
         start = keys[group]
-        if runs and start <= runs[-1][1]:
-            runs[-1] = (runs[-1][0], packet + 1)
-        else:
-            runs.append((start, packet + 1))
+        while runs and start <= runs[-1][1]:
+            start = min(start, runs.pop()[0])
+        runs.append((start, packet + 1))
     return runs
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from itertools import pairwise
 
 from hippo.errors import HippoError
 from hippo.video.timeline import Timeline
@@ -85,6 +86,6 @@ def _outpaces(timeline: Timeline, fps: float, slack: float) -> bool:
     times = timeline.times
     if len(times) < 2:
         return True
-    gaps = [late - early for early, late in zip(times, times[1:])]
+    gaps = [late - early for early, late in pairwise(times)]
     mean = times[-1] / len(gaps)
     return max(gaps) - min(gaps) <= 2 * slack and fps * mean >= 1 - 1e-4

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from statistics import median
 
 RESET_SECONDS = 1.0
@@ -32,7 +33,7 @@ class Timeline:
     @property
     def interval(self) -> float:
         """Seconds between neighbouring frames (median); the duration if there is one frame."""
-        gaps = [late - early for early, late in zip(self.times, self.times[1:]) if late > early]
+        gaps = [late - early for early, late in pairwise(self.times) if late > early]
         return median(gaps) if gaps else self.duration
 
 
@@ -48,11 +49,13 @@ def build_timeline(
         rate: frames per second the container claims, used only where timestamps are missing.
     """
     nominal = float(1 / rate) if rate else FALLBACK_INTERVAL
-    times = true_times([None if stamp is None else float(stamp * time_base) for stamp in stamps], nominal)
+    # Subtracting while the times are whole ticks keeps them free of rounding noise.
+    zero = min((stamp for stamp in stamps if stamp is not None), default=0)
+    seconds = [None if stamp is None else float((stamp - zero) * time_base) for stamp in stamps]
+    times = true_times(seconds, nominal)
     last = float(last_duration * time_base) if last_duration and last_duration > 0 else 0.0
     if not last:
-        gaps = [late - early for early, late in zip(times, times[1:]) if late > early]
-        last = median(gaps) if gaps else nominal
+        last = Timeline(tuple(times), times[-1] + nominal).interval
     return Timeline(tuple(times), times[-1] + last)
 
 

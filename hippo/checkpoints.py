@@ -1,0 +1,150 @@
+"""From a name to a loaded model: the bundled pair, checkpoint folders and hub ids, with failures said in one line."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hippo.errors import HippoError
+
+BUNDLED = Path(__file__).parent / "bundled"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder or hub id, the device to put it on and the torch dtype's name (or "auto")."""
+
+    source: str
+    device: str
+    dtype: str
+
+
+def resolve(
+    target: str | Path, draft: str | Path | None, device: str, dtype: str, draft_device: str
+) -> tuple[Checkpoint, Checkpoint | None]:
+    """Where the models are and where they will run. Raises HippoError."""
+    if str(target) == "tiny":
+        target, draft = BUNDLED / "tiny" / "target", draft or BUNDLED / "tiny" / "draft"
+    if draft is not None and str(draft) == "tiny":
+        draft = BUNDLED / "tiny" / "draft"
+    if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise HippoError(f"unknown dtype {dtype!r}", "use auto, float32, bfloat16 or float16")
+    place = pick_device(device)
+    if draft_device == "auto":
+        spare = torch.cuda.device_count() > 1 and device == "auto"
+        draft_place = "cuda:1" if spare else place
+    else:
+        draft_place = pick_device(draft_device)
+    here = Checkpoint(str(target), place, _dtype_on(place, dtype))
+    if draft is None:
+        return here, None
+    return here, Checkpoint(str(draft), draft_place, _dtype_on(draft_place, dtype))
+
+
+def pick_device(device: str) -> str:
+    """ "auto" made concrete; raises HippoError for a device this machine lacks."""
+    if device == "auto":
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
+    try:
+        wanted = torch.device(device)
+    except RuntimeError:
+        raise HippoError(f"unknown device {device!r}", "use auto, cpu, cuda or cuda:1") from None
+    if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
+        raise HippoError(f"there is no device {device!r} here", "use --device cpu; `hippo doctor` lists devices")
+    return device
+
+
+def load_processor(checkpoint: Checkpoint) -> Any:
+    """The checkpoint's processor. Raises HippoError."""
+    from transformers import AutoProcessor
+
+    with explained(checkpoint.source):
+        processor = AutoProcessor.from_pretrained(checkpoint.source)
+    if getattr(processor, "video_processor", None) is None:
+        raise HippoError(f"{checkpoint.source} takes no video", "use a video-LLM checkpoint, such as Qwen/Qwen2.5-VL-7B-Instruct")
+    return processor
+
+
+def load_target(checkpoint: Checkpoint) -> nn.Module:
+    """The checkpoint's model, in evaluation mode on its device. Raises HippoError."""
+    from transformers import AutoModelForImageTextToText
+
+    require_memory(checkpoint)
+    dtype: Any = getattr(torch, checkpoint.dtype, "auto")
+    with explained(checkpoint.source):
+        model = AutoModelForImageTextToText.from_pretrained(checkpoint.source, dtype=dtype)
+    return model.to(checkpoint.device).eval()
+
+
+def require_memory(checkpoint: Checkpoint) -> None:
+    """Refuse a local checkpoint that cannot fit, rather than be killed half-way. Raises HippoError."""
+    folder = Path(checkpoint.source)
+    weights = sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder.is_dir() else 0
+    if checkpoint.device == "cpu":
+        needed, free = weights * (2 if checkpoint.dtype == "float32" else 1), _free_memory()
+    else:
+        needed, free = weights, torch.cuda.mem_get_info(checkpoint.device)[0]
+    if needed > free:
+        raise HippoError(
+            f"not enough memory: {checkpoint.source} needs up to {needed / 2**30:.1f} GiB on {checkpoint.device}, "
+            f"{free / 2**30:.1f} GiB are free",
+            "use a smaller checkpoint, another --device or --dtype bfloat16",
+        )
+
+
+def require_same_tokenizer(tokenizer: Any, draft: Checkpoint) -> None:
+    """Draft and target must mean the same by every token id. Raises HippoError naming the first that differs.
+
+    Only the tokenizers count: weights padded to different vocabulary sizes are fine.
+    """
+    from transformers import AutoTokenizer
+
+    with explained(draft.source):
+        other = AutoTokenizer.from_pretrained(draft.source)
+    ours, theirs = ({index: token for token, index in t.get_vocab().items()} for t in (tokenizer, other))
+    for index in sorted(ours.keys() | theirs.keys()):
+        if ours.get(index) != theirs.get(index):
+            raise HippoError(
+                f"draft and target have different tokenizers: token {index} is {ours.get(index)!r} for the target and "
+                f"{theirs.get(index)!r} for the draft",
+                "use a draft of the target's own family",
+            )
+
+
+@contextmanager
+def explained(source: str) -> Iterator[None]:
+    """Say in one line why a checkpoint did not load."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError) as error:
+        text = " ".join(str(error).split())
+        if source.startswith((".", "/", "~")) or os.path.isdir(source):
+            found = os.path.isdir(source)
+            cause = f"{source} does not load ({text[:160]})" if found else f"there is no checkpoint folder {source}"
+            raise HippoError(cause, "name a folder written by save_pretrained, or a hub id") from None
+        offline = any(sign in text for sign in ("connect", "offline", "resolve", "Max retries", "timed out"))
+        if offline:
+            raise HippoError(
+                f"{source} is not on this machine and the model hub cannot be reached",
+                "check the name and the network, or name a local folder",
+            ) from None
+        raise HippoError(f"{source} does not load ({text[:160]})", "check the model id, and log in if it is gated") from None
+
+
+def _dtype_on(device: str, dtype: str) -> str:
+    return "float32" if dtype == "auto" and device == "cpu" else dtype
+
+
+def _free_memory() -> int:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return 1 << 62
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), 1 << 62)

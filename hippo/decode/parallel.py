@@ -1,0 +1,32 @@
+"""Parallel speculative decoding: draft and target work at the same time (HIPPO after PEARL, method section 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from hippo.decode.session import Session
+from hippo.draft import Drafter
+
+
+def decode_parallel(session: Session, drafter: Drafter) -> Iterator[list[int]]:
+    """Yield the tokens of each round as they are committed.
+
+    With nothing pending a round is a pre-verify: only the first new drafted token is checked, while the rest of the
+    chunk is still being drafted. With tokens pending it is a post-verify: they and the first of the new chunk are
+    checked. While the draft is not there yet, or no longer, rounds are plain autoregressive steps.
+    """
+    pending: list[int] = []
+    while not session.done:
+        gamma = session.gamma.next()
+        drafter.propose(gamma)
+        rows = session.forward(pending)
+        first = drafter.collect(1)
+        accepted, token = session.verify(rows, pending + first)
+        if token is None:
+            yield session.commit(pending + first)
+            pending = [] if session.done else drafter.collect(gamma - 1)
+        else:
+            session.target.rollback(len(pending) - accepted)
+            drafter.settle(len(session.tokens) + accepted, [token])
+            yield session.commit([*(pending + first)[:accepted], token])
+            pending = []

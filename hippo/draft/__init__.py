@@ -1,0 +1,6 @@
+"""The draft, in a process of its own."""
+
+from hippo.draft.drafter import Drafter
+from hippo.draft.process import DraftProcess
+
+__all__ = ["DraftProcess", "Drafter"]

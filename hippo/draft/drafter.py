@@ -1,0 +1,112 @@
+"""What a decoder sees of the draft: ask for tokens, take them, tell the verdict."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from hippo.draft.messages import Begin, End, Keep, Propose, Ready, Settle, Token, packed
+from hippo.draft.process import DraftLost, DraftProcess
+from hippo.report.stats import Stats
+
+
+class Drafter:
+    """One request's draft. If its process is lost, every call becomes a no-op and the target carries on alone:
+    `propose` asks nobody and `collect` returns no tokens. `stats.draft_lost` then says why."""
+
+    def __init__(self, process: DraftProcess | None, stats: Stats, on_step: Callable[[float], None]) -> None:
+        """process: None for a request that uses no draft. on_step: told the seconds of each draft step."""
+        self._process, self._stats, self._on_step = process, stats, on_step
+        self._ready = False
+        self._began = 0  # the process's epoch in which this request began
+        self._asked = 0
+        self._arrived: deque[int] = deque()
+
+    def begin(self, inputs: dict[str, Any], limit: int, threads: int) -> None:
+        """Send the inputs; the draft encodes the video at once."""
+        self._began = self._turn()
+        self._send(Begin(packed(inputs), limit, threads))
+
+    def prefill(self, kept: Tensor) -> None:
+        """Tell which of the video's tokens to keep, (K,); the draft reads its prompt."""
+        self._send(Keep(kept.tolist()))
+
+    def wait(self) -> None:
+        """Block until the draft has read its prompt, or is lost."""
+        while self._process is not None and not self._ready:
+            self._receive()
+
+    def propose(self, count: int) -> None:
+        """Ask for `count` tokens after everything proposed so far. Returns at once; does nothing before the draft has
+        read its prompt."""
+        while self._process is not None and not self._ready and self._has_news():
+            self._receive()
+        if self._ready:
+            self._asked += count
+            self._send(Propose(count))
+
+    def collect(self, count: int) -> list[int]:
+        """The next `count` proposed tokens, waiting for them; fewer if fewer were asked for or the draft is lost."""
+        while len(self._arrived) < count and self._asked > 0 and self._process is not None:
+            self._receive()
+        return [self._arrived.popleft() for _ in range(min(count, len(self._arrived)))]
+
+    def settle(self, stands: int, tokens: list[int]) -> None:
+        """The verdict: the first `stands` generated tokens stand, `tokens` follow, all else proposed is dropped."""
+        self._turn()
+        self._asked = 0
+        self._arrived.clear()
+        self._send(Settle(stands, tokens))
+
+    def end(self) -> None:
+        """The request is over."""
+        self._send(End())
+
+    def _turn(self) -> int:
+        """A new epoch: what the draft said before is no longer meant. The draft counts along."""
+        if self._process is None:
+            return 0
+        self._process.epoch += 1
+        return self._process.epoch
+
+    def _send(self, message: Any) -> None:
+        if self._process is not None:
+            try:
+                self._process.send(message)
+            except DraftLost as lost:
+                self._lose(lost)
+
+    def _has_news(self) -> bool:
+        try:
+            return self._process is not None and self._process.pending()
+        except DraftLost as lost:
+            self._lose(lost)
+            return False
+
+    def _receive(self) -> None:
+        assert self._process is not None
+        try:
+            message = self._process.receive()
+        except DraftLost as lost:
+            self._lose(lost)
+            return
+        match message:
+            case Ready(epoch, seconds) if epoch == self._began:
+                self._ready = True
+                self._stats.seconds.draft_prefill = seconds
+            case Token(epoch, token, seconds):
+                self._stats.draft_forwards += 1
+                if epoch == self._process.epoch:
+                    self._on_step(seconds)
+                    self._asked -= 1
+                    self._arrived.append(token)
+
+    def _lose(self, lost: DraftLost) -> None:
+        assert self._process is not None
+        self._stats.draft_lost = str(lost)
+        self._process.close()
+        self._process = None
+        self._ready = False

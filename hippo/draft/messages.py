@@ -1,0 +1,91 @@
+"""What the target's process and the draft's process say to each other: token ids and small records, never logits."""
+
+from __future__ import annotations
+
+import pickle
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Begin(NamedTuple):
+    """A new request: the draft's inputs, tensors as numpy arrays (see `packed`). It encodes the video at once.
+    limit: ids from here on are never proposed. threads: for the draft to compute with."""
+
+    inputs: dict[str, Any]
+    limit: int
+    threads: int
+
+
+class Keep(NamedTuple):
+    """Which video tokens to keep, by index. The draft reads its prompt."""
+
+    kept: list[int]
+
+
+class Settle(NamedTuple):
+    """The first `stands` generated tokens stand, `tokens` follow; whatever was proposed beyond them is dropped."""
+
+    stands: int
+    tokens: list[int]
+
+
+class Propose(NamedTuple):
+    """Propose `count` more tokens after everything proposed so far."""
+
+    count: int
+
+
+class End(NamedTuple):
+    """The request is over; forget it."""
+
+
+class Loaded(NamedTuple):
+    """The draft model is there. bytes: of its weights; vocabulary: rows of its output head."""
+
+    bytes: int
+    vocabulary: int
+
+
+class Ready(NamedTuple):
+    """The prompt is read. epoch: that in which its request began; seconds: vision tower and prefill."""
+
+    epoch: int
+    seconds: float
+
+
+class Token(NamedTuple):
+    """One proposed token. epoch: how many Begin and Settle records the draft had seen; seconds: of its forward."""
+
+    epoch: int
+    id: int
+    seconds: float
+
+
+class Failed(NamedTuple):
+    """The draft's process cannot go on."""
+
+    reason: str
+
+
+def put(pipe: Connection, message: Any) -> None:
+    """Send a record. Plain pickle: Connection.send would hand tensors over through torch's shared memory, which needs
+    a server thread here and processes that trust one key."""
+    pipe.send_bytes(pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL))
+
+
+def take(pipe: Connection) -> Any:
+    """Receive a record, waiting for it."""
+    return pickle.loads(pipe.recv_bytes())
+
+
+def packed(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Inputs with their tensors as numpy arrays, which pickle as one block of bytes."""
+    return {key: value.cpu().numpy() if isinstance(value, Tensor) else value for key, value in inputs.items()}
+
+
+def unpacked(inputs: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """What `packed` packed, as tensors on `device`."""
+    return {key: torch.as_tensor(value).to(device) if hasattr(value, "dtype") else value for key, value in inputs.items()}

@@ -1,0 +1,140 @@
+"""Start, watch and end the draft's process."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import weakref
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hippo.draft.messages import Failed, Loaded, put, take
+from hippo.errors import HippoError
+
+
+class DraftLost(Exception):
+    """The draft's process died, failed or kept silent too long. str() says which."""
+
+
+class DraftProcess:
+    """A child process with the draft model in it, and a pipe to it.
+
+    source: a checkpoint folder, a hub id, or a model in memory (which is copied there through a temporary file).
+    A child of subprocess rather than of multiprocessing: it must not import the user's main module a second time.
+    """
+
+    def __init__(self, source: str | Path | nn.Module, dtype: str, device: str, threads: int, timeout: float) -> None:
+        ours, theirs = socket.socketpair()
+        # A send never blocks for good on a stopped process.
+        whole, part = int(timeout), int(timeout % 1 * 1e6)
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", whole, part))
+        for end in (ours, theirs):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
+        name = _write_whole(source) if isinstance(source, nn.Module) else str(source)
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TRANSFORMERS_VERBOSITY": "error"}
+        with theirs:
+            self._child = subprocess.Popen(
+                [sys.executable, "-m", "hippo.draft.worker", str(theirs.fileno()), name, dtype, device, str(threads)],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                env=environment,
+            )
+        self._pipe = Connection(ours.detach())
+        self._timeout = timeout
+        self.loaded: Loaded | None = None
+        self.epoch = 0  # Begin and Settle records sent
+        self._end = weakref.finalize(self, _end, self._child, self._pipe, name if name.endswith(".pt") else None)
+
+    @property
+    def pid(self) -> int:
+        """The child's process id."""
+        return self._child.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether the child runs and has not been given up."""
+        return self._end.alive and self._child.poll() is None
+
+    def wait_loaded(self, timeout: float = 1800.0) -> Loaded:
+        """Block until the draft model is loaded. Raises HippoError if it cannot be."""
+        if self.loaded is None:
+            try:
+                message = self.receive(timeout)
+            except DraftLost as lost:
+                raise HippoError(f"the draft model did not load ({lost})", "check --draft, or use --method ar") from None
+            assert isinstance(message, Loaded)
+            self.loaded = message
+        return self.loaded
+
+    def send(self, message: Any) -> None:
+        """Send one record. Raises DraftLost."""
+        try:
+            put(self._pipe, message)
+        except OSError as error:
+            raise DraftLost(self._cause(error)) from None
+
+    def receive(self, timeout: float | None = None) -> Any:
+        """The next record. timeout: in seconds, the process's own by default. Raises DraftLost."""
+        try:
+            if not self._pipe.poll(self._timeout if timeout is None else timeout):
+                raise DraftLost(f"the draft's process was silent for {self._timeout if timeout is None else timeout:g} s")
+            message = take(self._pipe)
+        except (OSError, EOFError) as error:
+            raise DraftLost(self._cause(error)) from None
+        if isinstance(message, Failed):
+            raise DraftLost(f"the draft's process failed: {message.reason}")
+        return message
+
+    def pending(self) -> bool:
+        """Whether a record is waiting. Raises DraftLost."""
+        try:
+            return self._pipe.poll()
+        except OSError as error:
+            raise DraftLost(self._cause(error)) from None
+
+    def close(self) -> None:
+        """End the process; at once if it does not go by itself."""
+        self._end()
+
+    def _cause(self, error: Exception) -> str:
+        """Why the pipe broke: the child's last words, else how it ended."""
+        try:
+            while self._pipe.poll():
+                if isinstance(last := take(self._pipe), Failed):
+                    return f"the draft's process failed: {last.reason}"
+        except (OSError, EOFError):
+            pass
+        try:
+            code = self._child.wait(0.5)
+        except subprocess.TimeoutExpired:
+            return f"the pipe to the draft's process broke ({type(error).__name__})"
+        return f"the draft's process died with {f'signal {-code}' if code < 0 else f'code {code}'}"
+
+
+def _write_whole(model: nn.Module) -> str:
+    handle, name = tempfile.mkstemp(prefix="hippo-draft-", suffix=".pt")
+    with os.fdopen(handle, "wb") as file:
+        torch.save(model, file)
+    return name
+
+
+def _end(child: subprocess.Popen[bytes], pipe: Connection, left: str | None) -> None:
+    pipe.close()
+    deadline = time.monotonic() + 1.0
+    while child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    if child.poll() is None:
+        child.kill()
+        child.wait()
+    if left is not None:
+        Path(left).unlink(missing_ok=True)

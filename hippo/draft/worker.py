@@ -1,0 +1,139 @@
+"""The draft's process: loads the draft model and proposes tokens until its pipe closes.
+
+Started by `hippo.draft.process` as `python -m hippo.draft.worker FD SOURCE`; not meant to be run by hand.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hippo.cached_model import CachedModel
+from hippo.draft.messages import Begin, End, Failed, Keep, Loaded, Propose, Ready, Settle, Token, put, take, unpacked
+from hippo.families import Prompt, family_of
+
+
+class Worker:
+    """Serves one request after another. Between two draft steps it always looks at its pipe, so a rejection is heard
+    at once and the steps it made pointless are not run."""
+
+    def __init__(self, pipe: Connection, model: nn.Module) -> None:
+        self._pipe = pipe
+        self._model: Any = model
+        self._family = family_of(model)
+        self._device = next(model.parameters()).device
+        self._epoch = self._began = 0
+        self._forget()
+
+    def _forget(self) -> None:
+        self._prompt: Prompt | None = None
+        self._embeds: Tensor | None = None
+        self._cached: CachedModel | None = None
+        self._tokens: list[int] = []  # generated and proposed
+        self._fed = 0  # of them, in the KV cache
+        self._wanted = 0
+        self._limit = 0
+        self._seconds = 0.0
+
+    def serve(self) -> None:
+        """Run until the other end of the pipe closes."""
+        while True:
+            while not self._wanted or self._pipe.poll():
+                self._hear(take(self._pipe))
+            self._step()
+
+    def _hear(self, message: Any) -> None:
+        match message:
+            case Begin():
+                self._begin(message)
+            case Keep(kept):
+                self._prefill(kept)
+            case Settle(stands, tokens):
+                self._epoch += 1
+                self._wanted = 0
+                if self._cached is not None and self._fed > stands:
+                    self._cached.rollback(self._fed - stands)
+                    self._fed = stands
+                self._tokens[stands:] = tokens
+            case Propose(count):
+                self._wanted += count
+            case End():
+                self._forget()
+
+    @torch.inference_mode()
+    def _begin(self, begin: Begin) -> None:
+        self._forget()
+        self._epoch += 1
+        self._began = self._epoch
+        began = time.perf_counter()
+        torch.set_num_threads(begin.threads)
+        self._limit = begin.limit
+        inputs = unpacked(begin.inputs, self._device)
+        self._prompt = self._family.place(self._model, inputs)
+        self._embeds = self._family.embed(self._model, inputs)
+        self._seconds = time.perf_counter() - began
+
+    def _prefill(self, kept: list[int]) -> None:
+        began = time.perf_counter()
+        assert self._prompt is not None and self._embeds is not None
+        model, prompt = self._model, self._prompt
+        self._cached = CachedModel(self._family.language_model(model), model.get_output_embeddings(), model.get_input_embeddings())
+        stays = prompt.keep(torch.tensor(kept)).to(self._device)
+        # Kept tokens keep their places: the positions are those of the whole prompt.
+        self._cached.prefill(self._embeds[stays], prompt.positions[:, stays], prompt.next_position)
+        self._embeds = None
+        put(self._pipe, Ready(self._began, self._seconds + time.perf_counter() - began))
+
+    def _step(self) -> None:
+        began = time.perf_counter()
+        assert self._cached is not None
+        size = self._model.get_input_embeddings().weight.shape[0]
+        feed = [min(token, size - 1) for token in self._tokens[self._fed :]]
+        logits = self._cached.extend(feed)[-1]
+        self._fed = len(self._tokens)
+        token = int(logits[: self._limit].argmax())
+        self._tokens.append(token)
+        self._wanted -= 1
+        put(self._pipe, Token(self._epoch, token, time.perf_counter() - began))
+
+
+def load_draft(source: str, dtype: str, device: str) -> nn.Module:
+    """The draft model of a checkpoint folder or hub id, or one that `hippo.draft.process` wrote whole (`*.pt`)."""
+    if source.endswith(".pt"):
+        model = torch.load(source, weights_only=False, mmap=True, map_location="cpu")
+        os.unlink(source)
+    else:
+        from transformers import AutoModelForImageTextToText
+
+        model = AutoModelForImageTextToText.from_pretrained(source, dtype=getattr(torch, dtype, "auto"))
+    return model.to(device).eval()
+
+
+def main(arguments: list[str]) -> int:
+    descriptor, source, dtype, device, threads = arguments
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that talks to the user
+    pipe = Connection(int(descriptor))
+    torch.set_num_threads(int(threads))
+    try:
+        model = load_draft(source, dtype, device)
+        size = sum(p.numel() * p.element_size() for p in model.parameters())
+        put(pipe, Loaded(size, model.get_output_embeddings().weight.shape[0]))
+        Worker(pipe, model).serve()
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return 0
+    except Exception as error:
+        # The target carries on alone and tells the user why.
+        put(pipe, Failed(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,72 @@
+"""What a model family must tell the rest of the package. Nothing outside this folder knows any family by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class VideoGrid:
+    """How the video tokens of a prompt lie in time and space; a frame is one temporal step of the model's grid."""
+
+    frames: int
+    rows: int
+    columns: int
+
+    @property
+    def tokens(self) -> int:
+        """frames x rows x columns."""
+        return self.frames * self.rows * self.columns
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One request as a language model receives it.
+
+    input_ids: (L,) token ids, placeholders included.
+    video_at: (V,) where the video's tokens stand in the prompt, ordered by frame, row, column. Tokens that belong to
+        the video but to no cell (LLaVA-OneVision's newline) are not among them and are never pruned.
+    grid: the video's grid, V = grid.tokens.
+    positions: (axes, L) rotary positions: 1 axis, or 3 for M-RoPE (time, height, width).
+    next_position: (axes,) position of the first generated token; each further token adds one on every axis.
+    """
+
+    input_ids: Tensor
+    video_at: Tensor
+    grid: VideoGrid
+    positions: Tensor
+    next_position: Tensor
+
+    @property
+    def question_at(self) -> Tensor:
+        """(T,) prompt indices of the text after the video, or of the last token alone where there is none."""
+        after = torch.arange(int(self.video_at[-1]) + 1, len(self.input_ids), device=self.input_ids.device)
+        after = after[self.input_ids[after] != self.input_ids[self.video_at[-1]]]
+        return after if len(after) else torch.tensor([len(self.input_ids) - 1], device=self.input_ids.device)
+
+    def keep(self, kept: Tensor) -> Tensor:
+        """Prompt indices that stay when only the video tokens `kept` (indices into 0..V-1) do, in order, on the CPU."""
+        stays = torch.ones(len(self.input_ids), dtype=torch.bool)
+        stays[self.video_at.cpu()] = False
+        stays[self.video_at.cpu()[kept.cpu()]] = True
+        return stays.nonzero()[:, 0]
+
+
+class Family(Protocol):
+    """One video-LLM family: all that is special about it. `inputs` is what its processor returned, batch of one."""
+
+    model_types: tuple[str, ...]
+
+    def place(self, model: nn.Module, inputs: Mapping[str, Any]) -> Prompt:
+        """Where everything stands, without running the model. Raises HippoError for inputs it cannot serve."""
+
+    def embed(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+        """(L, D) input embeddings of the whole prompt, the video's projected tokens in their places."""
+
+    def language_model(self, model: nn.Module) -> nn.Module:
+        """The text stack: inputs_embeds, position_ids, attention_mask, past_key_values -> last_hidden_state."""

@@ -1,0 +1,88 @@
+"""Global semantic relevance: how much the question looks at each video token (HIPPO's s_attn)."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+_PREFIX = "hippo_listening_"
+
+
+def attention_score(queries: Tensor, keys: Tensor, scaling: float) -> Tensor:
+    """One layer's mean attention from text queries to video keys, softmax over the video keys only.
+
+    queries: (H, T, d) after RoPE; keys: (H_kv, V, d) after RoPE, H a multiple of H_kv. Returns (V,) float32, sum 1.
+    Source: HIPPO, s_attn as summarised; Q and K after RoPE and grouped heads expanded are our choice.
+    """
+    heads, count, size = queries.shape
+    grouped = queries.reshape(len(keys), heads // len(keys) * count, size)
+    scores = torch.matmul(grouped.float(), keys.float().transpose(1, 2)) * scaling
+    return scores.softmax(dim=-1).mean(dim=(0, 1))
+
+
+class Listener:
+    """Collects `attention_score` over the layers of a prefill; memory does not grow with their number.
+
+    text_at, video_at: prompt indices of the T text queries and V video keys.
+    """
+
+    def __init__(self, text_at: Tensor, video_at: Tensor) -> None:
+        self.text_at, self.video_at = text_at, video_at
+        self.total: Tensor | None = None
+        self.layers = 0
+        self.seconds = 0.0
+
+    def hear(self, query: Tensor, key: Tensor, scaling: float) -> None:
+        """Add one layer. query: (1, H, L, d), key: (1, H_kv, L, d)."""
+        began = time.perf_counter()
+        score = attention_score(query[0][:, self.text_at], key[0][:, self.video_at], scaling)
+        self.total = score if self.total is None else self.total + score.to(self.total.device)
+        self.layers += 1
+        self.seconds += time.perf_counter() - began
+
+    @property
+    def scores(self) -> Tensor:
+        """(V,) float32, the mean over layers."""
+        assert self.total is not None
+        return self.total / self.layers
+
+
+@contextmanager
+def listening(language_model: nn.Module, listener: Listener) -> Iterator[None]:
+    """While open, every layer's attention of a prefill is also heard by `listener`; the attention itself is unchanged."""
+    config: Any = language_model.config
+    plain = config._attn_implementation
+    name = _PREFIX + plain
+    if name not in ALL_ATTENTION_FUNCTIONS:
+        AttentionInterface.register(name, _hearing(plain))
+        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[plain])
+    for layer in language_model.modules():
+        if hasattr(layer, "layer_idx"):
+            layer.__dict__["_hippo_listener"] = listener
+    config._attn_implementation = name
+    try:
+        yield
+    finally:
+        config._attn_implementation = plain
+        for layer in language_model.modules():
+            layer.__dict__.pop("_hippo_listener", None)
+
+
+def _hearing(plain: str) -> Any:
+    def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any) -> Any:
+        listener = module.__dict__.get("_hippo_listener")
+        if listener is not None:
+            listener.hear(query, key, kwargs.get("scaling") or query.shape[-1] ** -0.5)
+        eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+        return ALL_ATTENTION_FUNCTIONS.get_interface(plain, eager)(module, query, key, value, mask, **kwargs)
+
+    return attend

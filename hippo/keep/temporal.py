@@ -1,0 +1,22 @@
+"""Temporal redundancy: what a place shows now and did not show a frame ago (HIPPO's s_temp)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from hippo.families import VideoGrid
+
+
+def temporal_score(features: Tensor, grid: VideoGrid) -> Tensor:
+    """1 - cos(token, token of the same place one frame earlier); new content scores high.
+
+    features: (V, D) video tokens as the language model receives them. Returns (V,) float32 in 0..2. The first frame,
+    which has nothing before it, is compared with the second (our choice); a single frame scores 0 throughout.
+    """
+    frames = features.float().view(grid.frames, grid.rows * grid.columns, -1)
+    if grid.frames == 1:
+        return torch.zeros(grid.tokens, device=features.device)
+    change = 1 - cosine_similarity(frames[1:], frames[:-1], dim=-1)
+    return torch.cat([change[:1], change]).flatten()

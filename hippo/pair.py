@@ -1,0 +1,168 @@
+"""Two models and one request: the story in order. Embed, prefill, keep tokens, decode."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hippo.cached_model import CachedModel
+from hippo.decode import Chooser, Gamma, Session, StopRule, decoder_named, logits_processors
+from hippo.draft import Drafter, DraftProcess
+from hippo.errors import HippoError
+from hippo.families import Prompt, family_of
+from hippo.keep import Listener, Signals, listening, pruner_named
+from hippo.options import Options
+from hippo.report.stats import Stats
+from hippo.threads import cores, shares, threads
+
+
+class Pair:
+    """A target in this process and a draft in another, ready for requests, one at a time.
+
+    draft: a checkpoint folder, a hub id, a model in memory, or None when only `ar` is wanted.
+    draft_timeout: seconds without a sign of life after which the draft is given up.
+    """
+
+    def __init__(
+        self,
+        target: nn.Module,
+        draft: str | Path | nn.Module | None,
+        *,
+        draft_dtype: str = "auto",
+        draft_device: str = "cpu",
+        draft_timeout: float = 20.0,
+    ) -> None:
+        self.target: Any = target.eval()
+        self.family = family_of(target)
+        self._draft, self._dtype, self._draft_device, self._timeout = draft, draft_dtype, draft_device, draft_timeout
+        self._process: DraftProcess | None = None
+        self._lock = threading.Lock()
+        self._owner: int | None = None
+
+    def start_draft(self) -> DraftProcess:
+        """Start the draft's process unless it runs. Returns at once; `wait_loaded` waits for the model."""
+        if self._draft is None:
+            raise HippoError("there is no draft model", "name one, or use method 'ar'")
+        if self._process is None or not self._process.alive:
+            self._process = DraftProcess(self._draft, self._dtype, self._draft_device, shares()[1], self._timeout)
+        return self._process
+
+    def close(self) -> None:
+        """End the draft's process."""
+        if self._process is not None:
+            self._process.close()
+            self._process = None
+
+    @torch.no_grad()
+    def answer(
+        self, inputs: dict[str, Any], options: Options, stats: Stats, decode: Callable[[list[int]], str] | None = None
+    ) -> Iterator[list[int]]:
+        """Answer one request; yield token ids as they are committed, the ending one included. Fills `stats`.
+
+        inputs: what the processor returned, batch of one. decode: token ids -> text, needed only with stop strings.
+        """
+        if self._owner == threading.get_ident():
+            raise HippoError("an answer of this pair is still being streamed", "finish or close it first")
+        with self._lock:
+            self._owner = threading.get_ident()
+            try:
+                yield from self._answer(inputs, options, stats, decode)
+            finally:
+                self._owner = None
+
+    def _answer(
+        self, inputs: dict[str, Any], options: Options, stats: Stats, decode: Callable[[list[int]], str] | None
+    ) -> Iterator[list[int]]:
+        began = time.perf_counter()
+        gamma = Gamma(options.gamma, overlapped=options.decoder == "parallel")
+        process = None if options.decoder == "ar" else self.start_draft()
+        drafter = Drafter(process, stats, gamma.saw_draft)
+        with ExitStack() as stack:
+            if options.decoder == "parallel" and self.target.device.type == "cpu":
+                stack.enter_context(threads(shares()[0]))
+            stack.callback(drafter.end)
+            here = {k: v.to(self.target.device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
+            prompt = self.family.place(self.target, here)
+            self._check_length(prompt)
+            if process is not None:
+                loaded = process.wait_loaded()
+                vocabulary = self.target.get_output_embeddings().weight.shape[0]
+                draft_threads = shares()[1] if options.decoder == "parallel" else cores()
+                drafter.begin(inputs, min(loaded.vocabulary, vocabulary), draft_threads)
+
+            target = CachedModel(
+                self.family.language_model(self.target), self.target.get_output_embeddings(), self.target.get_input_embeddings()
+            )
+            logits = self._read(here, prompt, target, drafter, options, stats)
+            session = self._session(target, prompt, options, gamma, stats, decode)
+            first = session.start(logits)
+            drafter.settle(0, first)
+            decoding = time.perf_counter()
+            try:
+                yield first
+                yield from decoder_named(options.decoder)(session, drafter)
+            finally:
+                stats.method = options.name
+                stats.new_tokens = len(session.tokens)
+                stats.target_forwards = target.forwards
+                stats.gamma = gamma.mean
+                stats.finish = session.finish
+                stats.seconds.decode = time.perf_counter() - decoding
+                stats.seconds.total = time.perf_counter() - began
+
+    def _read(
+        self, inputs: dict[str, Any], prompt: Prompt, target: CachedModel, drafter: Drafter, options: Options, stats: Stats
+    ) -> Tensor:
+        """Vision tower, prefill, and the choice of the draft's tokens. Returns the first token's logits, (vocabulary,)."""
+        pruner = pruner_named(options.pruner)
+        listener = Listener(prompt.question_at, prompt.video_at)
+        begin = time.perf_counter()
+        embeds = self.family.embed(self.target, inputs)
+        seen = time.perf_counter()
+        with ExitStack() as stack:
+            if pruner.needs_attention and options.decoder != "ar":
+                stack.enter_context(listening(self.family.language_model(self.target), listener))
+            logits = target.prefill(embeds, prompt.positions, prompt.next_position)
+        prefilled = time.perf_counter()
+        if options.decoder != "ar":
+            signals = Signals(prompt.grid, embeds[prompt.video_at], listener.scores if pruner.needs_attention else None)
+            kept = pruner.keep(signals, options.keep_ratio)
+            drafter.prefill(kept)
+            stats.kept_tokens = len(kept)
+        stats.prompt_tokens, stats.video_tokens = len(prompt.input_ids), prompt.grid.tokens
+        stats.seconds.vision = seen - begin
+        stats.seconds.prefill = prefilled - seen - listener.seconds
+        stats.seconds.scoring = time.perf_counter() - prefilled + listener.seconds
+        return logits
+
+    def _session(
+        self,
+        target: CachedModel,
+        prompt: Prompt,
+        options: Options,
+        gamma: Gamma,
+        stats: Stats,
+        decode: Callable[[list[int]], str] | None,
+    ) -> Session:
+        processors = logits_processors(self.target, options.sampling, prompt.input_ids, options.max_new_tokens)
+        chooser = Chooser(options.sampling, processors, prompt.input_ids)
+        eos = self.target.generation_config.eos_token_id
+        eos = [] if eos is None else [eos] if isinstance(eos, int) else eos
+        if options.stop and decode is None:
+            raise HippoError("stop strings need a tokenizer", "pass tokenizer=")
+        return Session(target, chooser, StopRule(eos, options.max_new_tokens, options.stop, decode), gamma, stats)
+
+    def _check_length(self, prompt: Prompt) -> None:
+        limit = getattr(self.target.config.get_text_config(), "max_position_embeddings", None)
+        if limit is not None and len(prompt.input_ids) >= limit:
+            raise HippoError(
+                f"the prompt has {len(prompt.input_ids)} tokens and the model's context {limit}",
+                "use fewer --frames or a shorter prompt",
+            )

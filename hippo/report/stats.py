@@ -1,0 +1,68 @@
+"""What a request did and how long each part took."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass
+class Seconds:
+    """Wall time by phase, on the target's side unless it says draft. Phases that overlap are each counted in full.
+
+    video: reading frames. vision: the target's vision tower. prefill: the target's text prefill. scoring: choosing the
+    kept tokens. draft_prefill: the draft's vision tower and prefill, in its own process beside the others.
+    decode: from the first token to the last. total: everything the caller waited for.
+    """
+
+    video: float = 0.0
+    vision: float = 0.0
+    prefill: float = 0.0
+    scoring: float = 0.0
+    draft_prefill: float = 0.0
+    decode: float = 0.0
+    total: float = 0.0
+
+
+@dataclass
+class Stats:
+    """Counts of one request. target_forwards: those after the prefill. checked, accepted: drafted tokens."""
+
+    method: str = ""
+    new_tokens: int = 0
+    target_forwards: int = 0
+    draft_forwards: int = 0
+    checked: int = 0
+    accepted: int = 0
+    rejections: int = 0
+    gamma: float = 0.0
+    prompt_tokens: int = 0
+    video_tokens: int = 0
+    kept_tokens: int = 0
+    draft_lost: str = ""
+    finish: str = ""
+    seconds: Seconds = field(default_factory=Seconds)
+
+    @property
+    def acceptance_rate(self) -> float:
+        """Accepted over checked draft tokens, 0 when none was checked."""
+        return self.accepted / self.checked if self.checked else 0.0
+
+    @property
+    def tokens_per_target_forward(self) -> float:
+        """Generated tokens over target forwards after the prefill, whose own token is not counted."""
+        return (self.new_tokens - 1) / self.target_forwards if self.target_forwards else 0.0
+
+    @property
+    def run_between_rejections(self) -> float:
+        """Mean number of drafted tokens accepted in a row, across forwards (PEARL's MAT). An unbroken run counts as one."""
+        return self.accepted / max(1, self.rejections)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain numbers, for JSON; draft_lost is a bool and draft_lost_reason says why."""
+        counts = asdict(self)
+        counts["draft_lost_reason"] = counts["draft_lost"]
+        counts["draft_lost"] = bool(self.draft_lost)
+        for name in ("acceptance_rate", "tokens_per_target_forward", "run_between_rejections"):
+            counts[name] = getattr(self, name)
+        return counts
