@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ class CachedModel:
     head: hidden states -> logits. lookup: token ids -> input embeddings.
     """
 
-    def __init__(self, language_model: nn.Module, head: nn.Module, lookup: nn.Module) -> None:
+    def __init__(self, language_model: Any, head: nn.Module, lookup: nn.Module) -> None:
         self._language_model, self._head, self._lookup = language_model, head, lookup
         self._cache = DynamicCache(config=language_model.config)
         for layer in self._cache.layers:

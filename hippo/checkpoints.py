@@ -68,7 +68,9 @@ def load_processor(checkpoint: Checkpoint) -> Any:
     with explained(checkpoint.source):
         processor = AutoProcessor.from_pretrained(checkpoint.source)
     if getattr(processor, "video_processor", None) is None:
-        raise HippoError(f"{checkpoint.source} takes no video", "use a video-LLM checkpoint, such as Qwen/Qwen2.5-VL-7B-Instruct")
+        raise HippoError(
+            f"{checkpoint.source} takes no video", "use a video-LLM checkpoint, such as Qwen/Qwen2.5-VL-7B-Instruct"
+        )
     return processor
 
 
@@ -79,7 +81,7 @@ def load_target(checkpoint: Checkpoint) -> nn.Module:
     require_memory(checkpoint)
     dtype: Any = getattr(torch, checkpoint.dtype, "auto")
     with explained(checkpoint.source):
-        model = AutoModelForImageTextToText.from_pretrained(checkpoint.source, dtype=dtype)
+        model: Any = AutoModelForImageTextToText.from_pretrained(checkpoint.source, dtype=dtype)
     return model.to(checkpoint.device).eval()
 
 
@@ -135,7 +137,9 @@ def explained(source: str) -> Iterator[None]:
                 f"{source} is not on this machine and the model hub cannot be reached",
                 "check the name and the network, or name a local folder",
             ) from None
-        raise HippoError(f"{source} does not load ({text[:160]})", "check the model id, and log in if it is gated") from None
+        raise HippoError(
+            f"{source} does not load ({text[:160]})", "check the model id, and log in if it is gated"
+        ) from None
 
 
 def _dtype_on(device: str, dtype: str) -> str:

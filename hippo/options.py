@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hippo.decode import Sampling, decoder_named
 from hippo.errors import HippoError
 from hippo.keep import pruner_named
 
-METHODS = {"ar": ("ar", "none"), "sd": ("serial", "none"), "pearl": ("parallel", "none"), "hippo": ("parallel", "hippo")}
+METHODS = {
+    "ar": ("ar", "none"),
+    "sd": ("serial", "none"),
+    "pearl": ("parallel", "none"),
+    "hippo": ("parallel", "hippo"),
+}
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,7 @@ class Options:
     keep_ratio: float = 0.1
     gamma: int | str = "auto"
     max_new_tokens: int = 256
-    sampling: Sampling = Sampling()
+    sampling: Sampling = field(default_factory=Sampling)
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -38,7 +43,9 @@ class Options:
         decoder_named(self.decoder)
         pruner_named(self.pruner)
         if not 0 < self.keep_ratio <= 1:
-            raise HippoError(f"keep_ratio {self.keep_ratio:g} is not in (0, 1]", "use 0.1 to keep a tenth of the video tokens")
+            raise HippoError(
+                f"keep_ratio {self.keep_ratio:g} is not in (0, 1]", "use 0.1 to keep a tenth of the video tokens"
+            )
         if self.gamma != "auto" and (not isinstance(self.gamma, int) or self.gamma < 1):
             raise HippoError(f"gamma {self.gamma!r} is neither a positive whole number nor 'auto'", "use --gamma auto")
         if self.max_new_tokens < 1:

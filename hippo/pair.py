@@ -20,7 +20,7 @@ from hippo.families import Prompt, family_of
 from hippo.keep import Listener, Signals, listening, pruner_named
 from hippo.options import Options
 from hippo.report.stats import Stats
-from hippo.threads import cores, shares, threads
+from hippo.threads import shares, threads
 
 
 class Pair:
@@ -85,7 +85,7 @@ class Pair:
         process = None if options.decoder == "ar" else self.start_draft()
         drafter = Drafter(process, stats, gamma.saw_draft)
         with ExitStack() as stack:
-            if options.decoder == "parallel" and self.target.device.type == "cpu":
+            if process is not None and self.target.device.type == "cpu":
                 stack.enter_context(threads(shares()[0]))
             stack.callback(drafter.end)
             here = {k: v.to(self.target.device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
@@ -94,11 +94,12 @@ class Pair:
             if process is not None:
                 loaded = process.wait_loaded()
                 vocabulary = self.target.get_output_embeddings().weight.shape[0]
-                draft_threads = shares()[1] if options.decoder == "parallel" else cores()
-                drafter.begin(inputs, min(loaded.vocabulary, vocabulary), draft_threads)
+                drafter.begin(inputs, min(loaded.vocabulary, vocabulary))
 
             target = CachedModel(
-                self.family.language_model(self.target), self.target.get_output_embeddings(), self.target.get_input_embeddings()
+                self.family.language_model(self.target),
+                self.target.get_output_embeddings(),
+                self.target.get_input_embeddings(),
             )
             logits = self._read(here, prompt, target, drafter, options, stats)
             session = self._session(target, prompt, options, gamma, stats, decode)
@@ -118,7 +119,13 @@ class Pair:
                 stats.seconds.total = time.perf_counter() - began
 
     def _read(
-        self, inputs: dict[str, Any], prompt: Prompt, target: CachedModel, drafter: Drafter, options: Options, stats: Stats
+        self,
+        inputs: dict[str, Any],
+        prompt: Prompt,
+        target: CachedModel,
+        drafter: Drafter,
+        options: Options,
+        stats: Stats,
     ) -> Tensor:
         """Vision tower, prefill, and the choice of the draft's tokens. Returns the first token's logits, (vocabulary,)."""
         pruner = pruner_named(options.pruner)

@@ -10,9 +10,7 @@ class TextStream:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._told = 0
-        self._start = 0  # token from which decoding begins, moved up to keep it cheap
-        self.text = ""
+        self._context, self._told = 0, 0  # tokens from _context on are decoded; those before _told have been told
         self.token_ids: list[int] = []
 
     def push(self, tokens: list[int]) -> str:
@@ -24,13 +22,19 @@ class TextStream:
         """The rest of the text."""
         return self._tell(whole=True)
 
+    @property
+    def text(self) -> str:
+        """All of it."""
+        return self._decode(self.token_ids)
+
     def _tell(self, whole: bool) -> str:
-        text = self._tokenizer.decode(self.token_ids[self._start :], skip_special_tokens=True)
-        if text.endswith("\N{REPLACEMENT CHARACTER}") and not whole:
+        # Decoded together with the tokens told last: some tokenizers write a token differently at the start of a text.
+        before = self._decode(self.token_ids[self._context : self._told])
+        after = self._decode(self.token_ids[self._context :])
+        if after.endswith("\N{REPLACEMENT CHARACTER}") and not whole:
             return ""
-        piece = text[self._told :]
-        self._told = len(text)
-        self.text += piece
-        if piece and piece[-1] in ".!?\n":
-            self._start, self._told = len(self.token_ids), 0
-        return piece
+        self._context, self._told = self._told, len(self.token_ids)
+        return after[len(before) :]
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=True)

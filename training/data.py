@@ -146,7 +146,7 @@ class Clips(IterableDataset):
 class Glances(IterableDataset):
     """Endless single moments, cut to a quarter of the frame around an object: many more objects a patch than clips."""
 
-    def __init__(self, first_seed: int, side: int = 112, moments: int = 6) -> None:
+    def __init__(self, first_seed: int, side: int = 84, moments: int = 6) -> None:
         self.first_seed, self.side, self.moments = first_seed, side, moments
 
     def __iter__(self):  # type: ignore[no-untyped-def]

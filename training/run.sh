@@ -8,7 +8,7 @@ export MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=8000000000 MALLO
 export PYTHONPATH=.. PYTHONUNBUFFERED=1
 mkdir -p logs
 stage() { echo "== $*"; "$python" train.py "$@" --bf16 2>>logs/errors.log | tee -a "logs/$2.$1.jsonl"; }
-stage vision target --minutes 30 --batch 96 --rate 2.5e-3
-stage speak target --minutes 42
-stage grow target --minutes 30 --rate 4e-4 --whole 0.3
-stage speak draft --minutes 25 --modal 0.85
+stage vision target --minutes 10 --batch 64 --rate 3e-3
+stage speak target --minutes 32 --whole 0 --questions 2 --rate 2e-3
+stage grow target --minutes 16 --rate 5e-4 --whole 0.15 --questions 2
+stage speak draft --minutes 16 --modal 0.85 --whole 0.02 --questions 2 --rate 2e-3

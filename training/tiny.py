@@ -118,10 +118,23 @@ def make_model(role: str, processor: Qwen2_5_VLProcessor) -> Qwen2_5_VLForCondit
     )
     torch.manual_seed(0)
     model = Qwen2_5_VLForConditionalGeneration(config)
+    _initialise(model, shape["layers"] + shape["vision_layers"])
     model.generation_config.eos_token_id = token("<|im_end|>")
     model.generation_config.pad_token_id = token("<|endoftext|>")
     model.generation_config.bos_token_id = None
     return model
+
+
+def _initialise(model: torch.nn.Module, layers: int) -> None:
+    """Weights in proportion to 1/sqrt(fan-in): transformers' fixed 0.02 is far too small at these widths, and such a
+    model takes thousands of steps to begin to use its attention."""
+    for name, parameter in model.named_parameters():
+        if "embed_tokens" in name:
+            torch.nn.init.normal_(parameter, std=0.08)
+        elif parameter.ndim >= 2:
+            std = parameter[0].numel() ** -0.5
+            ends_block = any(end in name for end in ("o_proj", "down_proj", "attn.proj"))
+            torch.nn.init.normal_(parameter, std=std * (2 * layers) ** -0.5 if ends_block else std)
 
 
 def grow(model: Qwen2_5_VLForConditionalGeneration, layers: int) -> Qwen2_5_VLForConditionalGeneration:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from attention import use_training_attention
 from data import FIRST_TRAINING_SEED, Clips, Glances, Sample
 from tiny import TARGET_LAYERS, grow, make_model, make_processor, save
 from torch import nn
@@ -38,7 +39,6 @@ class Trainer:
         self.model = make_model(args.model, self.processor)
         self.head = nn.Linear(self.model.config.text_config.hidden_size, 9 + 7 + 3 + 4 + 3)
         self.step, self.elapsed = 0, 0.0
-        self.optimizer: torch.optim.Optimizer
         self._load()
 
     def _path(self, stage: str) -> Path:
@@ -65,6 +65,8 @@ class Trainer:
             self.head.load_state_dict(before["head"])
             if stage == "grow":
                 self.model = grow(self.model, TARGET_LAYERS)
+        if self.device.type == "cpu":
+            use_training_attention(self.model)
         self.model.to(self.device).train()
         self.head.to(self.device)
         for parameter in self.model.parameters():
@@ -73,16 +75,26 @@ class Trainer:
             self.model.model.language_model.requires_grad_(False)
         if stage == "speak" and not self.args.thaw:
             self.model.model.visual.requires_grad_(False)
-        weights = [p for p in [*self.model.parameters(), *self.head.parameters()] if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(weights, lr=self.args.rate, betas=(0.9, 0.98), weight_decay=0.01)
-        if state is not None:
-            self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizers = self._optimizers()
+        for optimizer, saved in zip(self.optimizers, state["optimizers"] if state else [], strict=bool(state)):
+            optimizer.load_state_dict(saved)
+
+    def _optimizers(self) -> list[torch.optim.Optimizer]:
+        """Muon for the matrices inside blocks, AdamW for all else; one learning rate serves both."""
+        named = [*self.model.named_parameters(), *self.head.named_parameters()]
+        free = [(name, p) for name, p in named if p.requires_grad]
+        matrices = [p for name, p in free if p.ndim == 2 and ("layers." in name or "blocks." in name or "mlp" in name)]
+        others = [p for _, p in free if all(p is not matrix for matrix in matrices)]
+        return [
+            torch.optim.Muon(matrices, lr=self.args.rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(others, lr=self.args.rate, betas=(0.9, 0.98), weight_decay=0.01),
+        ]
 
     def save(self) -> None:
         RUNS.mkdir(exist_ok=True)
         path = self._path(self.args.stage)
         state = dict(
-            model=self.model.state_dict(), head=self.head.state_dict(), optimizer=self.optimizer.state_dict(),
+            model=self.model.state_dict(), head=self.head.state_dict(), optimizers=[optimizer.state_dict() for optimizer in self.optimizers],
             step=self.step, elapsed=self.elapsed,
         )  # fmt: skip
         torch.save(state, path.with_suffix(".tmp"))
@@ -100,16 +112,20 @@ class Trainer:
         loader = iter(DataLoader(clips, batch_size=args.batch, collate_fn=list, num_workers=1, prefetch_factor=4))
         began, saved = time.time() - self.elapsed, time.time()
         losses: list[float] = []
+        first, start = (self.step, self.elapsed) if args.restart else (0, 0.0)
         while self.elapsed < args.minutes * 60:
-            rate = args.rate * min(1.0, (self.step + 1) / 100) * _cosine(self.elapsed / (args.minutes * 60))
-            for group in self.optimizer.param_groups:
+            share = (self.elapsed - start) / (args.minutes * 60 - start)
+            rate = args.rate * min(1.0, (self.step - first + 1) / 100) * _cosine(share)
+            for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
                 group["lr"] = rate
             with torch.autocast(self.device.type, torch.bfloat16, enabled=args.bf16):
                 loss, notes = (self.see if args.stage == "vision" else self.speak)(next(loader))
-            self.optimizer.zero_grad(set_to_none=True)
+            for optimizer in self.optimizers:
+                optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-            self.optimizer.step()
+            for optimizer in self.optimizers:
+                optimizer.step()
             self.step += 1
             self.elapsed = time.time() - began
             losses.append(loss.item())
@@ -221,7 +237,7 @@ class Trainer:
             budget = int(total * rng.choice((0.05, 0.1, 0.1, 0.15, 0.25)))
             pull = rng.choice((0.0, 0.5, 1.0, 1.0, 2.0))
             return (noise + pull * objects).topk(budget).indices.sort().values
-        return (objects | (noise < rng.uniform(0.05, 0.4))).nonzero()[:, 0]
+        return (objects | (noise < rng.uniform(0.02, 0.2))).nonzero()[:, 0]
 
 
 def _cosine(share: float) -> float:
@@ -239,6 +255,7 @@ def main() -> None:
     parser.add_argument("--modal", type=float, default=0.3, help="share of clips told in the commonest phrasing")
     parser.add_argument("--whole", type=float, default=0.05, help="share of clips shown with every video token")
     parser.add_argument("--thaw", action="store_true", help="train the vision tower while learning to speak")
+    parser.add_argument("--restart", action="store_true", help="begin the learning rate's schedule anew on resuming")
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Iterator
 
+from hippo.cached_model import CachedModel
 from hippo.decode.ar import decode_ar
 from hippo.decode.gamma import Gamma
-from hippo.cached_model import CachedModel
 from hippo.decode.parallel import decode_parallel
 from hippo.decode.sampling import Chooser, Sampling, logits_processors
 from hippo.decode.serial import decode_serial

@@ -69,9 +69,8 @@ class Chooser:
         for index, token in enumerate(drafted):
             scores = self._scores(rows[index], drafted[:index])
             if self._greedy:
-                best = int(scores.argmax())
-                if best != token:
-                    return index, best
+                if (own := int(scores.argmax())) != token:
+                    return index, own
                 continue
             probabilities = scores.softmax(dim=-1)
             if not float(torch.rand((), generator=self._random)) < float(probabilities[token]):
@@ -86,7 +85,7 @@ class Chooser:
         """(vocabulary,) float32 on the CPU, after penalties and, when sampling, temperature, top-k and top-p."""
         row = row.float()
         if self._processors:
-            ids = torch.tensor([self._ids + drafted], device=self._device)
+            ids: Any = torch.tensor([self._ids + drafted], device=self._device)
             row = self._processors(ids.to(row.device), row[None])[0]
         return row.cpu()
 
@@ -94,7 +93,9 @@ class Chooser:
         return int(torch.multinomial(weights, 1, generator=self._random))
 
 
-def logits_processors(model: nn.Module, sampling: Sampling, prompt_ids: Tensor, max_new_tokens: int) -> LogitsProcessorList:
+def logits_processors(
+    model: nn.Module, sampling: Sampling, prompt_ids: Tensor, max_new_tokens: int
+) -> LogitsProcessorList:
     """The processors generate() would run: the checkpoint's own penalties, then temperature, top-k and top-p.
 
     transformers makes them itself, from the checkpoint's generation config, so that what it would do is what is done.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from hippo.decode.gamma import Gamma
 from hippo.cached_model import CachedModel
+from hippo.decode.gamma import Gamma
 from hippo.decode.sampling import Chooser
 from hippo.decode.stop import StopRule
 from hippo.report.stats import Stats
@@ -36,7 +36,7 @@ class Session:
         return self.commit([token])
 
     def forward(self, drafted: list[int]) -> Tensor:
-        """One target forward over the last token and what is drafted after it: (1 + len(drafted), vocabulary) logits."""
+        """One target forward over the last token and `drafted` after it: (1 + len(drafted), vocabulary) logits."""
         rows = self.target.extend([self.tokens[-1], *drafted])
         self.gamma.saw_target(self.target.seconds)
         return rows

@@ -25,10 +25,10 @@ class Drafter:
         self._asked = 0
         self._arrived: deque[int] = deque()
 
-    def begin(self, inputs: dict[str, Any], limit: int, threads: int) -> None:
+    def begin(self, inputs: dict[str, Any], limit: int) -> None:
         """Send the inputs; the draft encodes the video at once."""
         self._began = self._turn()
-        self._send(Begin(packed(inputs), limit, threads))
+        self._send(Begin(packed(inputs), limit))
 
     def prefill(self, kept: Tensor) -> None:
         """Tell which of the video's tokens to keep, (K,); the draft reads its prompt."""

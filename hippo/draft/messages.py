@@ -12,11 +12,10 @@ from torch import Tensor
 
 class Begin(NamedTuple):
     """A new request: the draft's inputs, tensors as numpy arrays (see `packed`). It encodes the video at once.
-    limit: ids from here on are never proposed. threads: for the draft to compute with."""
+    limit: ids from here on are never proposed."""
 
     inputs: dict[str, Any]
     limit: int
-    threads: int
 
 
 class Keep(NamedTuple):
@@ -33,9 +32,9 @@ class Settle(NamedTuple):
 
 
 class Propose(NamedTuple):
-    """Propose `count` more tokens after everything proposed so far."""
+    """Propose `number` more tokens after everything proposed so far."""
 
-    count: int
+    number: int
 
 
 class End(NamedTuple):
@@ -88,4 +87,6 @@ def packed(inputs: dict[str, Any]) -> dict[str, Any]:
 
 def unpacked(inputs: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """What `packed` packed, as tensors on `device`."""
-    return {key: torch.as_tensor(value).to(device) if hasattr(value, "dtype") else value for key, value in inputs.items()}
+    return {
+        key: torch.as_tensor(value).to(device) if hasattr(value, "dtype") else value for key, value in inputs.items()
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import struct
 import subprocess
@@ -14,7 +15,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from hippo.draft.messages import Failed, Loaded, put, take
@@ -28,7 +28,7 @@ class DraftLost(Exception):
 class DraftProcess:
     """A child process with the draft model in it, and a pipe to it.
 
-    source: a checkpoint folder, a hub id, or a model in memory (which is copied there through a temporary file).
+    source: a checkpoint folder, a hub id, or a model in memory (copied there through a temporary folder).
     A child of subprocess rather than of multiprocessing: it must not import the user's main module a second time.
     """
 
@@ -39,7 +39,8 @@ class DraftProcess:
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", whole, part))
         for end in (ours, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
-        name = _write_whole(source) if isinstance(source, nn.Module) else str(source)
+        copy = _copy_of(source) if isinstance(source, nn.Module) else None
+        name = copy or str(source)
         environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TRANSFORMERS_VERBOSITY": "error"}
         with theirs:
             self._child = subprocess.Popen(
@@ -53,7 +54,7 @@ class DraftProcess:
         self._timeout = timeout
         self.loaded: Loaded | None = None
         self.epoch = 0  # Begin and Settle records sent
-        self._end = weakref.finalize(self, _end, self._child, self._pipe, name if name.endswith(".pt") else None)
+        self._end = weakref.finalize(self, _end, self._child, self._pipe, copy)
 
     @property
     def pid(self) -> int:
@@ -71,7 +72,9 @@ class DraftProcess:
             try:
                 message = self.receive(timeout)
             except DraftLost as lost:
-                raise HippoError(f"the draft model did not load ({lost})", "check --draft, or use --method ar") from None
+                raise HippoError(
+                    f"the draft model did not load ({lost})", "check --draft, or use --method ar"
+                ) from None
             assert isinstance(message, Loaded)
             self.loaded = message
         return self.loaded
@@ -87,7 +90,9 @@ class DraftProcess:
         """The next record. timeout: in seconds, the process's own by default. Raises DraftLost."""
         try:
             if not self._pipe.poll(self._timeout if timeout is None else timeout):
-                raise DraftLost(f"the draft's process was silent for {self._timeout if timeout is None else timeout:g} s")
+                raise DraftLost(
+                    f"the draft's process was silent for {self._timeout if timeout is None else timeout:g} s"
+                )
             message = take(self._pipe)
         except (OSError, EOFError) as error:
             raise DraftLost(self._cause(error)) from None
@@ -121,14 +126,14 @@ class DraftProcess:
         return f"the draft's process died with {f'signal {-code}' if code < 0 else f'code {code}'}"
 
 
-def _write_whole(model: nn.Module) -> str:
-    handle, name = tempfile.mkstemp(prefix="hippo-draft-", suffix=".pt")
-    with os.fdopen(handle, "wb") as file:
-        torch.save(model, file)
-    return name
+def _copy_of(model: Any) -> str:
+    """A checkpoint folder of a model in memory. Pickling would not do: it loses what transformers keeps beside it."""
+    folder = tempfile.mkdtemp(prefix="hippo-draft-")
+    model.save_pretrained(folder)
+    return folder
 
 
-def _end(child: subprocess.Popen[bytes], pipe: Connection, left: str | None) -> None:
+def _end(child: subprocess.Popen[bytes], pipe: Connection, copy: str | None) -> None:
     pipe.close()
     deadline = time.monotonic() + 1.0
     while child.poll() is None and time.monotonic() < deadline:
@@ -136,5 +141,5 @@ def _end(child: subprocess.Popen[bytes], pipe: Connection, left: str | None) -> 
     if child.poll() is None:
         child.kill()
         child.wait()
-    if left is not None:
-        Path(left).unlink(missing_ok=True)
+    if copy is not None:
+        shutil.rmtree(copy, ignore_errors=True)

@@ -5,7 +5,6 @@ Started by `hippo.draft.process` as `python -m hippo.draft.worker FD SOURCE`; no
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import time
@@ -13,7 +12,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hippo.cached_model import CachedModel
 from hippo.draft.messages import Begin, End, Failed, Keep, Loaded, Propose, Ready, Settle, Token, put, take, unpacked
@@ -24,9 +23,9 @@ class Worker:
     """Serves one request after another. Between two draft steps it always looks at its pipe, so a rejection is heard
     at once and the steps it made pointless are not run."""
 
-    def __init__(self, pipe: Connection, model: nn.Module) -> None:
+    def __init__(self, pipe: Connection, model: Any) -> None:
         self._pipe = pipe
-        self._model: Any = model
+        self._model = model
         self._family = family_of(model)
         self._device = next(model.parameters()).device
         self._epoch = self._began = 0
@@ -62,8 +61,8 @@ class Worker:
                     self._cached.rollback(self._fed - stands)
                     self._fed = stands
                 self._tokens[stands:] = tokens
-            case Propose(count):
-                self._wanted += count
+            case Propose(number):
+                self._wanted += number
             case End():
                 self._forget()
 
@@ -73,7 +72,6 @@ class Worker:
         self._epoch += 1
         self._began = self._epoch
         began = time.perf_counter()
-        torch.set_num_threads(begin.threads)
         self._limit = begin.limit
         inputs = unpacked(begin.inputs, self._device)
         self._prompt = self._family.place(self._model, inputs)
@@ -84,7 +82,9 @@ class Worker:
         began = time.perf_counter()
         assert self._prompt is not None and self._embeds is not None
         model, prompt = self._model, self._prompt
-        self._cached = CachedModel(self._family.language_model(model), model.get_output_embeddings(), model.get_input_embeddings())
+        self._cached = CachedModel(
+            self._family.language_model(model), model.get_output_embeddings(), model.get_input_embeddings()
+        )
         stays = prompt.keep(torch.tensor(kept)).to(self._device)
         # Kept tokens keep their places: the positions are those of the whole prompt.
         self._cached.prefill(self._embeds[stays], prompt.positions[:, stays], prompt.next_position)
@@ -104,15 +104,11 @@ class Worker:
         put(self._pipe, Token(self._epoch, token, time.perf_counter() - began))
 
 
-def load_draft(source: str, dtype: str, device: str) -> nn.Module:
-    """The draft model of a checkpoint folder or hub id, or one that `hippo.draft.process` wrote whole (`*.pt`)."""
-    if source.endswith(".pt"):
-        model = torch.load(source, weights_only=False, mmap=True, map_location="cpu")
-        os.unlink(source)
-    else:
-        from transformers import AutoModelForImageTextToText
+def load_draft(source: str, dtype: str, device: str) -> Any:
+    """The draft model of a checkpoint folder or hub id, in evaluation mode on its device."""
+    from transformers import AutoModelForImageTextToText
 
-        model = AutoModelForImageTextToText.from_pretrained(source, dtype=getattr(torch, dtype, "auto"))
+    model: Any = AutoModelForImageTextToText.from_pretrained(source, dtype=getattr(torch, dtype, "auto"))
     return model.to(device).eval()
 
 

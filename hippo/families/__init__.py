@@ -1,6 +1,6 @@
 """Model families. A new family is one more file and one more line in FAMILIES."""
 
-from torch import nn
+from typing import Any
 
 from hippo.errors import HippoError
 from hippo.families.base import Family, Prompt, VideoGrid
@@ -12,7 +12,7 @@ FAMILIES: tuple[Family, ...] = (Qwen2_5VL(), LlavaOnevision())
 __all__ = ["FAMILIES", "Family", "Prompt", "VideoGrid", "family_of"]
 
 
-def family_of(model: nn.Module) -> Family:
+def family_of(model: Any) -> Family:
     """The family a loaded model belongs to. Raises HippoError if there is none yet."""
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     for family in FAMILIES:

@@ -62,11 +62,11 @@ class Family(Protocol):
 
     model_types: tuple[str, ...]
 
-    def place(self, model: nn.Module, inputs: Mapping[str, Any]) -> Prompt:
+    def place(self, model: Any, inputs: Mapping[str, Any]) -> Prompt:
         """Where everything stands, without running the model. Raises HippoError for inputs it cannot serve."""
 
-    def embed(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+    def embed(self, model: Any, inputs: Mapping[str, Any]) -> Tensor:
         """(L, D) input embeddings of the whole prompt, the video's projected tokens in their places."""
 
-    def language_model(self, model: nn.Module) -> nn.Module:
+    def language_model(self, model: Any) -> nn.Module:
         """The text stack: inputs_embeds, position_ids, attention_mask, past_key_values -> last_hidden_state."""

@@ -13,9 +13,9 @@ from hippo.families.base import Prompt, VideoGrid
 
 
 class LlavaOnevision:
-    model_types = ("llava_onevision",)
+    model_types: tuple[str, ...] = ("llava_onevision",)
 
-    def place(self, model: nn.Module, inputs: Mapping[str, Any]) -> Prompt:
+    def place(self, model: Any, inputs: Mapping[str, Any]) -> Prompt:
         input_ids = inputs["input_ids"]
         if len(input_ids) != 1:
             raise HippoError(f"a batch of {len(input_ids)} requests", "pass one request at a time")
@@ -28,17 +28,18 @@ class LlavaOnevision:
         tokens = (input_ids[0] == model.config.video_token_id).nonzero()[:, 0]
         if len(tokens) != grid.tokens + 1:
             raise HippoError(
-                f"{len(tokens)} video tokens in the prompt, {grid.tokens + 1} in the video", "use the model's own processor"
+                f"{len(tokens)} video tokens in the prompt, {grid.tokens + 1} in the video",
+                "use the model's own processor",
             )
         positions = torch.arange(len(input_ids[0]), device=input_ids.device)[None]
         return Prompt(input_ids[0], tokens[:-1], grid, positions, positions[:, -1] + 1)
 
-    def embed(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+    def embed(self, model: Any, inputs: Mapping[str, Any]) -> Tensor:
         input_ids = inputs["input_ids"][0]
         embeds = model.get_input_embeddings()(input_ids)
         features = model.model.get_video_features(inputs["pixel_values_videos"]).pooler_output
         video = (input_ids == model.config.video_token_id)[:, None]
         return embeds.masked_scatter(video, features.flatten(0, 1).to(embeds))
 
-    def language_model(self, model: nn.Module) -> nn.Module:
+    def language_model(self, model: Any) -> nn.Module:
         return model.model.language_model

@@ -13,9 +13,9 @@ from hippo.families.base import Prompt, VideoGrid
 
 
 class Qwen2_5VL:
-    model_types = ("qwen2_5_vl",)
+    model_types: tuple[str, ...] = ("qwen2_5_vl",)
 
-    def place(self, model: nn.Module, inputs: Mapping[str, Any]) -> Prompt:
+    def place(self, model: Any, inputs: Mapping[str, Any]) -> Prompt:
         input_ids = inputs["input_ids"]
         if len(input_ids) != 1:
             raise HippoError(f"a batch of {len(input_ids)} requests", "pass one request at a time")
@@ -27,7 +27,10 @@ class Qwen2_5VL:
         grid = VideoGrid(frames, rows // merge, columns // merge)
         video_at = (input_ids[0] == model.config.video_token_id).nonzero()[:, 0]
         if len(video_at) != grid.tokens:
-            raise HippoError(f"{len(video_at)} video tokens in the prompt, {grid.tokens} in the video", "use the model's own processor")
+            raise HippoError(
+                f"{len(video_at)} video tokens in the prompt, {grid.tokens} in the video",
+                "use the model's own processor",
+            )
         kinds = inputs.get("mm_token_type_ids")
         if kinds is None:
             kinds = (input_ids == model.config.video_token_id).int() * 2
@@ -44,12 +47,12 @@ class Qwen2_5VL:
         # temporal axis can exceed.
         return Prompt(input_ids[0], video_at, grid, positions[:, 0], positions[:, 0, -1] + 1)
 
-    def embed(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+    def embed(self, model: Any, inputs: Mapping[str, Any]) -> Tensor:
         input_ids = inputs["input_ids"][0]
         embeds = model.get_input_embeddings()(input_ids)
         features = model.model.get_video_features(inputs["pixel_values_videos"], inputs["video_grid_thw"]).pooler_output
         video = (input_ids == model.config.video_token_id)[:, None]
         return embeds.masked_scatter(video, torch.cat(list(features)).to(embeds))
 
-    def language_model(self, model: nn.Module) -> nn.Module:
+    def language_model(self, model: Any) -> nn.Module:
         return model.model.language_model

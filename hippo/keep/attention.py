@@ -58,7 +58,7 @@ class Listener:
 
 @contextmanager
 def listening(language_model: nn.Module, listener: Listener) -> Iterator[None]:
-    """While open, every layer's attention of a prefill is also heard by `listener`; the attention itself is unchanged."""
+    """While open, every layer's attention is also heard by `listener`; the attention itself is unchanged."""
     config: Any = language_model.config
     plain = config._attn_implementation
     name = _PREFIX + plain
@@ -82,7 +82,7 @@ def _hearing(plain: str) -> Any:
         listener = module.__dict__.get("_hippo_listener")
         if listener is not None:
             listener.hear(query, key, kwargs.get("scaling") or query.shape[-1] ** -0.5)
-        eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+        eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
         return ALL_ATTENTION_FUNCTIONS.get_interface(plain, eager)(module, query, key, value, mask, **kwargs)
 
     return attend

@@ -12,12 +12,14 @@ def spatial_score(features: Tensor, grid: VideoGrid, radius: int = 1) -> Tensor:
     """Variance of the cosine similarity between a token and the tokens in the window around it.
 
     features: (V, D) video tokens as the language model receives them. radius: of the square window, in tokens; the
-    window is cut at the frame's edge. Returns (V,) float32. Source: HIPPO, s_spat as summarised; radius 1 is our choice.
+    window is cut at the frame's edge. Returns (V,) float32. Source: HIPPO, s_spat as summarised;
+    radius 1 is our choice.
     """
     tokens = normalize(features.float().view(grid.frames, grid.rows, grid.columns, -1), dim=-1)
     around = pad(tokens, (0, 0, radius, radius, radius, radius))
     here = pad(tokens.new_ones(1, grid.rows, grid.columns), (radius, radius, radius, radius))
-    total, squares, count = 0, 0, 0
+    total = squares = tokens.new_zeros(tokens.shape[:3])
+    count = tokens.new_zeros(1, grid.rows, grid.columns)
     for down in range(2 * radius + 1):
         for right in range(2 * radius + 1):
             if down == right == radius:

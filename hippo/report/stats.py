@@ -55,7 +55,7 @@ class Stats:
 
     @property
     def run_between_rejections(self) -> float:
-        """Mean number of drafted tokens accepted in a row, across forwards (PEARL's MAT). An unbroken run counts as one."""
+        """Mean number of drafted tokens accepted in a row, across forwards (PEARL's MAT); an unbroken run is one."""
         return self.accepted / max(1, self.rejections)
 
     def as_dict(self) -> dict[str, Any]:

@@ -2,5 +2,6 @@
 
 from hippo.video.decoding import available_backends
 from hippo.video.reader import Video, read_video
+from hippo.video.sampling import check_request
 
-__all__ = ["Video", "available_backends", "read_video"]
+__all__ = ["Video", "available_backends", "check_request", "read_video"]

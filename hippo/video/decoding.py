@@ -88,10 +88,10 @@ def _sample_clip() -> bytes:
 
 
 def _first_line(error: Exception) -> str:
+    """A failure's kind and the first sentence of its message."""
+    kind = type(error).__name__
     lines = str(error).strip().splitlines()
-    return (
-        f"{type(error).__name__}: {lines[0].split('. ')[0].rstrip('. ')}" if lines else type(error).__name__
-    )
+    return f"{kind}: {lines[0].split('. ')[0].rstrip('. ')}" if lines else kind
 
 
 def decode_torchcodec(scan: Scan, request: Request, progress: Progress) -> Decoded | str:
@@ -105,15 +105,15 @@ def decode_torchcodec(scan: Scan, request: Request, progress: Progress) -> Decod
     """
     if not scan.trusted:
         return "the clip is damaged or its timestamps need repair"
-    if _is_turned(scan):
-        return "the clip is rotated"
+    if not _is_plain(scan):
+        return "its first frame is rotated or damaged"
     timeline = scan.timeline()
     picks = pick(timeline, request.frames, request.fps)
     try:
         from torchcodec.decoders import VideoDecoder
 
         decoder = VideoDecoder(
-            str(scan.path),
+            str(scan.path.absolute()),
             stream_index=scan.stream,
             dimension_order="NHWC",
             num_ffmpeg_threads=0,
@@ -125,9 +125,11 @@ def decode_torchcodec(scan: Scan, request: Request, progress: Progress) -> Decod
         last = decoder.get_frame_at(len(timeline.times) - 1).pts_seconds
     except Exception as error:  # its failures have no common type
         return _first_line(error)
-    expected = np.array([timeline.times[index] for index in (*picks, -1)])
-    shown = np.array([*seconds, last]) - decoder.metadata.begin_stream_seconds
-    if np.abs(shown - expected).max() > TIME_TOLERANCE:
+    # Times since the first frame would not tell frames before an edit list's start from those after it.
+    shown = scan.shown()
+    stamps = [scan.stamps[shown[index]] or 0 for index in (*picks, -1)]
+    expected = np.array([float(stamp * scan.time_base) for stamp in stamps])
+    if np.abs(np.array([*seconds, last]) - expected).max() > TIME_TOLERANCE:
         return "its timestamps differ"
     return Decoded(frames, picks, timeline)
 
@@ -148,12 +150,14 @@ def _torchcodec_frames(decoder: Any, picks: list[int], progress: Progress) -> tu
     return frames, seconds
 
 
-def _is_turned(scan: Scan) -> bool:
-    """Whether the clip's frames are stored turned or mirrored."""
+def _is_plain(scan: Scan) -> bool:
+    """Whether the clip's first frame decodes and is stored upright, neither turned nor mirrored."""
     with open_container(scan.path) as container:
-        stream = container.streams[scan.stream]
-        frame = next(iter(container.decode(stream)), None)
-        return frame is not None and _orientation(frame) != (False, False, False)
+        try:
+            frame = next(iter(container.decode(container.streams[scan.stream])), None)
+        except av.FFmpegError:
+            return False
+        return frame is not None and _orientation(frame) == (False, False, False)
 
 
 def decode_pyav(scan: Scan, request: Request, progress: Progress) -> Decoded:

@@ -63,7 +63,7 @@ class Scan:
         """Positions of the packets that are shown and carry a timestamp, in the order shown."""
         timed = [
             (stamp, index)
-            for index, (stamp, hidden) in enumerate(zip(self.stamps, self.hidden))
+            for index, (stamp, hidden) in enumerate(zip(self.stamps, self.hidden, strict=True))
             if stamp is not None and not hidden
         ]
         return [index for _, index in sorted(timed)]
@@ -108,9 +108,7 @@ def open_container(path: Path) -> InputContainer:
     try:
         # The prefix keeps a colon in the name from being read as a protocol; the whitelist keeps a
         # playlist from reaching the network.
-        return av.open(
-            f"file:{path}", metadata_errors="replace", container_options={"protocol_whitelist": "file"}
-        )
+        return av.open(f"file:{path}", metadata_errors="replace", container_options={"protocol_whitelist": "file"})
     except (av.FFmpegError, OSError, ValueError) as error:
         if has_mp4_header(path):
             raise HippoError(f"{path.name} is cut off and its index is lost", COPY_AGAIN) from error
@@ -177,11 +175,13 @@ def _declared_seconds(container: InputContainer, stream: Any) -> tuple[float | N
         return (float(stream.duration * stream.time_base), format_name == "avi") if known else (None, False)
     if "matroska" not in format_name or whole is None:
         return None, False
+    # Matroska's durations are the moments at which things end, wherever they start.
+    start = float((stream.start_time or 0) * stream.time_base)
     own = _clock_seconds(stream.metadata.get("DURATION", ""))
     # A tag beyond the container's duration was copied from a longer clip this one was cut from.
     if own and own < whole + 1:
-        return own, True
-    return whole, len(container.streams) == 1
+        return own - start, True
+    return whole - start, len(container.streams) == 1
 
 
 def _clock_seconds(text: str) -> float | None:
@@ -218,7 +218,7 @@ def _collect(container: InputContainer, stream: Any, scan: Scan) -> None:
 
 def _consistent(scan: Scan) -> bool:
     """Whether the timestamps can be used as they are and decoding can start at the first packet."""
-    visible = [stamp for stamp, hidden in zip(scan.stamps, scan.hidden) if not hidden]
+    visible = [stamp for stamp, hidden in zip(scan.stamps, scan.hidden, strict=True) if not hidden]
     stamps = [stamp for stamp in visible if stamp is not None]
     if not stamps or len(stamps) != len(visible) or len(set(stamps)) != len(stamps) or not scan.keys[0]:
         return False

@@ -69,7 +69,7 @@ def _pick_by_rate(timeline: Timeline, fps: float) -> list[int]:
     if _outpaces(timeline, fps, slack):
         return list(range(len(times)))
     picks: list[int] = []
-    for index, (start, end) in enumerate(zip(times, (*times[1:], timeline.duration))):
+    for index, (start, end) in enumerate(zip(times, (*times[1:], timeline.duration), strict=True)):
         sample = max(0, math.ceil((start - slack) * fps))
         if sample / fps < end - slack:
             picks.append(index)

@@ -5,4 +5,16 @@ from hippo.world.render import render, write_clip
 from hippo.world.scene import Scene, make_scene
 from hippo.world.score import Score, score
 
-__all__ = ["Scene", "Score", "Statement", "ask", "describe", "facts", "make_scene", "read", "render", "score", "write_clip"]
+__all__ = [
+    "Scene",
+    "Score",
+    "Statement",
+    "ask",
+    "describe",
+    "facts",
+    "make_scene",
+    "read",
+    "render",
+    "score",
+    "write_clip",
+]

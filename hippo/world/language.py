@@ -109,9 +109,7 @@ def facts(scene: Scene) -> list[Statement]:
     statements = [Statement("count", number=NUMBERS[len(seen)], tone=scene.tone, texture=scene.texture)]
     for thing in seen:
         look = thing.first
-        statements.append(
-            Statement("there", look.colour, thing.shape, thing.size, PLACES[cell_of(look)])
-        )
+        statements.append(Statement("there", look.colour, thing.shape, thing.size, PLACES[cell_of(look)]))
     statements += [_event_statement(scene, event) for event in scene.events]
     for thing in seen:
         if not thing.events:
@@ -167,7 +165,12 @@ def _event_statement(scene: Scene, event: Event) -> Statement:
     heading = HEADINGS[event.detail] if event.detail in DIRECTIONS else ""
     other_shape = scene.things[event.other].shape if event.other is not None else ""
     return Statement(
-        event.kind, event.colour, thing.shape, direction=heading, other_colour=event.other_colour, other_shape=other_shape
+        event.kind,
+        event.colour,
+        thing.shape,
+        direction=heading,
+        other_colour=event.other_colour,
+        other_shape=other_shape,
     )
 
 
@@ -218,5 +221,3 @@ def _read_sentence(sentence: str) -> Statement | None:
         if match := pattern.fullmatch(sentence):
             return Statement(kind, **match.groupdict())
     return None
-
-

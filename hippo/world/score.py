@@ -63,7 +63,9 @@ def score(text: str, scene: Scene) -> Score:
             shape=(named in looks or (said.shape in shapes and said.colour not in colours), 1),
         )
         if said.colour in colours and said.shape in shapes and named not in looks:
-            total += Score(colour=(1, 0))  # one of the two is wrong, and colour was matched to an object: blame the shape
+            total += Score(
+                colour=(1, 0)
+            )  # one of the two is wrong, and colour was matched to an object: blame the shape
         if said.kind in MOTIONS:
             total += Score(motion=(int(told), 1))
         elif said.kind not in ("there", "end"):

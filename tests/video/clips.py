@@ -13,7 +13,7 @@ import numpy as np
 
 WIDTH, HEIGHT, BITS = 64, 48, 8
 STRIPE = WIDTH // BITS
-CODECS = {".webm": "libvpx-vp9", ".avi": "mpeg4", ".mpg": "mpeg2video"}
+CODECS = {".webm": "libvpx-vp9", ".avi": "mpeg4", ".mpg": "mpeg2video", ".vob": "mpeg2video"}
 SOUND_CODECS = {".webm": "libopus", ".avi": "mp2", ".mpg": "mp2"}
 REAL_CLIPS = Path(__file__).parents[2].parent / "shared" / "data"
 
@@ -75,13 +75,23 @@ def write_clip(
 def write_sound(path: Path, seconds: float = 0.5) -> Path:
     """A file with a silent sound track and nothing else."""
     with av.open(str(path), "w") as container:
-        _write_silence(container, container.add_stream("aac", rate=48000), seconds)
+        codec = "libmp3lame" if path.suffix == ".mp3" else "aac"
+        _write_silence(container, container.add_stream(codec, rate=48000), seconds)
+    return path
+
+
+def add_cover(path: Path, picture: bytes) -> Path:
+    """Put a JPEG picture in front of an mp3 as its cover."""
+    body = b"\x00image/jpeg\x00\x03\x00" + picture
+    frame = b"APIC" + struct.pack(">I", len(body)) + b"\x00\x00" + body
+    size = bytes(len(frame) >> shift & 0x7F for shift in (21, 14, 7, 0))
+    path.write_bytes(b"ID3\x03\x00\x00" + size + frame + path.read_bytes())
     return path
 
 
 def _write_silence(container: Any, stream: Any, seconds: float) -> None:
     sample = stream.codec_context.format.name
-    dtype = np.float32 if "flt" in sample else np.int16
+    dtype = {"flt": np.float32, "s32": np.int32, "s16": np.int16}[sample.rstrip("p")]
     for start in range(0, int(seconds * 48000), 960):
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 960), dtype), format=sample, layout="mono")
         frame.sample_rate, frame.pts, frame.time_base = 48000, start, Fraction(1, 48000)

@@ -91,7 +91,6 @@ class FakeDecoder:
     shift = 0.0
 
     def __init__(self, source, **options):
-        self.metadata = SimpleNamespace(begin_stream_seconds=100.0)
         if isinstance(source, bytes):
             self.images, self.times = [np.zeros((32, 32, 3), np.uint8)], [0.0]
         else:
@@ -99,10 +98,10 @@ class FakeDecoder:
             assert options["dimension_order"] == "NHWC" and options["seek_mode"] == "exact"
 
     def get_frame_at(self, index):
-        return SimpleNamespace(pts_seconds=100.0 + self.times[index])
+        return SimpleNamespace(pts_seconds=self.shift + self.times[index])
 
     def get_frames_at(self, indices):
-        seconds = np.array([100.0 + self.shift + self.times[index] for index in indices])
+        seconds = np.array([self.shift + self.times[index] for index in indices])
         images = np.stack([self.images[index] for index in indices])
         return SimpleNamespace(data=SimpleNamespace(numpy=lambda: images), pts_seconds=seconds)
 

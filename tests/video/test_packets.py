@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from hippo.errors import HippoError
+from hippo.video import packets
 from hippo.video.packets import Scan, check_file, needed_runs, scan_packets
 
 from .clips import cut, write_clip
@@ -53,6 +54,19 @@ def test_clip_that_starts_between_key_frames_is_not_trusted(tmp_path):
     assert scan_packets(path).trusted
     path.write_bytes(path.read_bytes()[188 * 20 :])
     assert not scan_packets(path).trusted
+
+
+def test_frames_shown_before_the_first_key_frame_are_not_trusted():
+    assert packets._consistent(scan_of([0, 2, 1, 3], [0]))
+    assert not packets._consistent(scan_of([2, 0, 1, 3], [0]))
+    assert not packets._consistent(scan_of([0, 1, 1, 2], [0]))
+
+
+def test_stale_duration_tag_is_not_believed(tmp_path):
+    path = write_clip(tmp_path / "clip.mkv")
+    path.write_bytes(path.read_bytes().replace(b"00:00:03.0", b"00:20:00.0"))
+    scan = scan_packets(path)
+    assert scan.declared == pytest.approx(3.0)
 
 
 def test_runs_start_at_key_frames_and_skip_what_is_not_needed():

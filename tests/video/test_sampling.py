@@ -45,9 +45,7 @@ def test_count_gives_different_frames_even_around_a_long_still():
     assert pick(held, 4, None) == [2, 3, 4, 5]
 
 
-@pytest.mark.parametrize(
-    "fps, expected", [(2.0, [0, 5, 10, 15, 20]), (4.0, [0, 2, 5, 7, 10, 12, 15, 17, 20, 22])]
-)
+@pytest.mark.parametrize("fps, expected", [(2.0, [0, 5, 10, 15, 20]), (4.0, [0, 2, 5, 7, 10, 12, 15, 17, 20, 22])])
 def test_rate_picks_what_is_on_screen_at_each_sample(fps, expected):
     assert pick(even(25, 10), None, fps) == expected
 

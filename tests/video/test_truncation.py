@@ -9,7 +9,7 @@ from .clips import cut, write_clip
 FRAGMENTED = {"movflags": "frag_keyframe+empty_moov"}
 
 
-@pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv", "clip.webm", "clip.avi", "clip.mpg"])
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv", "clip.webm", "clip.avi", "clip.mpg", "clip.vob"])
 @pytest.mark.parametrize("part", [0.3, 0.7, 0.99])
 def test_cut_files_are_told_from_whole_ones(tmp_path, name, part):
     path = write_clip(tmp_path / name, rate=25)

@@ -1,0 +1,128 @@
+"""What several commands share: options, quiet loading with a sign of progress, printing."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from hippo.errors import HippoError
+from hippo.llm import Output, VideoLLM, load
+from hippo.options import make_options
+from hippo.report.baseline import Comparison, transformers_generate
+from hippo.video import check_request, read_video
+
+stderr = Console(stderr=True, highlight=False)
+
+VideoArgument = Annotated[Path, typer.Argument(help="The clip: mp4, mkv, webm, avi, mpg and what else FFmpeg reads.")]
+PromptOption = Annotated[str, typer.Option("-p", "--prompt", help="What to ask about the video.")]
+TargetOption = Annotated[str, typer.Option(help="The model whose words you want: a folder, a hub id, or tiny.")]
+DraftOption = Annotated[str | None, typer.Option(help="A smaller model with the same tokenizer; tiny brings its own.")]
+FramesOption = Annotated[int | None, typer.Option(help="Frames to sample, evenly spread. [default: 16]")]
+FpsOption = Annotated[float | None, typer.Option(help="Frames to sample a second, instead of --frames.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N. auto takes the first GPU.")]
+DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16. auto: float32 on a CPU.")]
+TokensOption = Annotated[int, typer.Option(help="Longest answer, in tokens.")]
+KeepOption = Annotated[float, typer.Option(help="Share of the video tokens that the draft sees, in (0, 1].")]
+GammaOption = Annotated[str, typer.Option(help="Tokens drafted at a time; auto measures the best as it goes.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text and tables.")]
+
+
+def parse_gamma(gamma: str) -> int | str:
+    """ "auto" or a whole number."""
+    try:
+        return gamma if gamma == "auto" else int(gamma)
+    except ValueError:
+        raise HippoError(f"gamma {gamma!r} is neither a whole number nor auto", "use --gamma auto") from None
+
+
+def require_clip(video: Path, frames: int | None, fps: float | None) -> None:
+    """Refuse a clip or a sampling that cannot work before any model is loaded."""
+    check_request(frames, fps)
+    read_video(video, frames=1)
+
+
+@contextmanager
+def loaded(target: str, draft: str | None, device: str = "auto", dtype: str = "auto") -> Iterator[VideoLLM]:
+    """A loaded pair, ended with the block; says on stderr that it is loading."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    with stderr.status(f"loading {target}" + (f" and {draft}" if draft else "")):
+        llm = load(target, draft, device=device, dtype=dtype)
+    with llm:
+        yield llm
+
+
+@contextmanager
+def answering() -> Iterator[tuple[Callable[[str], None], Callable[[str, float], None]]]:
+    """Callbacks (on_text, progress) for an answer on its way: a bar on stderr until the first words, then the words."""
+    with Progress(console=stderr, transient=True) as bar:
+        task = bar.add_task("reading frames", total=1.0)
+
+        def progress(phase: str, share: float) -> None:
+            bar.update(task, completed=share)
+            if share >= 1:
+                bar.update(task, description="watching", total=None)
+
+        def on_text(piece: str) -> None:
+            bar.stop()
+            say(piece)
+
+        yield on_text, progress
+
+
+def compare(
+    llm: VideoLLM, video: Path, prompt: str, options: dict[str, Any], sampling: dict[str, Any], runs: int, first: Output
+) -> Comparison:
+    """`runs` answers, `first` among them, each beside one of generate(), in turn."""
+    outputs, baselines = [first], []
+    with stderr.status("the same by transformers' generate(), to compare") as status:
+        for run in range(runs):
+            status.update(f"the same by transformers' generate(), to compare ({run + 1} of {runs})")
+            if run:
+                outputs.append(llm.generate(video, prompt, **sampling, **options))
+            baselines.append(transformers_generate(llm, str(video), prompt, make_options(**options), **sampling))
+    return Comparison(outputs, baselines)
+
+
+def as_json(output: Output, comparison: Comparison | None = None) -> dict[str, Any]:
+    """What --json prints."""
+    stats = output.stats
+    result: dict[str, Any] = {
+        "text": output.text,
+        "token_ids": output.token_ids,
+        "method": stats.method,
+        "stats": stats.as_dict(),
+        "warnings": list(output.warnings),
+    }
+    if comparison is not None:
+        result["baseline"] = comparison.baselines[0].as_dict()
+        result["identical"] = comparison.identical
+        result["speedup"] = comparison.speedup
+    return result
+
+
+def say(piece: str) -> None:
+    """A piece of the answer, to stdout, at once."""
+    sys.stdout.write(piece)
+    sys.stdout.flush()
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """One JSON object on stdout."""
+    say(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+def warn(output: Output) -> None:
+    """An answer's warnings, on stderr."""
+    for warning in output.warnings:
+        stderr.print(f"warning: {warning}", style="yellow", markup=False)

@@ -1,0 +1,73 @@
+"""hippo doctor: what is installed, what was found, what will be used and why."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+
+import torch
+from rich.table import Table
+
+from hippo.checkpoints import BUNDLED, pick_device
+from hippo.cli.common import JsonOption, print_json, stderr
+from hippo.families import FAMILIES
+from hippo.threads import cores, shares
+from hippo.video import available_backends
+
+
+def doctor(json: JsonOption = False) -> None:
+    """Show versions, devices and video decoders, and what hippo will use and why."""
+    facts = {
+        "versions": _versions(),
+        "video decoders": available_backends(),
+        "devices": _devices(),
+        "will use": _plan(),
+    }
+    if json:
+        print_json(facts)
+        return
+    table = Table(show_header=False, box=None, padding=(0, 2))
+    for title, rows in facts.items():
+        table.add_row(f"[bold]{title}[/bold]", "")
+        for name, value in rows.items():
+            table.add_row("  " + name, value)
+    stderr.print(table)
+
+
+def _versions() -> dict[str, str]:
+    names = ("hippo-video", "torch", "torchvision", "transformers", "tokenizers", "av")
+    return {"python": platform.python_version()} | {name: version(name) for name in names}
+
+
+def _devices() -> dict[str, str]:
+    found = {"cpu": f"{platform.processor() or platform.machine()}, {cores()} cores"}
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        found[f"cuda:{index}"] = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+    return found
+
+
+def _plan() -> dict[str, str]:
+    device, gpus = pick_device("auto"), torch.cuda.device_count()
+    target, draft = shares()
+    decoder = "torchcodec" if _works("torchcodec") else "pyav"
+    why = "it imports" if decoder == "torchcodec" else "torchcodec does not work here"
+    plan = {"video decoder": f"{decoder}: {why}"}
+    if gpus == 0:
+        plan["target"] = f"cpu, {target} of {cores()} threads: there is no GPU"
+        plan["draft"] = f"cpu, in its own process, {draft} of {cores()} threads: so that the two do not fight for cores"
+        plan["dtype"] = "float32: half precision is slow on a CPU and makes near ties frequent"
+    else:
+        plan["target"] = f"{device}: the first GPU"
+        plan["draft"] = (
+            "cuda:1: a GPU of its own" if gpus > 1 else f"{device}, in its own process: there is no second GPU"
+        )
+        plan["dtype"] = "the checkpoint's own"
+    plan["families"] = ", ".join(name for family in FAMILIES for name in family.model_types)
+    there = (BUNDLED / "tiny" / "target" / "model.safetensors").exists()
+    plan["bundled pair"] = "there" if there else "missing: reinstall hippo-video"
+    return plan
+
+
+def _works(backend: str) -> bool:
+    return available_backends()[backend][:1].isdigit()

@@ -1,0 +1,92 @@
+"""The yardstick: the installed transformers' generate() on the same models, clip and machine."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from transformers.generation.streamers import BaseStreamer
+
+from hippo.inputs import prepare
+from hippo.llm import Output, VideoLLM
+from hippo.options import Options
+from hippo.video import read_video
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """An answer of generate(). decode: seconds from its first token to its last; total: reading the clip included."""
+
+    text: str
+    token_ids: list[int]
+    decode: float
+    total: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"text": self.text, "token_ids": self.token_ids, "seconds": {"decode": self.decode, "total": self.total}}
+
+
+class _Clock(BaseStreamer):
+    """Notes when each token of generate() arrives; the first arrival is the prompt."""
+
+    def __init__(self) -> None:
+        self.arrivals: list[float] = []
+
+    def put(self, value: Any) -> None:
+        self.arrivals.append(time.perf_counter())
+
+    def end(self) -> None:
+        pass
+
+
+def transformers_generate(
+    llm: VideoLLM, video: str, prompt: str, options: Options, frames: int | None = None, fps: float | None = None
+) -> Baseline:
+    """Answer by `model.generate()`, greedily or with the same sampling settings; times what a caller waits for."""
+    began, clock, sampling = time.perf_counter(), _Clock(), options.sampling
+    inputs = prepare(llm.processor, read_video(video, frames=frames, fps=fps), prompt)
+    model, tokenizer = llm.pair.target, llm.processor.tokenizer
+    inputs = {k: v.to(model.device) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
+    choices: dict[str, Any] = {"do_sample": sampling.temperature > 0}
+    if sampling.temperature > 0:
+        choices |= {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
+        if sampling.seed is not None:
+            torch.manual_seed(sampling.seed)
+    if options.stop:
+        choices |= {"stop_strings": list(options.stop), "tokenizer": tokenizer}
+    ids = model.generate(**inputs, **choices, max_new_tokens=options.max_new_tokens, streamer=clock)
+    token_ids = ids[0, inputs["input_ids"].shape[1] :].tolist()
+    total = time.perf_counter() - began
+    text = tokenizer.decode(token_ids, skip_special_tokens=True)
+    return Baseline(text, token_ids, clock.arrivals[-1] - clock.arrivals[1], total)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs of one method beside runs of generate(), in turn. Speedups are medians over the pairs of runs."""
+
+    outputs: list[Output]
+    baselines: list[Baseline]
+
+    @property
+    def identical(self) -> bool:
+        """Whether every run gave generate()'s token ids."""
+        return all(o.token_ids == b.token_ids for o, b in zip(self.outputs, self.baselines, strict=True))
+
+    @property
+    def speedup(self) -> dict[str, float]:
+        """decode and end_to_end, generate()'s seconds over ours at equal token counts."""
+        return {
+            "decode": self._ratio(lambda o, b: b.decode / max(o.stats.seconds.decode, 1e-9)),
+            "end_to_end": self._ratio(lambda o, b: b.total / o.stats.seconds.total),
+        }
+
+    def _ratio(self, of: Any) -> float:
+        # Per token, so that sampled texts of unequal length compare fairly.
+        return median(
+            of(o, b) * len(o.token_ids) / len(b.token_ids) for o, b in zip(self.outputs, self.baselines, strict=True)
+        )

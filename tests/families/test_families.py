@@ -1,0 +1,104 @@
+"""Each family: positions and embeddings as generate() has them, and test models that really look."""
+
+import pytest
+import torch
+
+from hippo.cached_model import CachedModel
+from hippo.errors import HippoError
+from hippo.families import family_of
+from tests.models import FAMILIES, generated, inputs, model
+
+
+@pytest.fixture(params=FAMILIES)
+def name(request):
+    return request.param
+
+
+def steps(target, request, tokens, positions=None):
+    """Logits along `tokens`, by the family's own prompt and a KV cache."""
+    family = family_of(target)
+    prompt = family.place(target, request)
+    cached = CachedModel(
+        family.language_model(target), target.get_output_embeddings(), target.get_input_embeddings()
+    )
+    positions = prompt.positions if positions is None else positions
+    rows = [cached.prefill(family.embed(target, request), positions, prompt.next_position)]
+    rows += [cached.extend([token])[-1] for token in tokens]
+    return torch.stack(rows)
+
+
+def test_the_test_models_look_at_the_video(name):
+    target = model(name)
+    texts = {tuple(generated(target, inputs(name, seed=0) | {"pixel_values_videos": other})) for other in videos(name)}
+    assert len(texts) == 4
+
+
+def videos(name):
+    return [inputs(name, seed=seed)["pixel_values_videos"] for seed in range(4)]
+
+
+def test_the_test_models_look_at_positions(name):
+    target, request = model(name), inputs(name)
+    prompt = family_of(target).place(target, request)
+    tokens = generated(target, request)
+    right = steps(target, request, tokens[:-1])
+    squeezed = steps(target, request, tokens[:-1], prompt.positions // 2)
+    assert right.argmax(-1).tolist() == tokens
+    assert squeezed.argmax(-1).tolist() != tokens
+
+
+def test_logits_are_those_of_generate(name):
+    target, request = model(name), inputs(name)
+    out = target.generate(
+        **request, do_sample=False, max_new_tokens=12, return_dict_in_generate=True, output_logits=True
+    )
+    tokens = out.sequences[0, request["input_ids"].shape[1] :].tolist()
+    torch.testing.assert_close(steps(target, request, tokens[:-1]), torch.cat(out.logits), rtol=1e-4, atol=1e-3)
+
+
+def test_video_tokens_lie_in_frame_row_column_order(name):
+    target, request = model(name), inputs(name)
+    prompt = family_of(target).place(target, request)
+    grid = prompt.grid
+    assert len(prompt.video_at) == grid.tokens == grid.frames * grid.rows * grid.columns
+    if name == "qwen2_5_vl":
+        at = prompt.positions[:, prompt.video_at].view(3, grid.frames, grid.rows, grid.columns)
+        assert (at[1].diff(dim=1) == 1).all() and (at[2].diff(dim=2) == 1).all()
+        assert (at[0].diff(dim=0) > 0).all()
+        assert int(prompt.next_position[0]) <= int(prompt.positions.max()), "the clip must reach further than the text"
+
+
+def test_keep_leaves_all_but_the_dropped_video_tokens(name):
+    target, request = model(name), inputs(name)
+    prompt = family_of(target).place(target, request)
+    kept = torch.tensor([0, 5])
+    stays = prompt.keep(kept)
+    assert len(stays) == len(prompt.input_ids) - prompt.grid.tokens + 2
+    assert set(prompt.video_at[kept].tolist()) <= set(stays.tolist())
+    assert stays.tolist() == sorted(stays.tolist())
+
+
+def test_the_question_is_the_text_after_the_video(name):
+    target, request = model(name), inputs(name, question=3)
+    prompt = family_of(target).place(target, request)
+    ids = prompt.input_ids[prompt.question_at]
+    assert len(ids) == 3 and (prompt.question_at > prompt.video_at[-1]).all()
+    assert (ids != prompt.input_ids[prompt.video_at[0]]).all()
+
+
+def test_requests_that_cannot_be_served_are_refused(name):
+    target, request = model(name), inputs(name)
+    family = family_of(target)
+    two = {key: torch.cat([value, value]) for key, value in request.items()}
+    with pytest.raises(HippoError, match="one request at a time"):
+        family.place(target, two)
+    with pytest.raises(HippoError, match="one video"):
+        family.place(target, {"input_ids": request["input_ids"]})
+    short = request | {"input_ids": request["input_ids"][:, 6:]}
+    with pytest.raises(HippoError, match="video tokens in the prompt"):
+        family.place(target, short)
+
+
+def test_an_unknown_family_is_named():
+    with pytest.raises(HippoError, match="'Linear' are not supported yet"):
+        family_of(torch.nn.Linear(1, 1))

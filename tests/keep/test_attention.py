@@ -1,0 +1,66 @@
+"""The attention score against eager attention and a slow obvious reference; listening changes nothing."""
+
+import pytest
+import torch
+
+from hippo.cached_model import CachedModel
+from hippo.families import family_of
+from hippo.keep.attention import Listener, attention_score, listening
+from tests.models import FAMILIES, inputs, model
+
+
+def test_against_a_slow_reference():
+    torch.manual_seed(0)
+    queries, keys = torch.randn(6, 5, 8), torch.randn(2, 11, 8)
+    expected = torch.zeros(11)
+    for head in range(6):
+        for query in range(5):
+            logits = torch.stack([queries[head, query] @ keys[head // 3, v] * 0.3 for v in range(11)])
+            expected += logits.exp() / logits.exp().sum() / 30
+    torch.testing.assert_close(attention_score(queries, keys, 0.3), expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_listening_matches_eager_attention_and_leaves_the_prefill_alone(family):
+    target, request = model(family), inputs(family)
+    own = family_of(target)
+    prompt, embeds = own.place(target, request), own.embed(target, request)
+
+    def prefill():
+        parts = own.language_model(target), target.get_output_embeddings(), target.get_input_embeddings()
+        return CachedModel(*parts).prefill(embeds, prompt.positions, prompt.next_position)
+
+    listener = Listener(prompt.question_at, prompt.video_at)
+    with listening(own.language_model(target), listener):
+        heard = prefill()
+    assert torch.equal(heard, prefill())
+    assert listener.layers == 3 and own.language_model(target).config._attn_implementation == "sdpa"
+
+    target.set_attn_implementation("eager")
+    try:
+        positions = prompt.positions if len(prompt.positions) == 1 else prompt.positions[:, None]
+        with torch.no_grad():
+            maps = (
+                own.language_model(target)(
+                    inputs_embeds=embeds[None],
+                    position_ids=positions,
+                    attention_mask=torch.ones(1, len(embeds), dtype=torch.bool),
+                    output_attentions=True,
+                    use_cache=False,
+                )
+            ).attentions
+    finally:
+        target.set_attn_implementation("sdpa")
+    # Full attention restricted to the video keys and renormalised is the softmax over the video keys only.
+    rows = torch.stack(maps)[:, 0][:, :, prompt.question_at][..., prompt.video_at]
+    expected = (rows / rows.sum(-1, keepdim=True)).mean(dim=(0, 1, 2))
+    torch.testing.assert_close(listener.scores, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_an_error_while_listening_leaves_nothing_behind():
+    target = model("qwen2_5_vl")
+    text = family_of(target).language_model(target)
+    with pytest.raises(ZeroDivisionError), listening(text, Listener(torch.tensor([0]), torch.tensor([0]))):
+        raise ZeroDivisionError
+    assert text.config._attn_implementation == "sdpa"
+    assert not any("_hippo_listener" in layer.__dict__ for layer in text.modules())

@@ -1,0 +1,139 @@
+"""Small random models of both families whose output depends on the video and on positions, and inputs for them.
+
+Default initialisation gives models that hardly look at either, on which a wrong implementation passes; these have
+their linear weights and embeddings scaled up. `test_families` proves that they do look.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import (
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+)
+
+VOCABULARY = 160
+VIDEO, IMAGE, START, END = 150, 151, 152, 153
+FAMILIES = ("qwen2_5_vl", "llava_onevision")
+
+
+def scaled(model: Any, seed: int, linear: float = 6.0, embeddings: float = 5.0) -> Any:
+    """Give a model weights under which every input matters."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim >= 2:
+                factor = embeddings if "embed" in name and "patch" not in name else linear
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02 * factor)
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = 0
+    return model.eval()
+
+
+@lru_cache
+def qwen(seed: int = 0, layers: int = 3, vocabulary: int = VOCABULARY) -> Any:
+    """A random Qwen2.5-VL."""
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": vocabulary,
+            "hidden_size": 64,
+            "intermediate_size": 96,
+            "num_hidden_layers": layers,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 512,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
+            "bos_token_id": None,
+            "eos_token_id": None,
+            "pad_token_id": 0,
+        },
+        vision_config={
+            "depth": 2,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_heads": 2,
+            "out_hidden_size": 64,
+            "window_size": 56,
+            "fullatt_block_indexes": [1],
+            "tokens_per_second": 4,
+        },
+        image_token_id=IMAGE,
+        video_token_id=VIDEO,
+        vision_start_token_id=START,
+        vision_end_token_id=END,
+    )
+    return scaled(Qwen2_5_VLForConditionalGeneration(config), seed)
+
+
+@lru_cache
+def llava(seed: int = 0, layers: int = 3, vocabulary: int = VOCABULARY) -> Any:
+    """A random LLaVA-OneVision."""
+    config = LlavaOnevisionConfig(
+        text_config={
+            "model_type": "qwen2",
+            "vocab_size": vocabulary,
+            "hidden_size": 64,
+            "intermediate_size": 96,
+            "num_hidden_layers": layers,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 512,
+            "bos_token_id": None,
+            "eos_token_id": None,
+            "pad_token_id": 0,
+        },
+        vision_config={
+            "model_type": "siglip_vision_model",
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": 56,
+            "patch_size": 14,
+        },
+        image_token_index=IMAGE,
+        video_token_index=VIDEO,
+    )
+    config.image_token_id, config.video_token_id = IMAGE, VIDEO
+    return scaled(LlavaOnevisionForConditionalGeneration(config), seed)
+
+
+def model(family: str, seed: int = 0, layers: int = 3, vocabulary: int = VOCABULARY) -> Any:
+    """A random model of a family; the same arguments give the same object."""
+    return {"qwen2_5_vl": qwen, "llava_onevision": llava}[family](seed, layers, vocabulary)
+
+
+def inputs(family: str, seed: int = 0, question: int = 6, frames: int = 8) -> dict[str, torch.Tensor]:
+    """A processor's output for a random clip. question: tokens after the video. frames: even."""
+    rng = np.random.default_rng(seed)
+    words = torch.from_numpy(rng.integers(1, 140, size=4 + question))
+    if family == "qwen2_5_vl":
+        steps, rows, columns = frames // 2, 4, 6
+        patches = torch.from_numpy(rng.normal(size=(steps * rows * columns, 1176))).float()
+        video = torch.full((steps * rows * columns // 4,), VIDEO)
+        ids = torch.cat([words[:3], torch.tensor([START]), video, torch.tensor([END]), words[4 : 3 + question]])[None]
+        return {
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "mm_token_type_ids": (ids == VIDEO).int() * 2,
+            "pixel_values_videos": patches,
+            "video_grid_thw": torch.tensor([[steps, rows, columns]]),
+            # Time reaches further than space: where transformers' two rules for the next position differ.
+            "second_per_grid_ts": torch.tensor([1.5]),
+        }
+    pixels = torch.from_numpy(rng.normal(size=(1, frames, 3, 56, 56))).float()
+    video = torch.full((frames * 4 + 1,), VIDEO)
+    ids = torch.cat([words[:4], video, words[4 : 4 + question]])[None]
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values_videos": pixels}
+
+
+def generated(target: Any, request: dict[str, Any], **options: Any) -> list[int]:
+    """What transformers' generate() says, prompt left out."""
+    options = {"do_sample": False, "max_new_tokens": 24} | options
+    return target.generate(**request, **options)[0, request["input_ids"].shape[1] :].tolist()

@@ -1,0 +1,268 @@
+"""Losslessness: every decoder, pruner and gamma against transformers' generate(), at every edge."""
+
+import os
+import resource
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from scipy.stats import chisquare
+
+from hippo.errors import HippoError
+from hippo.options import make_options
+from hippo.pair import Pair
+from hippo.report.stats import Stats
+from tests.drafts import draft
+from tests.models import FAMILIES, generated, inputs, model
+
+_pairs = {}
+
+
+def pair(family, kind, **options):
+    """A pair with a given kind of draft, started once."""
+    key = family, kind, *options.items()
+    if key not in _pairs:
+        _pairs[key] = Pair(model(family), draft(kind, family), **options)
+    return _pairs[key]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _end_all_drafts():
+    yield
+    for each in _pairs.values():
+        each.close()
+    _pairs.clear()
+
+
+def answer(of, request, decode=None, **options):
+    """(token ids, stats)."""
+    stats, tokens = Stats(), []
+    for chunk in of.answer(request, make_options(**({"max_new_tokens": 24} | options)), stats, decode):
+        tokens += chunk
+    return tokens, stats
+
+
+@pytest.mark.parametrize("kind", ["other", "same", "wrong"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_decoder_pruner_and_gamma_equals_generate(family, kind):
+    request = inputs(family)
+    expected = generated(model(family), request)
+    for decoder in ("serial", "parallel"):
+        for pruner in ("none", "uniform", "hippo"):
+            for gamma in (1, 2, 5, "auto"):
+                options = {"decoder": decoder, "pruner": pruner, "gamma": gamma, "keep_ratio": 0.2}
+                tokens, stats = answer(pair(family, kind), request, **options)
+                assert tokens == expected, options
+                assert stats.new_tokens == 24 and not stats.draft_lost
+    assert answer(pair(family, kind), request, method="ar")[0] == expected
+
+
+@pytest.mark.parametrize("decoder", ["serial", "parallel"])
+def test_a_draft_that_is_the_target_is_never_rejected(decoder):
+    request = inputs("qwen2_5_vl", seed=1)
+    tokens, stats = answer(pair("qwen2_5_vl", "same"), request, decoder=decoder, pruner="none", gamma=4)
+    assert stats.accepted == stats.checked > 10 and stats.rejections == 0
+    assert stats.target_forwards < 23 and tokens == generated(model("qwen2_5_vl"), request)
+
+
+@pytest.mark.parametrize("decoder", ["serial", "parallel"])
+def test_a_draft_that_is_always_wrong_is_always_rejected(decoder):
+    request = inputs("qwen2_5_vl", seed=1)
+    tokens, stats = answer(pair("qwen2_5_vl", "wrong"), request, decoder=decoder, pruner="none", gamma=3)
+    assert stats.accepted == 0 < stats.rejections and stats.target_forwards == 23
+    assert tokens == generated(model("qwen2_5_vl"), request)
+
+
+@pytest.mark.parametrize("decoder", ["ar", "serial", "parallel"])
+@pytest.mark.parametrize("at", [0, 1, 2, 3, 7, 8])
+def test_eos_ends_the_answer_wherever_it_falls(decoder, at):
+    family = "qwen2_5_vl"
+    target, request = model(family), inputs(family, seed=2)
+    plain = generated(target, request)
+    target.generation_config.eos_token_id = [plain[at], 158]
+    try:
+        expected = generated(target, request)
+        tokens, stats = answer(pair(family, "same"), request, decoder=decoder, gamma=5, pruner="none")
+    finally:
+        target.generation_config.eos_token_id = None
+    assert tokens == expected == plain[: plain.index(plain[at]) + 1]
+    assert stats.finish == "eos" and stats.new_tokens == len(tokens)
+
+
+@pytest.mark.parametrize("decoder", ["ar", "serial", "parallel"])
+@pytest.mark.parametrize("length", [1, 2, 5, 6, 7])
+def test_max_new_tokens_is_exact(decoder, length):
+    request = inputs("llava_onevision")
+    tokens, stats = answer(pair("llava_onevision", "same"), request, decoder=decoder, gamma=5, max_new_tokens=length)
+    assert tokens == generated(model("llava_onevision"), request)[:length] and stats.finish == "length"
+
+
+@pytest.mark.parametrize("decoder", ["ar", "serial", "parallel"])
+def test_a_stop_string_ends_at_its_last_token(decoder):
+    request = inputs("qwen2_5_vl", seed=3)
+    plain = generated(model("qwen2_5_vl"), request)
+
+    def decode(ids):
+        return "".join(chr(200 + i) for i in ids)
+
+    tokens, stats = answer(
+        pair("qwen2_5_vl", "same"), request, decode, decoder=decoder, gamma=5, stop=decode(plain[6:8])
+    )
+    end = next(i for i in range(2, 9) if plain[i - 2 : i] == plain[6:8])
+    assert tokens == plain[:end] and stats.finish == "stop"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_token_after_the_video(family):
+    request = inputs(family, seed=4, question=1)
+    tokens, _ = answer(pair(family, "other"), request, method="hippo", keep_ratio=0.2)
+    assert tokens == generated(model(family), request)
+
+
+@pytest.mark.parametrize("ratio", [1e-6, 1.0])
+def test_keeping_almost_nothing_and_everything(ratio):
+    request = inputs("qwen2_5_vl", seed=5)
+    tokens, stats = answer(pair("qwen2_5_vl", "other"), request, method="hippo", keep_ratio=ratio)
+    assert tokens == generated(model("qwen2_5_vl"), request)
+    assert stats.kept_tokens == max(1, round(ratio * stats.video_tokens))
+
+
+def test_kept_tokens_keep_their_places():
+    """With everything kept by pruning, the draft is still the target, so nothing may be rejected."""
+    request = inputs("qwen2_5_vl", seed=5)
+    _, stats = answer(pair("qwen2_5_vl", "same"), request, method="hippo", keep_ratio=1.0, gamma=4)
+    assert stats.rejections == 0 < stats.accepted
+
+
+def test_a_draft_with_a_padded_vocabulary_works():
+    request = inputs("qwen2_5_vl", seed=6)
+    for options in ({"method": "hippo"}, {"method": "sd"}, {"method": "pearl", "temperature": 1.0, "seed": 1}):
+        tokens, stats = answer(pair("qwen2_5_vl", "padded"), request, **options)
+        assert not stats.draft_lost and len(tokens) == 24
+    assert answer(pair("qwen2_5_vl", "padded"), request)[0] == generated(model("qwen2_5_vl"), request)
+
+
+def test_penalties_of_the_checkpoint_are_those_of_generate():
+    target, request = model("qwen2_5_vl"), inputs("qwen2_5_vl", seed=7)
+    plain = generated(target, request)
+    target.generation_config.repetition_penalty = 1.8
+    try:
+        expected = generated(target, request)
+        for method in ("ar", "sd", "pearl", "hippo"):
+            assert answer(pair("qwen2_5_vl", "same"), request, method=method, gamma=3)[0] == expected
+    finally:
+        target.generation_config.repetition_penalty = None
+    assert plain != expected
+
+
+@pytest.mark.parametrize("decoder", ["serial", "parallel"])
+def test_sampled_answers_follow_the_target(decoder):
+    """The first two tokens of many answers against their exact joint distribution: chi-square, fixed seeds."""
+    request, target = inputs("qwen2_5_vl", seed=8), model("qwen2_5_vl")
+    options = {"temperature": 2.0, "top_k": 3, "max_new_tokens": 2, "decoder": decoder, "pruner": "none", "gamma": 2}
+    exact = exact_pairs(target, request, 2.0, 3)
+    runs = 300
+    counts = Counter(tuple(answer(pair("qwen2_5_vl", "same"), request, seed=s, **options)[0]) for s in range(runs))
+    assert set(counts) <= set(exact)
+    expected = [exact[key] * runs for key in exact]
+    assert chisquare([counts[key] for key in exact], expected).pvalue > 0.01
+
+
+def exact_pairs(target, request, temperature, top_k):
+    """Probabilities of the first two tokens, from the model's own forward."""
+
+    def top(ids):
+        longer = request | {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        longer["mm_token_type_ids"] = (ids == 150).int() * 2
+        with torch.no_grad():
+            best = target(**longer).logits[0, -1].topk(top_k)
+        return list(zip(best.indices.tolist(), (best.values / temperature).softmax(-1).tolist(), strict=True))
+
+    start = request["input_ids"]
+    exact = {}
+    for first, p in top(start):
+        for second, q in top(torch.cat([start, torch.tensor([[first]])], dim=1)):
+            exact[first, second] = p * q
+    return exact
+
+
+def test_a_seed_repeats_a_sampled_answer():
+    request = inputs("qwen2_5_vl", seed=8)
+    options = {"temperature": 1.5, "decoder": "serial", "gamma": 3}
+    first, again, other = (answer(pair("qwen2_5_vl", "same"), request, seed=s, **options)[0] for s in (4, 4, 5))
+    assert first == again != other
+
+
+def lost_in_mid_answer(of, hit, seed=9):
+    """Answer while `hit` is done to the draft's process after the first tokens. Returns (tokens, stats, seconds)."""
+    stats, tokens = Stats(), []
+    stream = of.answer(inputs("qwen2_5_vl", seed=seed), make_options(max_new_tokens=60, gamma=3, pruner="none"), stats)
+    while len(tokens) < 5:
+        tokens += next(stream)
+    hit(of.start_draft().pid)
+    began = time.monotonic()
+    for chunk in stream:
+        tokens += chunk
+    return tokens, stats, time.monotonic() - began
+
+
+@pytest.mark.parametrize("what", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_draft_costs_nothing_but_speed(what):
+    of = pair("qwen2_5_vl", "same")
+    tokens, stats, _ = lost_in_mid_answer(of, lambda pid: os.kill(pid, what))
+    expected = generated(model("qwen2_5_vl"), inputs("qwen2_5_vl", seed=9), max_new_tokens=60)
+    assert tokens == expected and "died" in stats.draft_lost
+    tokens, stats = answer(of, inputs("qwen2_5_vl", seed=9), max_new_tokens=10)
+    assert tokens == expected[:10] and not stats.draft_lost, "the next request has a draft again"
+
+
+def test_a_hanging_draft_is_given_up_after_a_bounded_wait():
+    of = pair("qwen2_5_vl", "same", draft_timeout=0.5)
+    of.start_draft().wait_loaded()
+    tokens, stats, seconds = lost_in_mid_answer(of, lambda pid: os.kill(pid, signal.SIGSTOP))
+    assert tokens == generated(model("qwen2_5_vl"), inputs("qwen2_5_vl", seed=9), max_new_tokens=60)
+    assert "silent for 0.5 s" in stats.draft_lost and seconds < 10
+
+
+def test_a_draft_out_of_memory_is_explained():
+    of = pair("qwen2_5_vl", "same")
+    of.start_draft().wait_loaded()
+    limit = int(Path(f"/proc/{of.start_draft().pid}/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.prlimit(of.start_draft().pid, resource.RLIMIT_AS, (limit, limit))
+    clip = inputs("qwen2_5_vl", seed=9, frames=160)
+    tokens, stats = answer(of, clip, pruner="none", gamma=3)
+    assert tokens == generated(model("qwen2_5_vl"), clip)
+    assert "memory" in stats.draft_lost.lower()
+
+
+def test_an_abandoned_answer_leaves_the_pair_usable():
+    of, request = pair("qwen2_5_vl", "same"), inputs("qwen2_5_vl", seed=9)
+    stream = of.answer(request, make_options(max_new_tokens=50), Stats())
+    next(stream)
+    with pytest.raises(HippoError, match="still being streamed"):
+        answer(of, request)
+    stream.close()
+    assert answer(of, request)[0] == generated(model("qwen2_5_vl"), request)
+
+
+def test_no_process_is_left_after_close():
+    of = Pair(model("qwen2_5_vl"), draft("other"))
+    pid = of.start_draft().pid
+    of.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_a_prompt_longer_than_the_context_is_refused():
+    with pytest.raises(HippoError, match=r"532 tokens and the model's context 512"):
+        answer(pair("qwen2_5_vl", "same"), inputs("qwen2_5_vl", question=503), method="ar")
+
+
+def test_without_a_draft_only_ar_works():
+    of, request = Pair(model("qwen2_5_vl"), None), inputs("qwen2_5_vl")
+    assert answer(of, request, method="ar")[0] == generated(model("qwen2_5_vl"), request)
+    with pytest.raises(HippoError, match="no draft model"):
+        answer(of, request, method="hippo")
