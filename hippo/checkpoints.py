@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -120,25 +119,42 @@ def require_same_tokenizer(tokenizer: Any, draft: Checkpoint) -> None:
             )
 
 
+def require_there(source: str) -> None:
+    """Refuse a checkpoint that is neither a folder, nor cached, nor on the hub. Raises HippoError at once, where
+    loading would first try for minutes."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+
+    if Path(source).is_dir():
+        return
+    if source.startswith((".", "/", "~")) or source.count("/") > 1:
+        raise HippoError(
+            f"there is no checkpoint folder {source}", "name a folder that save_pretrained wrote, or a hub id"
+        )
+    try:
+        if not isinstance(try_to_load_from_cache(source, "config.json"), str):
+            HfApi().model_info(source, timeout=10)
+    except GatedRepoError:
+        raise HippoError(f"{source} is gated", "accept its terms on the hub and log in with `hf auth login`") from None
+    except (RepositoryNotFoundError, HFValidationError):
+        raise HippoError(f"the model hub knows no {source}", "check the model id") from None
+    except Exception as error:
+        raise HippoError(
+            f"{source} is not on this machine and the model hub cannot be reached ({type(error).__name__})",
+            "check the name and the network, or name a local folder",
+        ) from None
+
+
 @contextmanager
 def explained(source: str) -> Iterator[None]:
-    """Say in one line why a checkpoint did not load."""
+    """Say in one line why a checkpoint does not load."""
+    require_there(source)
     try:
         yield
     except (OSError, ValueError, KeyError) as error:
         text = " ".join(str(error).split())
-        if source.startswith((".", "/", "~")) or os.path.isdir(source):
-            found = os.path.isdir(source)
-            cause = f"{source} does not load ({text[:160]})" if found else f"there is no checkpoint folder {source}"
-            raise HippoError(cause, "name a folder written by save_pretrained, or a hub id") from None
-        offline = any(sign in text for sign in ("connect", "offline", "resolve", "Max retries", "timed out"))
-        if offline:
-            raise HippoError(
-                f"{source} is not on this machine and the model hub cannot be reached",
-                "check the name and the network, or name a local folder",
-            ) from None
         raise HippoError(
-            f"{source} does not load ({text[:160]})", "check the model id, and log in if it is gated"
+            f"{source} does not load ({text[:160]})", "check that it is a whole video-LLM checkpoint"
         ) from None
 
 

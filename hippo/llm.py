@@ -146,6 +146,7 @@ def load(
     dtype: str = "auto",
     draft_device: str = "auto",
     draft_timeout: float = 20.0,
+    start_draft: bool = True,
 ) -> VideoLLM:
     """Load a target and a draft.
 
@@ -154,6 +155,7 @@ def load(
     there is one, else the target's device. dtype: "auto" is the checkpoint's on a GPU and float32 on a CPU, where
     half precision is slow and makes near ties frequent; or a torch name such as "bfloat16".
     draft_timeout: seconds of silence after which the draft is given up and the target carries on alone.
+    start_draft: start the draft's process and wait for it now, rather than at the first request that needs it.
     Raises HippoError.
     """
     target_point, draft_point = resolve(target, draft, device, dtype, draft_device)
@@ -170,7 +172,7 @@ def load(
             draft_device=draft_point.device if draft_point else "cpu",
             draft_timeout=draft_timeout,
         )
-        if draft_point is not None:
+        if draft_point is not None and start_draft:
             pair.start_draft().wait_loaded()
     return VideoLLM(pair, processor)
 

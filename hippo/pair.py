@@ -85,8 +85,6 @@ class Pair:
         process = None if options.decoder == "ar" else self.start_draft()
         drafter = Drafter(process, stats, gamma.saw_draft)
         with ExitStack() as stack:
-            if process is not None and self.target.device.type == "cpu":
-                stack.enter_context(threads(shares()[0]))
             stack.callback(drafter.end)
             here = {k: v.to(self.target.device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
             prompt = self.family.place(self.target, here)
@@ -106,6 +104,8 @@ class Pair:
             first = session.start(logits)
             drafter.settle(0, first)
             decoding = time.perf_counter()
+            if process is not None and self.target.device.type == "cpu":
+                stack.enter_context(threads(shares()[0]))
             try:
                 yield first
                 yield from decoder_named(options.decoder)(session, drafter)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import random
 from dataclasses import dataclass
 from functools import lru_cache
@@ -62,11 +63,12 @@ def _patch_order(side: int) -> np.ndarray:
 
 
 def label_cells(scene: Scene, times: list[float], side: int, left: int = 0, top: int = 0) -> torch.Tensor:
-    """What stands in each cell of each grid step: (V, 8) of colour, shape, tone, texture classes (0 is none for the
-    first two), then the object's centre relative to the cell in cells, its radius in cells, and 1 where it is set.
+    """What stands in each cell of each grid step: (V, 10) of colour, shape, tone, texture classes (0 is none for the
+    first two), then the object's centre relative to the cell in cells, its radius in cells, 1 where it is set, and how
+    far it came since the step before, in cells.
     The picture is the square of `side` pixels at (left, top) of a frame of SIDE pixels."""
     steps, half = len(times) // 2, side // CELL
-    cells = torch.zeros(steps, half, half, 8)
+    cells = torch.zeros(steps, half, half, 10)
     cells[..., 2], cells[..., 3] = TONES.index(scene.tone), TEXTURES.index(scene.texture)
     centres = torch.arange(half) * CELL + CELL / 2
     best = torch.full((steps, half, half), 1e9)
@@ -84,10 +86,13 @@ def label_cells(scene: Scene, times: list[float], side: int, left: int = 0, top:
             colour, shape = COLOUR_NAMES.index(look.colour) + 1, SHAPES.index(thing.shape) + 1
             for channel, value in enumerate((colour, shape)):
                 cells[step, ..., channel] = torch.where(inside, torch.tensor(float(value)), cells[step, ..., channel])
-            for channel, grid in ((4, dx / CELL), (5, dy / CELL), (6, torch.full_like(dx, radius / CELL))):
+            before = thing.look(times[max(0, 2 * step - 1)])
+            came = (look.x - before.x) * SIDE / CELL, (look.y - before.y) * SIDE / CELL
+            values = (dx / CELL, dy / CELL, *(torch.full_like(dx, value) for value in (radius / CELL, *came)))
+            for channel, grid in zip((4, 5, 6, 8, 9), values, strict=True):
                 cells[step, ..., channel] = torch.where(inside, grid, cells[step, ..., channel])
             cells[step, ..., 7] = torch.where(inside, torch.tensor(1.0), cells[step, ..., 7])
-    return cells.reshape(-1, 8)
+    return cells.flatten(0, 2)
 
 
 def worn(frames: np.ndarray, rng: random.Random) -> np.ndarray:
@@ -103,21 +108,26 @@ def worn(frames: np.ndarray, rng: random.Random) -> np.ndarray:
 
 
 class Clips(IterableDataset):
-    """Endless samples. modal: share of texts in the commonest phrasing; questions: how many a clip."""
+    """Endless samples. modal: share of texts in the commonest phrasing; questions: how many a clip; ramp: after how many
+    samples clips may hold a second, a third and a fourth object. With one object whatever stands out is the right thing
+    to look at, so looking is learned in minutes; with many from the start it is not."""
 
-    def __init__(self, processor, first_seed: int, modal: float, questions: int, frames: tuple[int, ...] = (16,)):  # type: ignore[no-untyped-def]
+    def __init__(  # type: ignore[no-untyped-def]
+        self, processor, first_seed: int, modal: float, questions: int, frames=(16,), ramp: tuple[int, ...] = ()
+    ):
+        self.ramp = ramp
         self.tokenizer = processor.tokenizer
         self.first_seed, self.modal, self.questions, self.frames = first_seed, modal, questions, frames
 
     def __iter__(self):  # type: ignore[no-untyped-def]
-        seed = self.first_seed
-        while True:
-            yield self.sample(seed)
-            seed += 1
+        for count in itertools.count():
+            most = sum(count >= end for end in self.ramp) + 1
+            yield self.sample(self.first_seed + count, most if most <= len(self.ramp) else None)
 
-    def sample(self, seed: int) -> Sample:
+    def sample(self, seed: int, most: int | None = None) -> Sample:
+        """The sample of a seed; most: objects at most."""
         rng = random.Random(f"train-{seed}")
-        scene = make_scene(seed)
+        scene = make_scene(seed) if most is None else make_scene(seed, rng.randint(1, most))
         count = rng.choice(self.frames)
         jitter = rng.random()
         times = [min(1.0, (i + jitter) / (count - 1 + jitter * 0.999)) for i in range(count)]

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The whole training of the bundled pair, stage by stage; run it again after an interruption and it goes on.
-set -eu
+set -eu -o pipefail
 cd "$(dirname "$0")"
 python=${PYTHON:-../.venv/bin/python}
 # Keep freed memory instead of giving it back: page faults cost a third of a step on some machines.
@@ -8,7 +8,7 @@ export MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=8000000000 MALLO
 export PYTHONPATH=.. PYTHONUNBUFFERED=1
 mkdir -p logs
 stage() { echo "== $*"; "$python" train.py "$@" --bf16 2>>logs/errors.log | tee -a "logs/$2.$1.jsonl"; }
-stage vision target --minutes 10 --batch 64 --rate 3e-3
-stage speak target --minutes 32 --whole 0 --questions 2 --rate 2e-3
-stage grow target --minutes 16 --rate 5e-4 --whole 0.15 --questions 2
-stage speak draft --minutes 16 --modal 0.85 --whole 0.02 --questions 2 --rate 2e-3
+[ -f runs/target.speak.pt ] || stage vision target --minutes 10 --batch 64 --rate 3e-3
+stage speak target --minutes 28 --whole 0 --questions 2 --rate 2e-3 --ramp 220 420 650
+stage grow target --minutes 12 --rate 5e-4 --whole 0.15 --questions 2
+stage speak draft --minutes 12 --modal 0.85 --whole 0.02 --questions 2 --rate 2e-3

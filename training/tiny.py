@@ -92,7 +92,9 @@ def make_model(role: str, processor: Qwen2_5_VLProcessor) -> Qwen2_5_VLForCondit
             max_position_embeddings=CONTEXT,
             rope_parameters={
                 "rope_type": "default",
-                "rope_theta": 10000.0,
+                # M-RoPE gives the width axis the lowest frequencies: at the usual 10,000 a head this small could not
+                # tell left from right at all.
+                "rope_theta": 10.0,
                 "mrope_section": [head // 8, head * 3 // 16, head * 3 // 16],
             },
             tie_word_embeddings=True,

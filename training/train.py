@@ -37,7 +37,10 @@ class Trainer:
         self.device = torch.device(args.device)
         self.processor = make_processor()
         self.model = make_model(args.model, self.processor)
-        self.head = nn.Linear(self.model.config.text_config.hidden_size, 9 + 7 + 3 + 4 + 3)
+        width = self.model.config.text_config.hidden_size
+        # Linear read-outs that only training uses: a cell's content, its place, its object's motion.
+        sizes = {"cells": 9 + 7 + 3 + 4 + 3, "place": 8 + 8, "motion": 2}
+        self.heads = nn.ModuleDict({name: nn.Linear(width, size) for name, size in sizes.items()})
         self.step, self.elapsed = 0, 0.0
         self._load()
 
@@ -53,22 +56,22 @@ class Trainer:
             if stage == "grow":
                 self.model = grow(self.model, TARGET_LAYERS)
             self.model.load_state_dict(state["model"])
-            self.head.load_state_dict(state["head"])
+            self.heads.load_state_dict(state["heads"])
             self.step, self.elapsed = state["step"], state["elapsed"]
         elif self.args.model == "draft":
             before = torch.load(RUNS / "target.speak.pt", weights_only=True)
             self.model.load_state_dict({k: v for k, v in before["model"].items() if k in self.model.state_dict()})
-            self.head.load_state_dict(before["head"])
+            self.heads.load_state_dict(before["heads"])
         elif earlier:
             before = torch.load(self._path(earlier[-1]), weights_only=True)
             self.model.load_state_dict(before["model"])
-            self.head.load_state_dict(before["head"])
+            self.heads.load_state_dict(before["heads"])
             if stage == "grow":
                 self.model = grow(self.model, TARGET_LAYERS)
         if self.device.type == "cpu":
             use_training_attention(self.model)
         self.model.to(self.device).train()
-        self.head.to(self.device)
+        self.heads.to(self.device)
         for parameter in self.model.parameters():
             parameter.requires_grad_(True)
         if stage == "vision":
@@ -81,7 +84,7 @@ class Trainer:
 
     def _optimizers(self) -> list[torch.optim.Optimizer]:
         """Muon for the matrices inside blocks, AdamW for all else; one learning rate serves both."""
-        named = [*self.model.named_parameters(), *self.head.named_parameters()]
+        named = [*self.model.named_parameters(), *self.heads.named_parameters()]
         free = [(name, p) for name, p in named if p.requires_grad]
         matrices = [p for name, p in free if p.ndim == 2 and ("layers." in name or "blocks." in name or "mlp" in name)]
         others = [p for _, p in free if all(p is not matrix for matrix in matrices)]
@@ -94,7 +97,7 @@ class Trainer:
         RUNS.mkdir(exist_ok=True)
         path = self._path(self.args.stage)
         state = dict(
-            model=self.model.state_dict(), head=self.head.state_dict(), optimizers=[optimizer.state_dict() for optimizer in self.optimizers],
+            model=self.model.state_dict(), heads=self.heads.state_dict(), optimizers=[optimizer.state_dict() for optimizer in self.optimizers],
             step=self.step, elapsed=self.elapsed,
         )  # fmt: skip
         torch.save(state, path.with_suffix(".tmp"))
@@ -105,10 +108,11 @@ class Trainer:
     def run(self) -> None:
         args = self.args
         seeds = FIRST_TRAINING_SEED + STAGES.index(args.stage) * 100_000_000 + self.step * args.batch
+        ramp = tuple(max(0, step - self.step) * args.batch for step in args.ramp)
         if args.stage == "vision":
             clips: IterableDataset = Glances(seeds)
         else:
-            clips = Clips(self.processor, seeds, args.modal, args.questions, (16, 16, 16, 12, 20))
+            clips = Clips(self.processor, seeds, args.modal, args.questions, (16, 16, 16, 12, 20), ramp)
         loader = iter(DataLoader(clips, batch_size=args.batch, collate_fn=list, num_workers=1, prefetch_factor=4))
         began, saved = time.time() - self.elapsed, time.time()
         losses: list[float] = []
@@ -149,7 +153,7 @@ class Trainer:
         return self.cells_loss(torch.cat(self.features(batch)), torch.cat([s.cells for s in batch]).to(self.device))
 
     def cells_loss(self, tokens: torch.Tensor, cells: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
-        colour, shape, tone, texture, box = self.head(tokens).float().split([9, 7, 3, 4, 3], dim=-1)
+        colour, shape, tone, texture, box = self.heads["cells"](tokens).float().split([9, 7, 3, 4, 3], dim=-1)
         there = cells[:, 7] > 0
         weight = torch.where(there, 1.0, 0.15)
         weight = weight / weight.sum()
@@ -164,6 +168,19 @@ class Trainer:
             "texture": (texture.argmax(-1) == cells[:, 3]).float().mean().item(),
         }
         return total, right
+
+    def place_loss(self, hidden: torch.Tensor, at: torch.Tensor) -> tuple[torch.Tensor, float]:
+        """Video tokens shall know their row and column early on: rotary positions only tell distances, so each must find
+        its place by its distance from the tokens before the video."""
+        row, column = self.heads["place"](hidden).float().split(8, dim=-1)
+        loss = F.cross_entropy(row, at % 64 // 8) + F.cross_entropy(column, at % 8)
+        return loss, (column.argmax(-1) == at % 8).float().mean().item()
+
+    def motion_loss(self, hidden: torch.Tensor, cells: torch.Tensor) -> tuple[torch.Tensor, float]:
+        """Tokens of an object shall know how far it came since the step before."""
+        there = cells[:, 7] > 0
+        loss = F.smooth_l1_loss(self.heads["motion"](hidden[there]).float(), cells[there, 8:], beta=0.3)
+        return loss, loss.item()
 
     def speak(self, batch: list[Sample]) -> tuple[torch.Tensor, dict[str, float]]:
         """Every text of a clip in one row: all see the prefix with the video, none sees another text."""
@@ -184,17 +201,25 @@ class Trainer:
         causal = torch.ones(length, length, dtype=torch.bool, device=self.device).tril()
         same = (group[:, :, None] == group[:, None, :]) | (group[:, None, :] == 0)
         mask = (causal & same)[:, None] | torch.eye(length, dtype=torch.bool, device=self.device)
-        hidden = self.model.model.language_model(
+        out = self.model.model.language_model(
             inputs_embeds=torch.stack(embeds),
             attention_mask={"full_attention": mask},
             position_ids=torch.stack(positions, dim=1).to(self.device),
             use_cache=False,
-        ).last_hidden_state
+            output_hidden_states=True,
+        )
         label = torch.stack(labels).to(self.device)
         chosen = label != -100
-        logits = self.model.lm_head(hidden[chosen]).float()
+        logits = self.model.lm_head(out.last_hidden_state[chosen]).float()
         loss = F.cross_entropy(logits, label[chosen])
         notes = {"right": (logits.argmax(-1) == label[chosen]).float().mean().item(), "length": float(length)}
+        if self.args.stage == "speak":
+            where = torch.stack([F.pad(row["video"], (0, length - len(row["video"]))) for row in rows]).to(self.device)
+            cells = torch.cat([s.cells[row["kept"]] for s, row in zip(batch, rows, strict=True)]).to(self.device)
+            at = torch.cat([row["kept"] for row in rows]).to(self.device)
+            placed, notes["placed"] = self.place_loss(out.hidden_states[2][where], at)
+            moved, notes["moved"] = self.motion_loss(out.hidden_states[4][where], cells)
+            loss = loss + 0.3 * placed + 0.5 * moved
         if self.args.stage == "grow" or self.args.thaw:
             seen, _ = self.cells_loss(torch.cat(videos), torch.cat([s.cells for s in batch]).to(self.device))
             loss = loss + 0.1 * seen
@@ -254,6 +279,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=3, help="questions a clip, beside its description")
     parser.add_argument("--modal", type=float, default=0.3, help="share of clips told in the commonest phrasing")
     parser.add_argument("--whole", type=float, default=0.05, help="share of clips shown with every video token")
+    parser.add_argument("--ramp", type=int, nargs="*", default=[], help="steps from which 2, 3, 4 objects are shown")
     parser.add_argument("--thaw", action="store_true", help="train the vision tower while learning to speak")
     parser.add_argument("--restart", action="store_true", help="begin the learning rate's schedule anew on resuming")
     parser.add_argument("--bf16", action="store_true")

@@ -58,10 +58,10 @@ def caption(
         "seed": seed,
         "stop": stop or (),
     }
-    make_options(**options)  # a wrong option is told before models are loaded
+    drafts = make_options(**options).decoder != "ar"  # and a wrong option is told before models are loaded
     sampling: dict[str, Any] = {"frames": frames, "fps": fps}
     common.require_clip(video, frames, fps)
-    with common.loaded(target, draft, device, dtype) as llm:
+    with common.loaded(target, draft, device, dtype, start_draft=drafts) as llm:
         with common.answering() as (on_text, progress):
             output = llm.generate(
                 video, prompt, **sampling, **options, on_text=None if json else on_text, progress=progress

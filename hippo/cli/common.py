@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -50,14 +51,16 @@ def require_clip(video: Path, frames: int | None, fps: float | None) -> None:
 
 
 @contextmanager
-def loaded(target: str, draft: str | None, device: str = "auto", dtype: str = "auto") -> Iterator[VideoLLM]:
+def loaded(
+    target: str, draft: str | None, device: str = "auto", dtype: str = "auto", start_draft: bool = True
+) -> Iterator[VideoLLM]:
     """A loaded pair, ended with the block; says on stderr that it is loading."""
     import transformers
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     with stderr.status(f"loading {target}" + (f" and {draft}" if draft else "")):
-        llm = load(target, draft, device=device, dtype=dtype)
+        llm = load(target, draft, device=device, dtype=dtype, start_draft=start_draft)
     with llm:
         yield llm
 
@@ -65,7 +68,7 @@ def loaded(target: str, draft: str | None, device: str = "auto", dtype: str = "a
 @contextmanager
 def answering() -> Iterator[tuple[Callable[[str], None], Callable[[str, float], None]]]:
     """Callbacks (on_text, progress) for an answer on its way: a bar on stderr until the first words, then the words."""
-    with Progress(console=stderr, transient=True) as bar:
+    with Progress(console=stderr, transient=True, disable=not stderr.is_terminal) as bar:
         task = bar.add_task("reading frames", total=1.0)
 
         def progress(phase: str, share: float) -> None:
@@ -113,8 +116,13 @@ def as_json(output: Output, comparison: Comparison | None = None) -> dict[str, A
 
 def say(piece: str) -> None:
     """A piece of the answer, to stdout, at once."""
-    sys.stdout.write(piece)
-    sys.stdout.flush()
+    try:
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python would complain once more when it flushes stdout on the way out.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise HippoError("whoever read the output closed it early", "let the reader take all of it") from None
 
 
 def print_json(value: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from importlib.metadata import version
 import torch
 from rich.table import Table
 
+from hippo import __version__
 from hippo.checkpoints import BUNDLED, pick_device
 from hippo.cli.common import JsonOption, print_json, stderr
 from hippo.families import FAMILIES
@@ -35,8 +36,8 @@ def doctor(json: JsonOption = False) -> None:
 
 
 def _versions() -> dict[str, str]:
-    names = ("hippo-video", "torch", "torchvision", "transformers", "tokenizers", "av")
-    return {"python": platform.python_version()} | {name: version(name) for name in names}
+    names = ("torch", "torchvision", "transformers", "tokenizers", "av")
+    return {"hippo-video": __version__, "python": platform.python_version()} | {name: version(name) for name in names}
 
 
 def _devices() -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 import typer
@@ -31,10 +30,6 @@ def main() -> None:
         app()
     except HippoError as error:
         _leave(f"hippo: {error}", 2)
-    except BrokenPipeError:
-        # Python would complain again when it flushes stdout on the way out.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        _leave("hippo: whoever read the output closed it early: let the reader take all of it, or use --json", 2)
     except KeyboardInterrupt:
         _leave("\nhippo: interrupted", 130)
 

@@ -106,7 +106,9 @@ class Worker:
 
 def load_draft(source: str, dtype: str, device: str) -> Any:
     """The draft model of a checkpoint folder or hub id, in evaluation mode on its device."""
-    from transformers import AutoModelForImageTextToText
+    from transformers import AutoModelForImageTextToText, logging
+
+    logging.disable_progress_bar()
 
     model: Any = AutoModelForImageTextToText.from_pretrained(source, dtype=getattr(torch, dtype, "auto"))
     return model.to(device).eval()

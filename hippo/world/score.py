@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from dataclasses import dataclass
 
 from hippo.world.language import Statement, facts, read
 from hippo.world.scene import Scene
 
 MOTIONS = ("move", "turn", "meet", "still")
+EVENTS = ("appear", "move", "turn", "meet", "vanish", "recolour", "grow", "shrink")
 
 
 @dataclass
@@ -18,7 +19,8 @@ class Score:
     colour, shape: of every statement that names an object, whether such an object is there at any time.
     motion: of every move, turn, meeting or standing still, whether that very object does that in that direction.
     events: appearing, vanishing, growing, shrinking and changes of colour. places: every named place, with its object.
-    told: of the facts of the scenes, how many were told. unread: sentences that no phrase matches.
+    order: of every right event after another right one, whether it comes no sooner. told: of the facts of the scenes,
+    how many were told. unread: sentences that no phrase matches.
     """
 
     colour: tuple[int, int] = (0, 0)
@@ -26,6 +28,7 @@ class Score:
     motion: tuple[int, int] = (0, 0)
     events: tuple[int, int] = (0, 0)
     places: tuple[int, int] = (0, 0)
+    order: tuple[int, int] = (0, 0)
     told: tuple[int, int] = (0, 0)
     unread: tuple[int, int] = (0, 0)
 
@@ -41,42 +44,48 @@ class Score:
 def score(text: str, scene: Scene) -> Score:
     """Score a description of a scene."""
     truth = facts(scene)
-    looks = {(s.colour, s.shape) for s in truth if s.shape} | {
-        (s.new_colour, s.shape) for s in truth if s.kind == "recolour"
-    }
-    colours, shapes = {colour for colour, _ in looks}, {shape for _, shape in looks}
-    left = Counter(_core(statement) for statement in truth)
+    looks = {(s.colour, s.shape) for s in truth if s.shape}
+    looks |= {(s.new_colour, s.shape) for s in truth if s.kind == "recolour"}
     places = {(s.colour, s.shape, s.place) for s in truth if s.place}
-    total = Score()
+    starts = iter([event.start for event in scene.events])
+    left: dict[tuple[str, ...], list[float]] = defaultdict(list)
+    for statement in truth:
+        left[_core(statement)].append(next(starts) if statement.kind in EVENTS else 0.0)
+    total, last = Score(told=(0, len(truth))), None
     for said in read(text):
         total += Score(unread=(said is None, 1))
         if said is None:
             continue
-        told = left[_core(said)] > 0
-        left[_core(said)] -= told
-        total += Score(told=(int(told), 0))
-        if not said.shape:
-            continue
-        named = (said.colour, said.shape)
-        total += Score(
-            colour=(named in looks or (said.colour in colours and said.shape not in shapes), 1),
-            shape=(named in looks or (said.shape in shapes and said.colour not in colours), 1),
-        )
-        if said.colour in colours and said.shape in shapes and named not in looks:
-            total += Score(
-                colour=(1, 0)
-            )  # one of the two is wrong, and colour was matched to an object: blame the shape
+        found = left[_core(said)]
+        told = bool(found)
+        start = found.pop(0) if found else 0.0
+        total += Score(told=(told, 0))
+        if said.shape:
+            colour, shape = _look(said, looks)
+            total += Score(colour=(colour, 1), shape=(shape, 1))
+        if said.kind in EVENTS and told:
+            total += Score(order=(last is None or start >= last, 1))
+            last = start
         if said.kind in MOTIONS:
-            total += Score(motion=(int(told), 1))
-        elif said.kind not in ("there", "end"):
-            total += Score(events=(int(told), 1))
+            total += Score(motion=(told, 1))
+        elif said.kind in EVENTS:
+            total += Score(events=(told, 1))
         if said.place:
             total += Score(places=((said.colour, said.shape, said.place) in places, 1))
-    return total + Score(told=(0, len(truth)))
+    return total
+
+
+def _look(said: Statement, looks: set[tuple[str, str]]) -> tuple[bool, bool]:
+    """Whether the colour and whether the shape of the object named are right. Of a colour and a shape that both occur
+    but not together one is wrong: the colour is taken to say which object is meant."""
+    if (said.colour, said.shape) in looks:
+        return True, True
+    if any(said.colour == colour for colour, _ in looks):
+        return True, False
+    return False, any(said.shape == shape for _, shape in looks)
 
 
 def _core(statement: Statement) -> tuple[str, ...]:
     """What makes a statement true or false of a scene; a turn counts as the move it is."""
-    s = statement
-    kind = "move" if s.kind == "turn" else s.kind
-    return (kind, s.colour, s.shape, s.place, s.direction, s.new_colour, s.other_colour, s.other_shape, s.number, s.tone, s.texture)  # fmt: skip
+    parts = statement.as_dict() | {"kind": "move" if statement.kind == "turn" else statement.kind}
+    return tuple(value for key, value in sorted(parts.items()) if key != "size")

@@ -67,7 +67,9 @@ def test_sampling_with_a_draft_follows_the_target_exactly(drafted):
     for _ in range(20_000):
         accepted, token = judge.choose(logits, [drafted])
         counts[drafted if accepted else token] += 1
-    assert chisquare(counts, logits[0].softmax(-1).double() * 20_000 / logits[0].softmax(-1).double().sum()).pvalue > 0.01
+    assert (
+        chisquare(counts, logits[0].softmax(-1).double() * 20_000 / logits[0].softmax(-1).double().sum()).pvalue > 0.01
+    )
 
 
 def test_a_window_of_sampled_tokens_follows_the_joint_distribution():

@@ -18,9 +18,7 @@ def steps(target, request, tokens, positions=None):
     """Logits along `tokens`, by the family's own prompt and a KV cache."""
     family = family_of(target)
     prompt = family.place(target, request)
-    cached = CachedModel(
-        family.language_model(target), target.get_output_embeddings(), target.get_input_embeddings()
-    )
+    cached = CachedModel(family.language_model(target), target.get_output_embeddings(), target.get_input_embeddings())
     positions = prompt.positions if positions is None else positions
     rows = [cached.prefill(family.embed(target, request), positions, prompt.next_position)]
     rows += [cached.extend([token])[-1] for token in tokens]

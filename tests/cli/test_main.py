@@ -1,0 +1,138 @@
+"""The command line as a user meets it: what it prints where, its exit codes, its one-line errors."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from hippo.cli.demo import CLIP
+from hippo.cli.main import app
+from hippo.errors import HippoError
+
+
+def hippo(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "hippo", *map(str, arguments)],
+        capture_output=True, text=True, timeout=120, check=False, **options,
+    )  # fmt: skip
+
+
+def test_caption_prints_words_on_stdout_and_the_rest_on_stderr():
+    done = hippo("caption", CLIP, "--max-new-tokens", 12, "--compare")
+    assert done.returncode == 0 and len(done.stdout.split()) > 5 and done.stdout.endswith("\n")
+    assert "tokens per target forward" in done.stderr and "identical to AR" in done.stderr
+    assert "│" not in done.stdout
+
+
+def test_json_is_one_object():
+    done = hippo("caption", CLIP, "--max-new-tokens", 12, "--json", "--compare", "--method", "sd")
+    result = json.loads(done.stdout)
+    assert {"text", "token_ids", "method", "stats", "baseline", "identical", "speedup"} <= set(result)
+    assert result["method"] == "sd" and result["identical"] is True and len(result["token_ids"]) == 12
+    assert set(result["speedup"]) == {"decode", "end_to_end"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nowhere.mp4"], "nowhere.mp4"),
+        ([CLIP, "--keep-ratio", "0"], "keep_ratio 0 is not in"),
+        ([CLIP, "--keep-ratio", "1.5"], "keep_ratio 1.5 is not in"),
+        ([CLIP, "--gamma", "some"], "gamma 'some'"),
+        ([CLIP, "--max-new-tokens", "0"], "max_new_tokens 0"),
+        ([CLIP, "--frames", "0"], "frames"),
+        ([CLIP, "--frames", "-3"], "frames"),
+        ([CLIP, "--fps", "0"], "fps"),
+        ([CLIP, "--frames", "4", "--fps", "1"], "fps"),
+        ([CLIP, "--method", "magic"], "unknown method 'magic'"),
+        ([CLIP, "--decoder", "magic"], "unknown decoder 'magic'"),
+        ([CLIP, "--temperature", "-1"], "temperature -1"),
+        ([CLIP, "--target", "./nowhere"], "there is no checkpoint folder ./nowhere"),
+        ([CLIP, "--device", "cuda:77"], "cuda:77"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, words):
+    with pytest.raises(HippoError, match=words) as error:
+        CliRunner().invoke(app, ["caption", *map(str, arguments)], catch_exceptions=False)
+    assert "\n" not in str(error.value)
+
+
+def test_an_error_is_one_line_on_stderr_and_exit_code_2(tmp_path):
+    text = tmp_path / "notes.txt"
+    text.write_text("not a video at all")
+    done = hippo("caption", text)
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("hippo: ")
+
+
+def test_a_prompt_longer_than_the_context():
+    done = hippo("caption", CLIP, "-p", "word " * 40_000, "--method", "ar")
+    assert done.returncode == 2 and "context 32768" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_clip_cut_off_in_the_middle_is_used_as_far_as_it_goes(tmp_path):
+    real = Path(__file__).parents[3] / "shared" / "data" / "city_night.mpg"
+    if not real.exists():
+        pytest.skip("the real clips are not beside this checkout")
+    cut = tmp_path / "cut.mpg"
+    cut.write_bytes(real.read_bytes()[: real.stat().st_size // 2])
+    done = hippo("caption", cut, "--max-new-tokens", 4)
+    assert done.returncode == 0 and done.stdout and "warning: cut.mpg" in done.stderr
+
+
+def test_stdout_closed_early():
+    command = f"{sys.executable} -m hippo caption {CLIP} | head -c 3; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout.endswith("2\n") and "closed it early" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("when", ["loading", "answering"])
+def test_ctrl_c_leaves_nothing_behind(when):
+    # A new session, so that the signal reaches the whole group, as Ctrl-C on a terminal does.
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hippo", "caption", str(CLIP), "--temperature", "5", "--max-new-tokens", "4000"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+    if when == "answering":
+        process.stdout.read(20)
+    else:
+        time.sleep(2)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130 and b"interrupted" in errors and b"Traceback" not in errors
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+
+
+def test_demo_json():
+    done = hippo("demo", "--runs", 1, "--json")
+    result = json.loads(done.stdout)
+    assert result["identical"] is True and result["stats"]["new_tokens"] > 60 and result["method"] == "hippo"
+
+
+def test_doctor():
+    done = hippo("doctor", "--json")
+    facts = json.loads(done.stdout)
+    assert facts["versions"]["transformers"] and "cpu" in facts["devices"]
+    assert facts["video decoders"]["pyav"][0].isdigit() and facts["will use"]["bundled pair"] == "there"
+
+
+def test_verify():
+    done = hippo("verify", CLIP, "--max-new-tokens", 20, "--json")
+    report = json.loads(done.stdout)
+    assert done.returncode == 0 and [row["method"] for row in report["methods"]] == ["ar", "sd", "pearl", "hippo"]
+    assert all(row["identical"] for row in report["methods"])
+
+
+def test_world(tmp_path):
+    clip, truth = tmp_path / "clip.mp4", tmp_path / "truth.json"
+    assert hippo("world", "--seed", 5, "--out", clip, "--truth", truth).returncode == 0
+    facts = json.loads(truth.read_text())
+    assert clip.stat().st_size > 1000 and facts["seed"] == 5 and facts["description"] and facts["facts"]
+    assert hippo("world", "--seed", 5, "--out", tmp_path / "no" / "clip.mp4").returncode == 2

@@ -1,0 +1,90 @@
+"""The drafter, against a scripted process."""
+
+from collections import deque
+
+import torch
+
+from hippo.draft.drafter import Drafter
+from hippo.draft.messages import Keep, Propose, Ready, Settle, Token
+from hippo.draft.process import DraftLost
+from hippo.report.stats import Stats
+
+
+class Script:
+    """Stands for a DraftProcess: what it will say, and what it was told."""
+
+    def __init__(self, *says):
+        self.says, self.told, self.epoch, self.closed = deque(says), [], 0, False
+
+    def send(self, message):
+        self.told.append(message)
+
+    def receive(self, timeout=None):
+        message = self.says.popleft() if self.says else DraftLost("script over")
+        if isinstance(message, DraftLost):
+            raise message
+        return message
+
+    def pending(self):
+        return bool(self.says)
+
+    def close(self):
+        self.closed = True
+
+
+def drafter(*says):
+    script, stats, steps = Script(*says), Stats(), []
+    made = Drafter(script, stats, steps.append)
+    made.begin({}, 10)
+    return made, script, stats, steps
+
+
+def test_nothing_is_asked_of_a_draft_that_is_not_ready():
+    made, script, _, _ = drafter()
+    made.propose(3)
+    assert made.collect(3) == [] and not any(isinstance(m, Propose) for m in script.told)
+
+
+def test_tokens_come_in_order_and_no_more_than_asked_for():
+    made, script, stats, steps = drafter(Ready(1, 0.5), Token(2, 7, 0.1), Token(2, 8, 0.2))
+    made.prefill(torch.tensor([1, 2]))
+    made.settle(0, [5])
+    made.propose(2)
+    assert made.collect(1) == [7] and made.collect(5) == [8] and made.collect(1) == []
+    assert stats.seconds.draft_prefill == 0.5 and stats.draft_forwards == 2 and steps == [0.1, 0.2]
+    assert script.told[1:] == [Keep([1, 2]), Settle(0, [5]), Propose(2)]
+
+
+def test_what_was_said_before_a_verdict_is_dropped():
+    made, _, stats, steps = drafter(Ready(1, 0.0), Token(2, 7, 0.1), Token(3, 9, 0.1))
+    made.settle(0, [5])
+    made.propose(1)
+    made.settle(1, [6])
+    made.propose(1)
+    assert made.collect(1) == [9]
+    assert stats.draft_forwards == 2 and len(steps) == 1
+
+
+def test_a_late_ready_of_an_earlier_request_is_not_this_ones():
+    made, script, _, _ = drafter(Ready(0, 0.0))
+    made.propose(1)
+    assert not any(isinstance(m, Propose) for m in script.told)
+
+
+def test_a_lost_draft_is_closed_and_every_call_is_a_no_op():
+    made, script, stats, _ = drafter(Ready(1, 0.0), DraftLost("gone"))
+    made.settle(0, [5])
+    made.propose(2)
+    assert made.collect(2) == [] and stats.draft_lost == "gone" and script.closed
+    made.propose(1)
+    made.settle(1, [1])
+    made.wait()
+    made.end()
+    assert made.collect(1) == []
+
+
+def test_no_draft_at_all():
+    made = Drafter(None, Stats(), print)
+    made.begin({}, 1)
+    made.propose(1)
+    assert made.collect(1) == []

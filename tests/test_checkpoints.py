@@ -1,0 +1,67 @@
+"""Names to models, and failures in one line."""
+
+import json
+import shutil
+
+import pytest
+
+from hippo import checkpoints
+from hippo.checkpoints import BUNDLED, Checkpoint, load_processor, load_target, require_same_tokenizer, resolve
+from hippo.errors import HippoError
+
+TARGET = BUNDLED / "tiny" / "target"
+
+
+def test_tiny_is_the_bundled_pair():
+    target, draft = resolve("tiny", None, "cpu", "auto", "auto")
+    assert target == Checkpoint(str(TARGET), "cpu", "float32") and draft.source == str(BUNDLED / "tiny" / "draft")
+
+
+def test_the_bundled_pair_is_small_enough():
+    assert sum(file.stat().st_size for file in (BUNDLED / "tiny").rglob("*")) < 64e6
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"device": "gpu"}, "unknown device 'gpu'"),
+        ({"device": "cuda:99"}, "there is no device 'cuda:99'"),
+        ({"dtype": "float12"}, "unknown dtype 'float12'"),
+    ],
+)
+def test_wrong_devices_and_dtypes(options, words):
+    with pytest.raises(HippoError, match=words):
+        resolve(**({"target": "x", "draft": None, "device": "cpu", "dtype": "auto", "draft_device": "auto"} | options))
+
+
+def test_a_missing_folder_and_an_unreachable_hub(monkeypatch):
+    with pytest.raises(HippoError, match="there is no checkpoint folder"):
+        load_processor(Checkpoint("./nowhere", "cpu", "auto"))
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(HippoError, match="cannot be reached"):
+        load_processor(Checkpoint("nobody/nothing", "cpu", "auto"))
+
+
+def test_a_folder_that_is_no_checkpoint(tmp_path):
+    with pytest.raises(HippoError, match="does not load"):
+        load_processor(Checkpoint(str(tmp_path), "cpu", "auto"))
+
+
+def test_not_enough_memory_is_told_before_loading(monkeypatch):
+    monkeypatch.setattr(checkpoints, "_free_memory", lambda: 1000)
+    with pytest.raises(HippoError, match="not enough memory"):
+        load_target(Checkpoint(str(TARGET), "cpu", "float32"))
+
+
+def test_a_different_tokenizer_is_refused_by_its_first_different_token(tmp_path):
+    folder = shutil.copytree(BUNDLED / "tiny" / "draft", tmp_path / "draft")
+    file = folder / "tokenizer.json"
+    content = json.loads(file.read_text())
+    vocabulary = content["model"]["vocab"]
+    a, b = sorted(vocabulary, key=vocabulary.get)[400:402]
+    vocabulary[a], vocabulary[b] = vocabulary[b], vocabulary[a]
+    file.write_text(json.dumps(content))
+    ours = load_processor(Checkpoint(str(TARGET), "cpu", "auto")).tokenizer
+    require_same_tokenizer(ours, Checkpoint(str(BUNDLED / "tiny" / "draft"), "cpu", "auto"))
+    with pytest.raises(HippoError, match=f"token {vocabulary[b]} is"):
+        require_same_tokenizer(ours, Checkpoint(str(folder), "cpu", "auto"))

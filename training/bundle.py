@@ -1,0 +1,41 @@
+"""Put the newest trained pair, and the demo's clip, where the package ships them.
+
+    python training/bundle.py --demo-seed 60015
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from tiny import TARGET_LAYERS, grow, make_model, make_processor, save
+from train import RUNS, STAGES
+
+from hippo.checkpoints import BUNDLED
+from hippo.world import make_scene, write_clip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--demo-seed", type=int, default=60015)
+    args = parser.parse_args()
+    processor = make_processor()
+    for role in ("target", "draft"):
+        stages = [stage for stage in STAGES if (RUNS / f"{role}.{stage}.pt").exists()]
+        model = make_model(role, processor)
+        state = torch.load(RUNS / f"{role}.{stages[-1]}.pt", weights_only=True)
+        if role == "target" and stages[-1] != "grow":
+            model.load_state_dict(state["model"])
+            model = grow(model, TARGET_LAYERS)
+        else:
+            model = grow(model, TARGET_LAYERS) if role == "target" else model
+            model.load_state_dict(state["model"])
+        save(model, processor, BUNDLED / "tiny" / role)
+        print(json.dumps({"role": role, "stage": stages[-1], "step": state["step"]}))
+    write_clip(make_scene(args.demo_seed), Path(BUNDLED / "demo.mp4"))
+
+
+if __name__ == "__main__":
+    main()
