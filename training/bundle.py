@@ -1,6 +1,6 @@
 """Put the newest trained pair, and the demo's clip, where the package ships them.
 
-    python training/bundle.py --demo-seed 60015
+python training/bundle.py --demo-seed 60015
 """
 
 from __future__ import annotations

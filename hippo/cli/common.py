@@ -94,7 +94,7 @@ def compare(
             if run:
                 outputs.append(llm.generate(video, prompt, **sampling, **options))
             baselines.append(transformers_generate(llm, str(video), prompt, make_options(**options), **sampling))
-    return Comparison(outputs, baselines)
+    return Comparison(outputs, baselines, sampled=options.get("temperature", 0) > 0)
 
 
 def as_json(output: Output, comparison: Comparison | None = None) -> dict[str, Any]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+import secrets
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +17,7 @@ from hippo.errors import HippoError
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to choose tokens. temperature 0 is greedy; top_k 0 and top_p 1 are off; the seed fixes the sampled text."""
+    """How to choose tokens. temperature 0 is greedy; top_k 0 and top_p 1 are off; a seed fixes the text."""
 
     temperature: float = 0.0
     top_k: int = 0
@@ -41,11 +44,7 @@ class Chooser:
         self._processors = processors
         self._ids: list[int] = prompt_ids.tolist()
         self._device = prompt_ids.device
-        self._random = torch.Generator()
-        if sampling.seed is None:
-            self._random.seed()
-        else:
-            self._random.manual_seed(sampling.seed)
+        self._seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
 
     def commit(self, tokens: list[int]) -> None:
         """These tokens are now part of the text."""
@@ -54,32 +53,29 @@ class Chooser:
     def choose(self, rows: Tensor, drafted: list[int]) -> tuple[int, int | None]:
         """The verify rule. rows: (n, vocabulary) logits, row i after drafted[:i]; n is len(drafted) or one more.
 
-        Greedy: drafted[i] stands while it is the argmax. Sampling: it stands with its probability p(x), and the token
-        that takes a rejected one's place is drawn from p with x masked out and renormalised (method of PEARL for a
-        one-hot draft; r < p strictly), so the text follows p exactly.
+        The target makes its own choice from each row, greedily or by a draw from p, and drafted tokens stand as long as
+        they are that choice. When sampling, x thus stands with probability p(x), and a token in a rejected one's place is
+        distributed as p with x masked out and renormalised: PEARL's rule for a draft that proposes one token, with the
+        acceptance and the residual taken from one draw. Since the draw depends on seed and place alone, a seed gives
+        the same text whatever is drafted (our choice).
         Returns how many drafted tokens stand, and the target's own token after them: None only if all stand and there
-        is no row left to draw one from.
+        is no row left to choose one from.
         """
-        if self._greedy and not self._processors:
-            best = rows.argmax(dim=-1).tolist()
-            for index, token in enumerate(drafted):
-                if best[index] != token:
-                    return index, best[index]
-            return len(drafted), best[len(drafted)] if len(rows) > len(drafted) else None
-        for index, token in enumerate(drafted):
-            scores = self._scores(rows[index], drafted[:index])
-            if self._greedy:
-                if (own := int(scores.argmax())) != token:
-                    return index, own
-                continue
-            probabilities = scores.softmax(dim=-1)
-            if not float(torch.rand((), generator=self._random)) < float(probabilities[token]):
-                probabilities[token] = 0
-                return index, self._draw(probabilities)
-        if len(rows) == len(drafted):
-            return len(drafted), None
-        scores = self._scores(rows[-1], drafted)
-        return len(drafted), int(scores.argmax()) if self._greedy else self._draw(scores.softmax(dim=-1))
+        plain = self._greedy and not self._processors
+        choices = iter(rows.argmax(dim=-1).tolist() if plain else map(self._choose_at, rows, _prefixes(drafted)))
+        for accepted, (token, choice) in enumerate(zip(drafted, choices, strict=False)):
+            if token != choice:
+                return accepted, choice
+        return len(drafted), next(choices, None)
+
+    def _choose_at(self, row: Tensor, before: list[int]) -> int:
+        """The target's choice from one row of logits, (vocabulary,), after the text so far and the tokens `before`."""
+        scores = self._scores(row, before)
+        if self._greedy:
+            return int(scores.argmax())
+        mass = scores.double().softmax(dim=-1).cumsum(dim=-1)
+        point = random.Random(f"{self._seed} {len(self._ids) + len(before)}").random() * mass[-1]
+        return min(int(torch.searchsorted(mass, point, right=True)), int(scores.isfinite().nonzero()[-1]))
 
     def _scores(self, row: Tensor, drafted: list[int]) -> Tensor:
         """(vocabulary,) float32 on the CPU, after penalties and, when sampling, temperature, top-k and top-p."""
@@ -89,8 +85,9 @@ class Chooser:
             row = self._processors(ids.to(row.device), row[None])[0]
         return row.cpu()
 
-    def _draw(self, weights: Tensor) -> int:
-        return int(torch.multinomial(weights, 1, generator=self._random))
+
+def _prefixes(tokens: list[int]) -> Iterator[list[int]]:
+    return (tokens[:count] for count in range(len(tokens) + 1))
 
 
 def logits_processors(

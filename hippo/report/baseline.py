@@ -71,11 +71,16 @@ class Comparison:
 
     outputs: list[Output]
     baselines: list[Baseline]
+    sampled: bool = False
 
     @property
-    def identical(self) -> bool:
-        """Whether every run gave generate()'s token ids."""
-        return all(o.token_ids == b.token_ids for o, b in zip(self.outputs, self.baselines, strict=True))
+    def identical(self) -> bool | None:
+        """Whether every run gave generate()'s token ids; None when sampled, where they need not."""
+        return (
+            None
+            if self.sampled
+            else all(o.token_ids == b.token_ids for o, b in zip(self.outputs, self.baselines, strict=True))
+        )
 
     @property
     def speedup(self) -> dict[str, float]:

@@ -63,29 +63,39 @@ def test_sampling_with_a_draft_follows_the_target_exactly(drafted):
     """Whatever is drafted, the token that ends up in the text is drawn from p: chi-square, fixed seeds."""
     torch.manual_seed(1)
     logits = torch.randn(1, 6) * 1.5
-    judge, counts = chooser(seed=5), torch.zeros(6)
-    for _ in range(20_000):
-        accepted, token = judge.choose(logits, [drafted])
+    counts = torch.zeros(6)
+    for seed in range(20_000):
+        accepted, token = chooser(seed=seed).choose(logits, [drafted])
         counts[drafted if accepted else token] += 1
     assert (
         chisquare(counts, logits[0].softmax(-1).double() * 20_000 / logits[0].softmax(-1).double().sum()).pvalue > 0.01
     )
 
 
-def test_a_window_of_sampled_tokens_follows_the_joint_distribution():
-    torch.manual_seed(2)
-    logits = torch.randn(2, 4)
-    p = logits.softmax(-1)
-    judge, counts = chooser(seed=6), torch.zeros(4, 4)
-    for _ in range(20_000):
-        accepted, token = judge.choose(logits, [1])
-        if accepted:
-            counts[1, token] += 1
-        else:
-            counts[token] += p[1] * 1.0  # the second token would be drawn afresh: its expectation
-    expected = p[0][:, None] * p[1][None] * 20_000
-    assert chisquare(counts[1], expected[1] * counts[1].sum() / expected[1].sum()).pvalue > 0.01
-    assert chisquare(counts.sum(1), expected.sum(1) * counts.sum() / expected.sum()).pvalue > 0.01
+def test_a_rejected_token_is_replaced_from_the_masked_residual():
+    logits = torch.randn(1, 6, generator=torch.Generator().manual_seed(4))
+    p, counts = logits[0].double().softmax(-1), torch.zeros(6)
+    for seed in range(20_000):
+        accepted, token = chooser(seed=seed).choose(torch.cat([logits, logits]), [2])
+        if not accepted:
+            counts[token] += 1
+    assert counts[2] == 0
+    left = [i for i in range(6) if i != 2]
+    expected = p[left] / p[left].sum() * counts.sum()
+    assert chisquare(counts[left], expected * counts[left].sum() / expected.sum()).pvalue > 0.01
+
+
+@pytest.mark.parametrize("drafted", [[], [0], [3, 3], [5, 1, 2], [1, 1, 1, 1]])
+def test_a_seed_gives_the_same_text_whatever_is_drafted(drafted):
+    """Windows of any width and content against single steps."""
+    rows = torch.randn(5, 6, generator=torch.Generator().manual_seed(9))
+    judge, text = chooser(seed=3), []
+    for row in rows:
+        text.append(judge.choose(row[None], [])[1])
+        judge.commit(text[-1:])
+    assert len(set(text)) > 1
+    accepted, token = chooser(seed=3).choose(rows[: len(drafted) + 1], drafted)
+    assert [*drafted[:accepted], token] == text[: accepted + 1]
 
 
 def test_top_k_top_p_and_temperature_are_those_of_transformers():

@@ -26,7 +26,10 @@ def test_pixels_are_the_frames(tiny):
     video = read_video(CLIP, frames=2)
     inputs = prepare(tiny.processor, video, "?")
     patch = inputs["pixel_values_videos"][0].view(3, 2, 14, 14)
-    mean, std = torch.tensor(tiny.processor.video_processor.image_mean), torch.tensor(tiny.processor.video_processor.image_std)
+    mean, std = (
+        torch.tensor(tiny.processor.video_processor.image_mean),
+        torch.tensor(tiny.processor.video_processor.image_std),
+    )
     shown = (patch * std.view(3, 1, 1, 1) + mean.view(3, 1, 1, 1)) * 255
     corner = torch.from_numpy(video.frames[:, :14, :14]).permute(3, 0, 1, 2).float()
     assert (shown - corner).abs().max() < 1

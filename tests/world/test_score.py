@@ -8,7 +8,12 @@ import pytest
 from hippo.world import describe, make_scene, score
 from hippo.world.scene import COLOURS, SHAPES
 
-OPPOSITE = {"to the left": "to the right", "to the right": "to the left", "upwards": "downwards", "downwards": "upwards"}
+OPPOSITE = {
+    "to the left": "to the right",
+    "to the right": "to the left",
+    "upwards": "downwards",
+    "downwards": "upwards",
+}
 
 
 def shares(text, scene):
