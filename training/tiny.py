@@ -164,5 +164,5 @@ def save(model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLProcess
     """Write an ordinary transformers checkpoint in bfloat16. The model itself keeps its precision."""
     state = {name: value.to(torch.bfloat16) for name, value in model.state_dict().items() if name != "lm_head.weight"}
     model.config.dtype = torch.bfloat16
-    model.save_pretrained(folder, state_dict=state)
+    model.save_pretrained(folder, state_dict=state, max_shard_size="15MB")
     processor.save_pretrained(folder)

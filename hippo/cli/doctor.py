@@ -65,7 +65,7 @@ def _plan() -> dict[str, str]:
         )
         plan["dtype"] = "the checkpoint's own"
     plan["families"] = ", ".join(name for family in FAMILIES for name in family.model_types)
-    there = (BUNDLED / "tiny" / "target" / "model.safetensors").exists()
+    there = all(any((BUNDLED / "tiny" / role).glob("*.safetensors")) for role in ("target", "draft"))
     plan["bundled pair"] = "there" if there else "missing: reinstall hippo-video"
     return plan
 

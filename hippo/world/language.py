@@ -114,7 +114,8 @@ def facts(scene: Scene) -> list[Statement]:
     for thing in seen:
         if not thing.events:
             statements.append(Statement("still", thing.first.colour, thing.shape))
-    for thing in scene.things:
+    later = [scene.things[event.object] for event in scene.events if event.kind == "appear"]
+    for thing in seen + later:
         if _end_is_told(thing):
             look = thing.look(1.0)
             statements.append(Statement("end", look.colour, thing.shape, place=PLACES[cell_of(look)]))

@@ -138,7 +138,8 @@ def _place(rng: random.Random, count: int) -> list[Thing]:
         x, y = (LATTICE[axis] + rng.uniform(-0.03, 0.03) for axis in cell)
         visible = index == 0 or rng.random() < 0.75
         things.append(Thing(shape, size, Look(x, y, rng.uniform(*SIZES[size]), colour, visible)))
-    return things
+    # In reading order, those there at the start first: so that "which is told next" has one answer too.
+    return sorted(things, key=lambda thing: (not thing.first.visible, *cell_of(thing.first)[::-1]))
 
 
 def _act(rng: random.Random, scene: Scene, slot: int, slots: int) -> None:
@@ -163,6 +164,7 @@ def _act(rng: random.Random, scene: Scene, slot: int, slots: int) -> None:
         thing.events.append(event)
         scene.events.append(event)
         chosen += [index] if other is None else [index, other]
+    scene.events.sort(key=lambda event: (event.start, event.object))
 
 
 Choice = tuple[str, int, str, Look, int | None, float]
