@@ -109,11 +109,17 @@ def main() -> None:
         speeds = [
             "{:.2f}x ({:.2f} to {:.2f})".format(*row[k]) for k in ("end_to_end", "decode", "end_to_end_vs_our_ar")
         ]
-        print(
-            f"| {row['method']} | {row['new_tokens']} | {' | '.join(speeds)} | {row['tokens_per_target_forward']:.2f} | "
-            f"{row['acceptance_rate']:.1%} | {row['gamma']:.1f} | {row['scoring_share_of_prefill']:.1%} | "
-            f"{'yes' if row['identical'] else 'NO'} |"
-        )
+        cells = [
+            row["method"],
+            str(row["new_tokens"]),
+            *speeds,
+            f"{row['tokens_per_target_forward']:.2f}",
+            f"{row['acceptance_rate']:.1%}",
+            f"{row['gamma']:.1f}",
+            f"{row['scoring_share_of_prefill']:.1%}",
+            "yes" if row["identical"] else "NO",
+        ]
+        print("| " + " | ".join(cells) + " |")
 
 
 if __name__ == "__main__":

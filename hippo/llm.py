@@ -57,9 +57,9 @@ class VideoLLM:
     ) -> Output:
         """Answer a question about a video.
 
-        video: a path, or a `Video` already read. frames, fps: how many frames to sample, or how many a second (16 frames
-        by default). options: see `hippo.options.make_options`; method="hippo", max_new_tokens=256, keep_ratio=0.1,
-        gamma="auto", temperature=0, top_k, top_p, seed, stop, decoder, pruner. on_text: called with each piece of text
+        video: a path, or a `Video` already read. frames, fps: how many frames to sample, or how many a second (16
+        frames by default). options: see `hippo.options.make_options`; method="hippo", max_new_tokens=256,
+        keep_ratio=0.1, gamma="auto", temperature=0, top_k, top_p, seed, stop, decoder, pruner. on_text: called with each piece of text
         as it is accepted. Raises HippoError.
         """
         request = _Request(self, video, prompt, make_options(**options), frames, fps, progress)
@@ -129,7 +129,8 @@ class _Request:
     def _read(self) -> dict[str, Any]:
         clip = self._video
         if not isinstance(clip, Video):
-            report = None if self._progress is None else lambda share: self._progress("reading frames", share)  # type: ignore[misc]
+            tell = self._progress
+            report = None if tell is None else lambda share: tell("reading frames", share)
             clip = read_video(clip, frames=self._frames, fps=self._fps, progress=report)
         self._warnings += clip.warnings
         return prepare(self._llm.processor, clip, self._prompt)

@@ -127,7 +127,7 @@ class Pair:
         options: Options,
         stats: Stats,
     ) -> Tensor:
-        """Vision tower, prefill, and the choice of the draft's tokens. Returns the first token's logits, (vocabulary,)."""
+        """Vision tower, prefill, and the choice of the draft's tokens. Returns the prefill's logits, (vocabulary,)."""
         pruner = pruner_named(options.pruner)
         listener = Listener(prompt.question_at, prompt.video_at)
         begin = time.perf_counter()

@@ -18,8 +18,20 @@ from tests.drafts import draft
 from tests.models import generated, inputs, model
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
-FIELDS = """new_tokens target_forwards draft_forwards checked accepted acceptance_rate tokens_per_target_forward
-run_between_rejections gamma video_tokens kept_tokens draft_lost""".split()
+FIELDS = [
+    "new_tokens",
+    "target_forwards",
+    "draft_forwards",
+    "checked",
+    "accepted",
+    "acceptance_rate",
+    "tokens_per_target_forward",
+    "run_between_rejections",
+    "gamma",
+    "video_tokens",
+    "kept_tokens",
+    "draft_lost",
+]
 PHASES = ["video", "vision", "prefill", "scoring", "draft_prefill", "decode", "total"]
 
 

@@ -108,9 +108,9 @@ def worn(frames: np.ndarray, rng: random.Random) -> np.ndarray:
 
 
 class Clips(IterableDataset):
-    """Endless samples. modal: share of texts in the commonest phrasing; questions: how many a clip; ramp: after how many
-    samples clips may hold a second, a third and a fourth object. With one object whatever stands out is the right thing
-    to look at, so looking is learned in minutes; with many from the start it is not."""
+    """Endless samples. modal: share of texts in the commonest phrasing; questions: how many a clip; ramp: after how
+    many samples clips may hold a second, a third and a fourth object. With one object whatever stands out
+    is the right thing to look at, so looking is learned in minutes; with many from the start it is not."""
 
     def __init__(  # type: ignore[no-untyped-def]
         self, processor, first_seed: int, modal: float, questions: int, frames=(16,), ramp: tuple[int, ...] = ()
@@ -142,7 +142,7 @@ class Clips(IterableDataset):
             if isinstance(voice, Modal):
                 answer = ask(scene, Modal(state))[1]
             texts.append((question, answer))
-        ids = [(self._prompt(prompt), self._ids(answer) + [self.tokenizer.eos_token_id]) for prompt, answer in texts]
+        ids = [(self._prompt(prompt), [*self._ids(answer), self.tokenizer.eos_token_id]) for prompt, answer in texts]
         spacing = 2 * scene.duration / count
         return Sample(patchify(frames), label_cells(scene, times, SIDE), (count // 2, 16, 16), spacing, ids, seed)
 

@@ -18,16 +18,21 @@ import random
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from attention import use_training_attention
 from data import FIRST_TRAINING_SEED, Clips, Glances, Sample
-from tiny import TARGET_LAYERS, grow, make_model, make_processor, save
+from tiny import SEED_LAYERS, TARGET_LAYERS, grow, make_model, make_processor, save
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from hippo.checkpoints import BUNDLED
 
 RUNS = Path(__file__).parent / "runs"
+TINY = BUNDLED / "tiny"
 STAGES = ("vision", "speak", "grow")
 
 
@@ -35,7 +40,7 @@ class Trainer:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.device = torch.device(args.device)
-        self.processor = make_processor()
+        self.processor = AutoProcessor.from_pretrained(TINY / "target") if args.bundled else make_processor()
         self.model = make_model(args.model, self.processor)
         width = self.model.config.text_config.hidden_size
         # Linear read-outs that only training uses: a cell's content, its place, its object's motion.
@@ -58,6 +63,8 @@ class Trainer:
             self.model.load_state_dict(state["model"])
             self.heads.load_state_dict(state["heads"])
             self.step, self.elapsed = state["step"], state["elapsed"]
+        elif self.args.bundled:
+            self.model = unbundled(self.args.model, self.model, grown=stage == "grow")
         elif self.args.model == "draft":
             before = torch.load(RUNS / "target.speak.pt", weights_only=True)
             self.model.load_state_dict({k: v for k, v in before["model"].items() if k in self.model.state_dict()})
@@ -97,9 +104,12 @@ class Trainer:
         RUNS.mkdir(exist_ok=True)
         path = self._path(self.args.stage)
         state = dict(
-            model=self.model.state_dict(), heads=self.heads.state_dict(), optimizers=[optimizer.state_dict() for optimizer in self.optimizers],
-            step=self.step, elapsed=self.elapsed,
-        )  # fmt: skip
+            model=self.model.state_dict(),
+            heads=self.heads.state_dict(),
+            optimizers=[optimizer.state_dict() for optimizer in self.optimizers],
+            step=self.step,
+            elapsed=self.elapsed,
+        )
         torch.save(state, path.with_suffix(".tmp"))
         path.with_suffix(".tmp").replace(path)
         if self.args.stage != "vision":
@@ -170,8 +180,8 @@ class Trainer:
         return total, right
 
     def place_loss(self, hidden: torch.Tensor, at: torch.Tensor) -> tuple[torch.Tensor, float]:
-        """Video tokens shall know their row and column early on: rotary positions only tell distances, so each must find
-        its place by its distance from the tokens before the video."""
+        """Video tokens shall know their row and column early on: rotary positions only tell distances, so each must
+        find its place by its distance from the tokens before the video."""
         row, column = self.heads["place"](hidden).float().split(8, dim=-1)
         loss = F.cross_entropy(row, at % 64 // 8) + F.cross_entropy(column, at % 8)
         return loss, (column.argmax(-1) == at % 8).float().mean().item()
@@ -265,6 +275,24 @@ class Trainer:
         return (objects | (noise < rng.uniform(0.02, 0.2))).nonzero()[:, 0]
 
 
+def unbundled(role: str, shallow: Any, grown: bool) -> Any:
+    """The bundled model of a role, in float32, to train on. The target comes back in its SEED_LAYERS unless `grown`:
+    only right for one whose grown layers were never trained."""
+    model = AutoModelForImageTextToText.from_pretrained(TINY / role, dtype=torch.float32)
+    if role == "draft" or grown:
+        return model
+    every = TARGET_LAYERS // SEED_LAYERS
+    state = {}
+    for name, value in model.state_dict().items():
+        before, _, after = name.partition("language_model.layers.")
+        number, _, rest = after.partition(".")
+        if after and int(number) % every:
+            continue
+        state[f"{before}language_model.layers.{int(number) // every}.{rest}" if after else name] = value
+    shallow.load_state_dict(state)
+    return shallow
+
+
 def _cosine(share: float) -> float:
     return 0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * min(1.0, share)))
 
@@ -282,6 +310,7 @@ def main() -> None:
     parser.add_argument("--ramp", type=int, nargs="*", default=[], help="steps from which 2, 3, 4 objects are shown")
     parser.add_argument("--thaw", action="store_true", help="train the vision tower while learning to speak")
     parser.add_argument("--restart", action="store_true", help="begin the learning rate's schedule anew on resuming")
+    parser.add_argument("--bundled", action="store_true", help="start from the bundled pair where there is no run yet")
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)

@@ -54,10 +54,10 @@ class Chooser:
         """The verify rule. rows: (n, vocabulary) logits, row i after drafted[:i]; n is len(drafted) or one more.
 
         The target makes its own choice from each row, greedily or by a draw from p, and drafted tokens stand as long as
-        they are that choice. When sampling, x thus stands with probability p(x), and a token in a rejected one's place is
-        distributed as p with x masked out and renormalised: PEARL's rule for a draft that proposes one token, with the
-        acceptance and the residual taken from one draw. Since the draw depends on seed and place alone, a seed gives
-        the same text whatever is drafted (our choice).
+        they are that choice. When sampling, x thus stands with probability p(x), and a token in a rejected one's place
+        is distributed as p with x masked out and renormalised: PEARL's rule for a draft that proposes one token, with
+        the acceptance and the residual taken from one draw. Since the draw depends on seed and place alone, a seed
+        gives the same text whatever is drafted (our choice).
         Returns how many drafted tokens stand, and the target's own token after them: None only if all stand and there
         is no row left to choose one from.
         """

@@ -24,7 +24,7 @@ class StopRule:
         self.reason: str | None = None
 
     def cut(self, before: list[int], new: list[int]) -> list[int]:
-        """The part of `new` that belongs to the answer after `before`; at its end sets `reason`, eos, length or stop."""
+        """The part of `new` that is of the answer after `before`; sets `reason` at its end: eos, length, stop."""
         for count in range(1, len(new) + 1):
             if new[count - 1] in self._eos:
                 self.reason = "eos"

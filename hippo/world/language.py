@@ -53,22 +53,35 @@ HEADINGS = {"left": "to the left", "right": "to the right", "up": "upwards", "do
 
 # Several phrasings a kind, the first the commonest.
 PHRASES = {
-    "count": ("The video shows {number} on a {tone} {texture} ground", "On a {tone} {texture} ground there can be seen {number}"),
+    "count": (
+        "The video shows {number} on a {tone} {texture} ground",
+        "On a {tone} {texture} ground there can be seen {number}",
+    ),
     "total": ("There are {number} in the video",),
     "there": ("a {size} {colour} {shape} is {place}", "there is a {size} {colour} {shape} {place}"),
     "appear": ("a {size} {colour} {shape} appears {place}", "a {size} {colour} {shape} comes into view {place}"),
-    "move": ("the {colour} {shape} moves {direction}", "the {colour} {shape} slides {direction}", "the {colour} {shape} travels {direction}"),
+    "move": (
+        "the {colour} {shape} moves {direction}",
+        "the {colour} {shape} slides {direction}",
+        "the {colour} {shape} travels {direction}",
+    ),
     "turn": ("the {colour} {shape} turns and moves {direction}", "the {colour} {shape} turns and slides {direction}"),
-    "meet": ("the {colour} {shape} moves {direction} and meets the {other_colour} {other_shape}", "the {colour} {shape} heads {direction} until it touches the {other_colour} {other_shape}"),
+    "meet": (
+        "the {colour} {shape} moves {direction} and meets the {other_colour} {other_shape}",
+        "the {colour} {shape} heads {direction} until it touches the {other_colour} {other_shape}",
+    ),
     "vanish": ("the {colour} {shape} vanishes", "the {colour} {shape} disappears"),
-    "recolour": ("the {colour} {shape} becomes {new_colour}", "the {colour} {shape} changes its colour to {new_colour}"),
+    "recolour": (
+        "the {colour} {shape} becomes {new_colour}",
+        "the {colour} {shape} changes its colour to {new_colour}",
+    ),
     "grow": ("the {colour} {shape} grows", "the {colour} {shape} gets bigger"),
     "shrink": ("the {colour} {shape} shrinks", "the {colour} {shape} gets smaller"),
     "still": ("the {colour} {shape} stays still", "the {colour} {shape} never moves"),
     "end": ("At the end the {colour} {shape} is {place}", "When the video ends the {colour} {shape} is {place}"),
     "is": ("The {shape} is {colour}",),
     "start": ("At the start the {colour} {shape} is {place}",),
-}  # fmt: skip
+}
 _LATER = ("Then", "Next", "After that")
 _JOINS = ("First", "Finally", "At the same time", *_LATER)
 _FIELDS = {

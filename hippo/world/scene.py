@@ -3,8 +3,8 @@
 Everything a clip shows and everything that can be said of it follows from a `Scene`; rendering (`render.py`), writing
 and reading English (`language.py`) and scoring (`score.py`) never look anywhere else. The world is our own.
 
-Objects stand on the crossings of a 3 x 3 lattice, move along it one or two steps at a time, and act in turn: time is cut
-into slots, one event a slot (now and then two at once), so that "what happens after what" has one answer.
+Objects stand on the crossings of a 3 x 3 lattice, move along it one or two steps at a time, and act in turn: time is
+cut into slots, one event a slot (now and then two at once), so that "what happens after what" has one answer.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ def signals():
 @pytest.mark.parametrize("ratio", [0.001, 0.1, 0.5, 1.0])
 def test_counts_and_order(name, ratio, signals):
     kept = PRUNERS[name].keep(signals, ratio).tolist()
-    assert kept == sorted(set(kept)) and 0 <= kept[0] and kept[-1] < 60
+    assert kept == sorted(set(kept)) and kept[0] >= 0 and kept[-1] < 60
     assert len(kept) == (60 if name == "none" else max(1, round(ratio * 60)))
 
 
