@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
+
+from hippo.clock import clock
+from hippo.families import Family
 
 
 class CachedModel:
@@ -29,6 +31,11 @@ class CachedModel:
         self.forwards = 0
         self.seconds = 0.0  # the last extend took this long
 
+    @classmethod
+    def of(cls, family: Family, model: Any) -> CachedModel:
+        """A fresh one for a model of a family."""
+        return cls(family.language_model(model), model.get_output_embeddings(), model.get_input_embeddings())
+
     @torch.inference_mode()
     def prefill(self, embeds: Tensor, positions: Tensor, next_position: Tensor) -> Tensor:
         """Read a prompt. embeds: (L, D); positions: (axes, L); next_position: (axes,). Returns (vocabulary,) logits."""
@@ -39,15 +46,13 @@ class CachedModel:
     @torch.inference_mode()
     def extend(self, ids: Sequence[int]) -> Tensor:
         """Append n generated tokens. Returns (n, vocabulary) logits, row i for the token after ids[i]."""
-        began = time.perf_counter()
         device = self._next.device
+        began = clock(device)
         offsets = torch.arange(len(ids), device=device) + (self.length - self._first)
         embeds = self._lookup(torch.tensor(ids, device=device))
         logits = self._forward(embeds, self._next[:, None] + offsets)
         self.forwards += 1
-        if logits.is_cuda:
-            torch.cuda.synchronize(logits.device)
-        self.seconds = time.perf_counter() - began
+        self.seconds = clock(device) - began
         return logits
 
     def rollback(self, count: int) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from hippo.errors import HippoError
+from hippo.families import require_family
 
 BUNDLED = Path(__file__).parent / "bundled"
 
@@ -55,16 +56,21 @@ def pick_device(device: str) -> str:
         wanted = torch.device(device)
     except RuntimeError:
         raise HippoError(f"unknown device {device!r}", "use auto, cpu, cuda or cuda:1") from None
-    if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
+    if wanted.type == "cpu":
+        return "cpu"
+    if wanted.type != "cuda":
+        raise HippoError(f"device {device!r} is not supported", "use auto, cpu, cuda or cuda:1")
+    if (wanted.index or 0) >= torch.cuda.device_count():
         raise HippoError(f"there is no device {device!r} here", "use --device cpu; `hippo doctor` lists devices")
     return device
 
 
 def load_processor(checkpoint: Checkpoint) -> Any:
     """The checkpoint's processor. Raises HippoError."""
-    from transformers import AutoProcessor
+    from transformers import AutoConfig, AutoProcessor
 
     with explained(checkpoint.source):
+        require_family(AutoConfig.from_pretrained(checkpoint.source).model_type)
         processor = AutoProcessor.from_pretrained(checkpoint.source)
     if getattr(processor, "video_processor", None) is None:
         raise HippoError(
@@ -105,9 +111,10 @@ def require_same_tokenizer(tokenizer: Any, draft: Checkpoint) -> None:
 
     Only the tokenizers count: weights padded to different vocabulary sizes are fine.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     with explained(draft.source):
+        require_family(AutoConfig.from_pretrained(draft.source).model_type)
         other = AutoTokenizer.from_pretrained(draft.source)
     ours, theirs = ({index: token for token, index in t.get_vocab().items()} for t in (tokenizer, other))
     for index in sorted(ours.keys() | theirs.keys()):
@@ -151,7 +158,10 @@ def explained(source: str) -> Iterator[None]:
     require_there(source)
     try:
         yield
-    except (OSError, ValueError, KeyError) as error:
+    except (HippoError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        # Checkpoints fail in many ways (safetensors, JSON, missing classes); the first line of each tells enough.
         text = " ".join(str(error).split())
         raise HippoError(
             f"{source} does not load ({text[:160]})", "check that it is a whole video-LLM checkpoint"

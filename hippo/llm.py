@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import gc
+import threading
 import time
-import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,20 +58,30 @@ class VideoLLM:
         """Answer a question about a video.
 
         video: a path, or a `Video` already read. frames, fps: how many frames to sample, or how many a second (16
-        frames by default). options: see `hippo.options.make_options`; method="hippo", max_new_tokens=256,
-        keep_ratio=0.1, gamma="auto", temperature=0, top_k, top_p, seed, stop, decoder, pruner. on_text: called with each piece of text
-        as it is accepted. Raises HippoError.
+        frames by default). on_text: called with each piece of text as it is accepted. progress: called with a phase
+        and the share of it that is done. options: see `hippo.options.make_options`; method="hippo",
+        max_new_tokens=256, keep_ratio=0.1, gamma="auto", temperature=0, top_k, top_p, seed, stop, decoder, pruner.
+        Raises HippoError.
         """
-        request = _Request(self, video, prompt, make_options(**options), frames, fps, progress)
-        for piece in request:
+        stream = self.stream(video, prompt, frames=frames, fps=fps, progress=progress, **options)
+        for piece in stream:
             if on_text is not None:
                 on_text(piece)
-        return request.output()
+        return stream.output
 
-    def stream(self, video: VideoSource, prompt: str = DEFAULT_PROMPT, **options: Any) -> Iterator[str]:
-        """Like `generate`, but yields the text piece by piece as it is accepted."""
-        frames, fps = options.pop("frames", None), options.pop("fps", None)
-        yield from _Request(self, video, prompt, make_options(**options), frames, fps, options.pop("progress", None))
+    def stream(
+        self,
+        video: VideoSource,
+        prompt: str = DEFAULT_PROMPT,
+        *,
+        frames: int | None = None,
+        fps: float | None = None,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> Stream:
+        """Like `generate`, but to be iterated for the text piece by piece as it is accepted; see `Stream`."""
+        checked = make_options(**options)
+        return Stream(self, video, prompt, checked, {"frames": frames, "fps": fps}, progress)
 
     def inputs(self, video: VideoSource, prompt: str = DEFAULT_PROMPT, **sampling: Any) -> dict[str, Any]:
         """The processor's output for a question about a video, as transformers' generate() takes it."""
@@ -89,8 +99,11 @@ class VideoLLM:
         self.close()
 
 
-class _Request:
-    """Iterating answers it; afterwards `output()` has the result."""
+class Stream:
+    """An answer on its way: iterate it for pieces of text. `output` is the answer so far, whole after the last piece.
+
+    Leave it early with `close()`, which frees the pair for the next request.
+    """
 
     def __init__(
         self,
@@ -98,45 +111,54 @@ class _Request:
         video: VideoSource,
         prompt: str,
         options: Options,
-        frames: int | None,
-        fps: float | None,
+        sampling: dict[str, Any],
         progress: Progress | None,
     ) -> None:
         self._llm, self._video, self._prompt, self._options = llm, video, prompt, options
-        self._frames, self._fps, self._progress = frames, fps, progress
+        self._sampling, self._progress = sampling, progress
         self._stats = Stats()
         self._text = TextStream(llm.processor.tokenizer)
         self._warnings: tuple[str, ...] = ()
+        self._pieces = self._answer()
 
     def __iter__(self) -> Iterator[str]:
+        return self._pieces
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        """Stop answering."""
+        self._pieces.close()
+
+    @property
+    def output(self) -> Output:
+        """The answer so far."""
+        return Output(self._text.text, self._text.token_ids, self._stats, self._warnings + lost_warning(self._stats))
+
+    def _answer(self) -> Generator[str, None, None]:
         began = time.perf_counter()
-        inputs = self._read()
-        tokenizer = self._llm.processor.tokenizer
-        read = time.perf_counter() - began
-        try:
-            with out_of_memory_explained():
+        with out_of_memory_explained():
+            inputs = self._read()
+            read = time.perf_counter() - began
+            tokenizer = self._llm.processor.tokenizer
+            try:
                 for tokens in self._llm.pair.answer(inputs, self._options, self._stats, tokenizer.decode):
                     if piece := self._text.push(tokens):
                         yield piece
-            if piece := self._text.finish():
-                yield piece
-        finally:
-            self._stats.seconds.video = read
-            self._stats.seconds.total = time.perf_counter() - began
-        if self._stats.draft_lost:
-            self._warnings += (f"{self._stats.draft_lost}; the target finished the answer alone",)
+                if piece := self._text.finish():
+                    yield piece
+            finally:
+                self._stats.seconds.video = read
+                self._stats.seconds.total = time.perf_counter() - began
 
     def _read(self) -> dict[str, Any]:
-        clip = self._video
+        clip, tell = self._video, self._progress
         if not isinstance(clip, Video):
-            tell = self._progress
             report = None if tell is None else lambda share: tell("reading frames", share)
-            clip = read_video(clip, frames=self._frames, fps=self._fps, progress=report)
-        self._warnings += clip.warnings
+            clip = read_video(clip, **self._sampling, progress=report)
+        self._warnings = clip.warnings
         return prepare(self._llm.processor, clip, self._prompt)
-
-    def output(self) -> Output:
-        return Output(self._text.text, self._text.token_ids, self._stats, self._warnings)
 
 
 def load(
@@ -178,7 +200,7 @@ def load(
     return VideoLLM(pair, processor)
 
 
-_pairs: weakref.WeakKeyDictionary[nn.Module, tuple[weakref.ref[nn.Module] | None, Pair]] = weakref.WeakKeyDictionary()
+_pairing = threading.Lock()
 
 
 def generate(
@@ -192,30 +214,35 @@ def generate(
     """Answer one request with models that are already in memory.
 
     inputs: a processor's output, batch of one. tokenizer: to get `text` as well as `token_ids`, and for stop strings.
-    options: see `VideoLLM.generate`. The draft is copied once into a process of its own, which lives until the target
-    or the draft is garbage collected. Raises HippoError.
+    options: see `VideoLLM.generate`. The draft is copied once into a process of its own, which lives as long as the
+    target does, or until the target is given another draft. Raises HippoError.
     """
-    stats, token_ids = Stats(), []
-    pair = _pair_of(target, draft)
+    stats = Stats()
+    token_ids: list[int] = []
     decode = None if tokenizer is None else tokenizer.decode
     with out_of_memory_explained():
-        for tokens in pair.answer(dict(inputs), make_options(**options), stats, decode):
+        for tokens in pair_of(target, draft).answer(dict(inputs), make_options(**options), stats, decode):
             token_ids += tokens
     text = "" if tokenizer is None else tokenizer.decode(token_ids, skip_special_tokens=True)
-    warnings = (f"{stats.draft_lost}; the target finished the answer alone",) if stats.draft_lost else ()
-    return Output(text, token_ids, stats, warnings)
+    return Output(text, token_ids, stats, lost_warning(stats))
 
 
-def _pair_of(target: nn.Module, draft: nn.Module | None) -> Pair:
-    if target in _pairs:
-        known, pair = _pairs[target]
-        if (known() if known is not None else None) is draft:
-            return pair
-        pair.close()
-    device = "cpu" if draft is None else str(next(draft.parameters()).device)
-    pair = Pair(target, draft, draft_device=device)
-    _pairs[target] = (None if draft is None else weakref.ref(draft), pair)
-    return pair
+def pair_of(target: nn.Module, draft: nn.Module | None) -> Pair:
+    """The pair of two models in memory, made once and kept with the target."""
+    with _pairing:
+        known = target.__dict__.get("_hippo_pair")
+        if known is not None and known.draft is draft:
+            return known
+        if known is not None:
+            known.close()
+        device = "cpu" if draft is None else str(next(draft.parameters()).device)
+        target.__dict__["_hippo_pair"] = pair = Pair(target, draft, draft_device=device)
+        return pair
+
+
+def lost_warning(stats: Stats) -> tuple[str, ...]:
+    """What to tell a user whose draft was lost; nothing otherwise."""
+    return (f"{stats.draft_lost}; the target finished the answer alone",) if stats.draft_lost else ()
 
 
 @contextmanager
@@ -238,4 +265,4 @@ def out_of_memory_explained() -> Iterator[None]:
     ) from None
 
 
-__all__ = ["Output", "VideoLLM", "generate", "load"]
+__all__ = ["Output", "Stream", "VideoLLM", "generate", "load"]

@@ -48,6 +48,10 @@ class Options:
             )
         if self.gamma != "auto" and (not isinstance(self.gamma, int) or self.gamma < 1):
             raise HippoError(f"gamma {self.gamma!r} is neither a positive whole number nor 'auto'", "use --gamma auto")
+        if self.decoder == "ar":
+            object.__setattr__(self, "pruner", "none")  # there is no draft to prune for
+        if "" in self.stop:
+            raise HippoError("a stop string is empty", "leave --stop out, or name a string")
         if self.max_new_tokens < 1:
             raise HippoError(f"max_new_tokens {self.max_new_tokens} is not positive", "ask for at least one token")
 

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from hippo.cached_model import CachedModel
+from hippo.clock import clock
 from hippo.decode import Chooser, Gamma, Session, StopRule, decoder_named, logits_processors
 from hippo.draft import Drafter, DraftProcess
 from hippo.errors import HippoError
 from hippo.families import Prompt, family_of
+from hippo.inputs import on_device
 from hippo.keep import Listener, Signals, listening, pruner_named
 from hippo.options import Options
 from hippo.report.stats import Stats
@@ -41,17 +43,21 @@ class Pair:
     ) -> None:
         self.target: Any = target.eval()
         self.family = family_of(target)
-        self._draft, self._dtype, self._draft_device, self._timeout = draft, draft_dtype, draft_device, draft_timeout
+        self.draft, self._dtype, self._draft_device, self._timeout = draft, draft_dtype, draft_device, draft_timeout
         self._process: DraftProcess | None = None
+        self._drafted = False
         self._lock = threading.Lock()
         self._owner: int | None = None
 
+    def __deepcopy__(self, memo: Any) -> None:
+        """A copied model does not share its original's draft."""
+
     def start_draft(self) -> DraftProcess:
         """Start the draft's process unless it runs. Returns at once; `wait_loaded` waits for the model."""
-        if self._draft is None:
+        if self.draft is None:
             raise HippoError("there is no draft model", "name one, or use method 'ar'")
         if self._process is None or not self._process.alive:
-            self._process = DraftProcess(self._draft, self._dtype, self._draft_device, shares()[1], self._timeout)
+            self._process = DraftProcess(self.draft, self._dtype, self._draft_device, shares()[1], self._timeout)
         return self._process
 
     def close(self) -> None:
@@ -81,24 +87,20 @@ class Pair:
         self, inputs: dict[str, Any], options: Options, stats: Stats, decode: Callable[[list[int]], str] | None
     ) -> Iterator[list[int]]:
         began = time.perf_counter()
+        if options.stop and decode is None:
+            raise HippoError("stop strings need a tokenizer", "pass tokenizer=")
+        here = on_device(inputs, self.target.device)
+        prompt = self.family.place(self.target, here)
+        self._check_length(prompt)
         gamma = Gamma(options.gamma, overlapped=options.decoder == "parallel")
-        process = None if options.decoder == "ar" else self.start_draft()
+        process = None if options.decoder == "ar" else self._process_for(stats)
         drafter = Drafter(process, stats, gamma.saw_draft)
         with ExitStack() as stack:
             stack.callback(drafter.end)
-            here = {k: v.to(self.target.device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
-            prompt = self.family.place(self.target, here)
-            self._check_length(prompt)
             if process is not None:
-                loaded = process.wait_loaded()
                 vocabulary = self.target.get_output_embeddings().weight.shape[0]
-                drafter.begin(inputs, min(loaded.vocabulary, vocabulary))
-
-            target = CachedModel(
-                self.family.language_model(self.target),
-                self.target.get_output_embeddings(),
-                self.target.get_input_embeddings(),
-            )
+                drafter.begin(inputs, min(process.wait_loaded().vocabulary, vocabulary))
+            target = CachedModel.of(self.family, self.target)
             logits = self._read(here, prompt, target, drafter, options, stats)
             session = self._session(target, prompt, options, gamma, stats, decode)
             first = session.start(logits)
@@ -118,6 +120,19 @@ class Pair:
                 stats.seconds.decode = time.perf_counter() - decoding
                 stats.seconds.total = time.perf_counter() - began
 
+    def _process_for(self, stats: Stats) -> DraftProcess | None:
+        """The draft's process, its model loaded. One that worked once and cannot be started again is only lost."""
+        try:
+            process = self.start_draft()
+            process.wait_loaded()
+        except HippoError as error:
+            if not self._drafted:
+                raise
+            stats.draft_lost = error.cause
+            return None
+        self._drafted = True
+        return process
+
     def _read(
         self,
         inputs: dict[str, Any],
@@ -129,24 +144,24 @@ class Pair:
     ) -> Tensor:
         """Vision tower, prefill, and the choice of the draft's tokens. Returns the prefill's logits, (vocabulary,)."""
         pruner = pruner_named(options.pruner)
-        listener = Listener(prompt.question_at, prompt.video_at)
-        begin = time.perf_counter()
+        listener, device = Listener(prompt.question_at, prompt.video_at), self.target.device
+        begin = clock(device)
         embeds = self.family.embed(self.target, inputs)
-        seen = time.perf_counter()
+        seen = clock(device)
         with ExitStack() as stack:
-            if pruner.needs_attention and options.decoder != "ar":
+            if pruner.needs_attention:
                 stack.enter_context(listening(self.family.language_model(self.target), listener))
             logits = target.prefill(embeds, prompt.positions, prompt.next_position)
-        prefilled = time.perf_counter()
+        prefilled = clock(device)
         if options.decoder != "ar":
-            signals = Signals(prompt.grid, embeds[prompt.video_at], listener.scores if pruner.needs_attention else None)
-            kept = pruner.keep(signals, options.keep_ratio)
+            attention = listener.scores if pruner.needs_attention else None
+            kept = pruner.keep(Signals(prompt.grid, embeds[prompt.video_at], attention), options.keep_ratio)
             drafter.prefill(kept)
             stats.kept_tokens = len(kept)
         stats.prompt_tokens, stats.video_tokens = len(prompt.input_ids), prompt.grid.tokens
         stats.seconds.vision = seen - begin
         stats.seconds.prefill = prefilled - seen - listener.seconds
-        stats.seconds.scoring = time.perf_counter() - prefilled + listener.seconds
+        stats.seconds.scoring = clock(device) - prefilled + listener.seconds
         return logits
 
     def _session(
@@ -162,8 +177,6 @@ class Pair:
         chooser = Chooser(options.sampling, processors, prompt.input_ids)
         eos = self.target.generation_config.eos_token_id
         eos = [] if eos is None else [eos] if isinstance(eos, int) else eos
-        if options.stop and decode is None:
-            raise HippoError("stop strings need a tokenizer", "pass tokenizer=")
         return Session(target, chooser, StopRule(eos, options.max_new_tokens, options.stop, decode), gamma, stats)
 
     def _check_length(self, prompt: Prompt) -> None:

@@ -26,6 +26,7 @@ def test_the_bundled_pair_is_small_enough():
     [
         ({"device": "gpu"}, "unknown device 'gpu'"),
         ({"device": "cuda:99"}, "there is no device 'cuda:99'"),
+        ({"device": "mps"}, "'mps' is not supported"),
         ({"dtype": "float12"}, "unknown dtype 'float12'"),
     ],
 )

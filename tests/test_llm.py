@@ -10,7 +10,7 @@ import torch
 
 import hippo
 from hippo.cli.demo import CLIP
-from hippo.llm import DEFAULT_PROMPT, out_of_memory_explained
+from hippo.llm import DEFAULT_PROMPT, out_of_memory_explained, pair_of
 from hippo.options import make_options
 from hippo.report.baseline import transformers_generate
 from hippo.world import make_scene, write_clip
@@ -71,9 +71,34 @@ def test_stats_hold_everything(tiny):
     assert seconds["total"] >= seconds["video"] + seconds["vision"] + seconds["prefill"] + seconds["decode"]
 
 
-def test_streaming_gives_the_same_text(tiny):
-    pieces = list(tiny.stream(CLIP, max_new_tokens=30))
-    assert "".join(pieces) == tiny.generate(CLIP, max_new_tokens=30).text and len(pieces) > 3
+def test_streaming_gives_the_same_text_and_the_stats(tiny):
+    stream = tiny.stream(CLIP, max_new_tokens=30)
+    pieces = list(stream)
+    assert "".join(pieces) == tiny.generate(CLIP, max_new_tokens=30).text == stream.output.text and len(pieces) > 3
+    assert stream.output.stats.new_tokens == 30
+
+
+def test_a_stream_left_early_frees_the_pair(tiny):
+    stream = tiny.stream(CLIP)
+    next(stream)
+    with pytest.raises(hippo.HippoError, match="still being streamed"):
+        tiny.generate(CLIP)
+    stream.close()
+    assert tiny.generate(CLIP, max_new_tokens=3).stats.new_tokens == 3
+
+
+def test_bfloat16_inputs(tiny):
+    inputs = tiny.inputs(CLIP)
+    inputs["pixel_values_videos"] = inputs["pixel_values_videos"].bfloat16()
+    target, small = tiny.pair.target, tiny.pair.draft
+    stats = hippo.Stats()
+    tokens = [t for chunk in tiny.pair.answer(inputs, make_options(max_new_tokens=8), stats) for t in chunk]
+    assert len(tokens) == 8 and not stats.draft_lost and target is not small
+
+
+def test_markers_in_the_prompt_are_refused(tiny):
+    with pytest.raises(hippo.HippoError, match="video_pad"):
+        tiny.generate(CLIP, "What is <|video_pad|>?")
 
 
 def test_a_stop_string(tiny):
@@ -97,9 +122,12 @@ def test_models_in_memory():
     request, target, small = inputs("qwen2_5_vl"), model("qwen2_5_vl"), draft("other")
     out = hippo.generate(target, small, request, method="hippo", max_new_tokens=24, keep_ratio=0.5)
     assert out.token_ids == generated(target, request) and out.text == "" and not out.warnings
-    process = hippo.llm._pair_of(target, small).start_draft().pid
+    process = pair_of(target, small).start_draft().pid
     assert hippo.generate(target, small, request, max_new_tokens=24).token_ids == out.token_ids
-    assert hippo.llm._pair_of(target, small).start_draft().pid == process, "the draft is copied once"
+    assert pair_of(target, small).start_draft().pid == process, "the draft is copied once"
+    pair_of(target, None)
+    with pytest.raises(ProcessLookupError):
+        os.kill(process, 0)
 
 
 def test_running_out_of_memory_is_one_clear_error():

@@ -59,6 +59,8 @@ def caption(
         "stop": stop or (),
     }
     drafts = make_options(**options).decoder != "ar"  # and a wrong option is told before models are loaded
+    if drafts:
+        common.require_draft(target, draft)
     sampling: dict[str, Any] = {"frames": frames, "fps": fps}
     common.require_clip(video, frames, fps)
     with common.loaded(target, draft, device, dtype, start_draft=drafts) as llm:

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 
 from hippo.errors import HippoError
@@ -50,6 +51,12 @@ def require_clip(video: Path, frames: int | None, fps: float | None) -> None:
     read_video(video, frames=1)
 
 
+def require_draft(target: str, draft: str | None) -> None:
+    """Refuse a target without a draft before it is loaded."""
+    if draft is None and target != "tiny":
+        raise HippoError("there is no draft model", "name one with --draft, or use --method ar")
+
+
 @contextmanager
 def loaded(
     target: str, draft: str | None, device: str = "auto", dtype: str = "auto", start_draft: bool = True
@@ -59,7 +66,7 @@ def loaded(
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    with stderr.status(f"loading {target}" + (f" and {draft}" if draft else "")):
+    with stderr.status(escape(f"loading {target}" + (f" and {draft}" if draft else ""))):
         llm = load(target, draft, device=device, dtype=dtype, start_draft=start_draft)
     with llm:
         yield llm

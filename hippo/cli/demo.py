@@ -24,12 +24,10 @@ def demo(
     The pair is a pair of toys, trained on coloured shapes; the machinery is the real one.
     """
     options: dict[str, Any] = {"method": method}
+    short = options | {"max_new_tokens": 8}
     with common.loaded("tiny", None) as llm:
         with common.stderr.status("warming up"):
-            llm.generate(CLIP, **options, max_new_tokens=8)
-            common.compare(
-                llm, CLIP, DEFAULT_PROMPT, {"max_new_tokens": 8}, {}, 1, llm.generate(CLIP, max_new_tokens=8)
-            )
+            common.compare(llm, CLIP, DEFAULT_PROMPT, short, {}, 1, llm.generate(CLIP, **short))
         output = llm.generate(CLIP, **options, on_text=None if json else common.say)
         if not json:
             common.say("\n")

@@ -41,6 +41,7 @@ def verify(
         "max_new_tokens": max_new_tokens,
     }
     make_options(**options)
+    common.require_draft(target, draft)
     common.require_clip(video, frames, fps)
     with common.loaded(target, draft, device, dtype) as llm:
         report = _report(llm, video, prompt, options, {"frames": frames, "fps": fps})
@@ -90,13 +91,16 @@ def _show(report: dict[str, Any]) -> None:
     for heading in ("method", "tokens", "verdict"):
         table.add_column(heading)
     for row in report["methods"]:
-        if row["identical"]:
-            verdict = "identical"
-        else:
-            cause = "a near tie, within rounding" if row["near_tie"] else "a bug, please report it"
-            verdict = (
-                f"differs from token {row['at']} on: {row['ours']} for {row['theirs']}; "
-                f"the target's top-2 logit gap there is {row['gap']:.2e}: {cause}"
-            )
+        verdict = "identical" if row["identical"] else _explained(row)
+        if "draft_lost" in row:
+            verdict += f"; but the draft was lost: {row['draft_lost']}"
         table.add_row(row["method"], str(row["tokens"]), verdict)
     common.stderr.print(table)
+
+
+def _explained(row: dict[str, Any]) -> str:
+    cause = "a near tie, within rounding" if row["near_tie"] else "a bug, please report it"
+    return (
+        f"differs from token {row['at']} on: {row['ours']} for {row['theirs']}; the target's top-2 logit gap there is "
+        f"{row['gap']:.2e}, rounding moves its logits by {row['rounding']:.2e}: {cause}"
+    )

@@ -6,13 +6,14 @@ import json
 import random
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from hippo.cli.common import stderr
 from hippo.errors import HippoError
-from hippo.world import ask, describe, facts, make_scene, write_clip
+from hippo.world import Scene, ask, describe, facts, make_scene, write_clip
 
 
 def world(
@@ -29,17 +30,24 @@ def world(
     if out.suffix != ".mp4":
         raise HippoError(f"{out} does not end in .mp4", "the clip is written as mp4")
     scene = make_scene(seed)
-    with stderr.status(f"drawing {out}"):
-        write_clip(scene, out)
-    if truth is not None:
-        rng = random.Random(seed)
-        questions = [dict(zip(("question", "answer"), ask(scene, rng), strict=True)) for _ in range(5)]
-        content = {
-            "seed": seed,
-            "seconds": scene.duration,
-            "description": describe(scene, rng),
-            "facts": [statement.as_dict() for statement in facts(scene)],
-            "questions": questions,
-            "scene": asdict(scene),
-        }
-        truth.write_text(json.dumps(content, indent=1) + "\n")
+    try:
+        with stderr.status(escape(f"drawing {out}")):
+            write_clip(scene, out)
+        if truth is not None:
+            truth.write_text(json.dumps(_truth(scene), indent=1) + "\n")
+    except OSError as error:
+        raise HippoError(
+            f"{error.filename or out} cannot be written ({error.strerror})", "choose another place"
+        ) from None
+
+
+def _truth(scene: Scene) -> dict[str, Any]:
+    rng = random.Random(scene.seed)
+    return {
+        "seed": scene.seed,
+        "seconds": scene.duration,
+        "description": describe(scene, rng),
+        "facts": [statement.as_dict() for statement in facts(scene)],
+        "questions": [dict(zip(("question", "answer"), ask(scene, rng), strict=True)) for _ in range(5)],
+        "scene": asdict(scene),
+    }

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 
-from hippo.cached_model import CachedModel
 from hippo.decode.ar import decode_ar
 from hippo.decode.gamma import Gamma
 from hippo.decode.parallel import decode_parallel
@@ -18,7 +17,6 @@ DECODERS: dict[str, Decoder] = {"ar": decode_ar, "serial": decode_serial, "paral
 
 __all__ = [
     "DECODERS",
-    "CachedModel",
     "Chooser",
     "Decoder",
     "Gamma",

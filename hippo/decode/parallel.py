@@ -17,16 +17,15 @@ def decode_parallel(session: Session, drafter: Drafter) -> Iterator[list[int]]:
     """
     pending: list[int] = []
     while not session.done:
-        gamma = session.gamma.next()
+        gamma = session.gamma()
         drafter.propose(gamma)
         rows = session.forward(pending)
-        first = drafter.collect(1)
-        accepted, token = session.verify(rows, pending + first)
-        if token is None:
-            yield session.commit(pending + first)
+        verdict = session.verify(rows, pending + drafter.collect(1))
+        if verdict.own is None:
+            yield session.commit(verdict)
             pending = [] if session.done else drafter.collect(gamma - 1)
         else:
-            session.target.rollback(len(pending) - accepted)
-            drafter.settle(len(session.tokens) + accepted, [token])
-            yield session.commit([*(pending + first)[:accepted], token])
+            session.rollback(len(pending) - len(verdict.accepted))
+            drafter.settle(len(session.tokens) + len(verdict.accepted), [verdict.own])
+            yield session.commit(verdict)
             pending = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import secrets
 from collections.abc import Iterator
@@ -25,8 +26,9 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise HippoError(f"temperature {self.temperature} is negative", "use 0 for greedy or a positive number")
+        object.__setattr__(self, "temperature", float(self.temperature))
+        if not 0 <= self.temperature < math.inf:
+            raise HippoError(f"temperature {self.temperature} is not a number from 0 on", "use 0 for greedy")
         if self.top_k < 0:
             raise HippoError(f"top_k {self.top_k} is negative", "use 0 for off or a positive number")
         if not 0 < self.top_p <= 1:
@@ -42,13 +44,12 @@ class Chooser:
     def __init__(self, sampling: Sampling, processors: LogitsProcessorList, prompt_ids: Tensor) -> None:
         self._greedy = sampling.temperature == 0
         self._processors = processors
-        self._ids: list[int] = prompt_ids.tolist()
-        self._device = prompt_ids.device
+        self._ids = prompt_ids
         self._seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
 
     def commit(self, tokens: list[int]) -> None:
         """These tokens are now part of the text."""
-        self._ids += tokens
+        self._ids = torch.cat([self._ids, self._ids.new_tensor(tokens)])
 
     def choose(self, rows: Tensor, drafted: list[int]) -> tuple[int, int | None]:
         """The verify rule. rows: (n, vocabulary) logits, row i after drafted[:i]; n is len(drafted) or one more.
@@ -73,17 +74,17 @@ class Chooser:
         scores = self._scores(row, before)
         if self._greedy:
             return int(scores.argmax())
+        scores = scores.cpu()
         mass = scores.double().softmax(dim=-1).cumsum(dim=-1)
         point = random.Random(f"{self._seed} {len(self._ids) + len(before)}").random() * mass[-1]
         return min(int(torch.searchsorted(mass, point, right=True)), int(scores.isfinite().nonzero()[-1]))
 
     def _scores(self, row: Tensor, drafted: list[int]) -> Tensor:
-        """(vocabulary,) float32 on the CPU, after penalties and, when sampling, temperature, top-k and top-p."""
-        row = row.float()
-        if self._processors:
-            ids: Any = torch.tensor([self._ids + drafted], device=self._device)
-            row = self._processors(ids.to(row.device), row[None])[0]
-        return row.cpu()
+        """(vocabulary,) float32, after penalties and, when sampling, temperature, top-k and top-p."""
+        if not self._processors:
+            return row.float()
+        ids: Any = torch.cat([self._ids, self._ids.new_tensor(drafted)])[None]
+        return self._processors(ids.to(row.device), row[None].float())[0]
 
 
 def _prefixes(tokens: list[int]) -> Iterator[list[int]]:

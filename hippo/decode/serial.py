@@ -9,14 +9,14 @@ from hippo.draft import Drafter
 
 
 def decode_serial(session: Session, drafter: Drafter) -> Iterator[list[int]]:
-    """Yield the tokens of each round as they are committed."""
-    drafter.wait()
+    """Yield the tokens of each round as they are committed. Until the draft has read its prompt, and when it is lost,
+    rounds are plain autoregressive steps."""
     while not session.done:
-        gamma = session.gamma.next()
+        gamma = session.gamma()
         drafter.propose(gamma)
         drafted = drafter.collect(gamma)
-        accepted, token = session.verify(session.forward(drafted), drafted)
-        assert token is not None
-        session.target.rollback(len(drafted) - accepted)
-        drafter.settle(len(session.tokens) + accepted, [token])
-        yield session.commit([*drafted[:accepted], token])
+        verdict = session.verify(session.forward(drafted), drafted)
+        assert verdict.own is not None
+        session.rollback(len(drafted) - len(verdict.accepted))
+        drafter.settle(len(session.tokens) + len(verdict.accepted), [verdict.own])
+        yield session.commit(verdict)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from torch import Tensor
 
 from hippo.cached_model import CachedModel
@@ -11,11 +13,20 @@ from hippo.decode.stop import StopRule
 from hippo.report.stats import Stats
 
 
+class Verdict(NamedTuple):
+    """The drafted tokens that stand; the target's own token after them, or None if there was no row left to choose one
+    from; whether a drafted token was rejected."""
+
+    accepted: list[int]
+    own: int | None
+    rejected: bool
+
+
 class Session:
     """The target with its prompt read, the verify rule, the stop rule, and the tokens so far."""
 
     def __init__(self, target: CachedModel, chooser: Chooser, stop: StopRule, gamma: Gamma, stats: Stats) -> None:
-        self.target, self.gamma = target, gamma
+        self._target, self._gamma = target, gamma
         self._chooser, self._stop, self._stats = chooser, stop, stats
         self.tokens: list[int] = []
 
@@ -29,31 +40,40 @@ class Session:
         """Why the answer ended: eos, length or stop; empty while it has not."""
         return self._stop.reason or ""
 
+    def gamma(self) -> int:
+        """How many tokens to propose now: never more than the answer may still hold."""
+        return max(1, min(self._gamma.next(), self._stop.length - len(self.tokens)))
+
     def start(self, logits: Tensor) -> list[int]:
         """Commit the first token, from the prefill's logits (vocabulary,). Returns it."""
-        _, token = self._chooser.choose(logits[None], [])
-        assert token is not None
-        return self.commit([token])
+        return self.commit(self.verify(logits[None], []))
 
     def forward(self, drafted: list[int]) -> Tensor:
         """One target forward over the last token and `drafted` after it: (1 + len(drafted), vocabulary) logits."""
-        rows = self.target.extend([self.tokens[-1], *drafted])
-        self.gamma.saw_target(self.target.seconds)
+        rows = self._target.extend([self.tokens[-1], *drafted])
+        self._gamma.saw_target(self._target.seconds)
         return rows
 
-    def verify(self, rows: Tensor, drafted: list[int]) -> tuple[int, int | None]:
-        """How many of `drafted` stand, and the target's own token after them; see `Chooser.choose`. Counts them."""
-        accepted, token = self._chooser.choose(rows, drafted)
-        rejected = accepted < len(drafted)
+    def verify(self, rows: Tensor, drafted: list[int]) -> Verdict:
+        """Judge `drafted` by the target's logits, (n, vocabulary); see `Chooser.choose`."""
+        accepted, own = self._chooser.choose(rows, drafted)
+        return Verdict(drafted[:accepted], own, accepted < len(drafted))
+
+    def rollback(self, count: int) -> None:
+        """Make the target forget the last `count` tokens of its KV cache."""
+        self._target.rollback(count)
+
+    def commit(self, verdict: Verdict) -> list[int]:
+        """Add a verdict's tokens to the answer as far as the stop rule lets them, and count what was so far needed.
+        Returns the tokens that were added."""
+        own = [] if verdict.own is None else [verdict.own]
+        tokens = self._stop.cut(self.tokens, verdict.accepted + own)
+        accepted = min(len(tokens), len(verdict.accepted))
+        rejected = verdict.rejected and len(tokens) > accepted
         self._stats.checked += accepted + rejected
         self._stats.accepted += accepted
         self._stats.rejections += rejected
-        self.gamma.saw_verdict(accepted, accepted + rejected)
-        return accepted, token
-
-    def commit(self, tokens: list[int]) -> list[int]:
-        """Add tokens to the answer as far as the stop rule lets them. Returns those that were added."""
-        tokens = self._stop.cut(self.tokens, tokens)
+        self._gamma.saw_verdict(accepted, accepted + rejected)
         self._chooser.commit(tokens)
         self.tokens += tokens
         return tokens

@@ -20,8 +20,14 @@ class StopRule:
         decode: Callable[[list[int]], str] | None = None,
     ) -> None:
         self._eos, self._length, self._strings, self._decode = frozenset(eos), max_new_tokens, tuple(strings), decode
-        self._window = max((len(string) for string in strings), default=0) + 8
+        # Tokens that surely hold any new match: a byte-level token is at least one byte.
+        self._window = max((len(string.encode()) for string in strings), default=0) + 8
         self.reason: str | None = None
+
+    @property
+    def length(self) -> int:
+        """The longest answer, in tokens."""
+        return self._length
 
     def cut(self, before: list[int], new: list[int]) -> list[int]:
         """The part of `new` that is of the answer after `before`; sets `reason` at its end: eos, length, stop."""
@@ -37,7 +43,6 @@ class StopRule:
         return new
 
     def _holds_string(self, before: list[int], new: list[int]) -> bool:
-        # Every token adds at least one character or part of one, so a window of this many tokens holds any new match.
         assert self._decode is not None
         text = self._decode((before + new)[-self._window :])
         return any(string in text for string in self._strings)

@@ -34,11 +34,6 @@ class Drafter:
         """Tell which of the video's tokens to keep, (K,); the draft reads its prompt."""
         self._send(Keep(kept.tolist()))
 
-    def wait(self) -> None:
-        """Block until the draft has read its prompt, or is lost."""
-        while self._process is not None and not self._ready:
-            self._receive()
-
     def propose(self, count: int) -> None:
         """Ask for `count` tokens after everything proposed so far. Returns at once; does nothing before the draft has
         read its prompt."""
@@ -98,7 +93,7 @@ class Drafter:
                 self._ready = True
                 self._stats.seconds.draft_prefill = seconds
             case Token(epoch, token, seconds):
-                self._stats.draft_forwards += 1
+                self._stats.draft_forwards += epoch > self._began
                 if epoch == self._process.epoch:
                     self._on_step(seconds)
                     self._asked -= 1

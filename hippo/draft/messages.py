@@ -42,9 +42,8 @@ class End(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """The draft model is there. bytes: of its weights; vocabulary: rows of its output head."""
+    """The draft model is there. vocabulary: rows of its output head."""
 
-    bytes: int
     vocabulary: int
 
 
@@ -81,8 +80,13 @@ def take(pipe: Connection) -> Any:
 
 
 def packed(inputs: dict[str, Any]) -> dict[str, Any]:
-    """Inputs with their tensors as numpy arrays, which pickle as one block of bytes."""
-    return {key: value.cpu().numpy() if isinstance(value, Tensor) else value for key, value in inputs.items()}
+    """Inputs with their tensors as numpy arrays, which pickle as one block of bytes; numpy has no bfloat16."""
+
+    def array(value: Tensor) -> Any:
+        value = value.detach().cpu()
+        return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+
+    return {key: array(value) if isinstance(value, Tensor) else value for key, value in inputs.items()}
 
 
 def unpacked(inputs: dict[str, Any], device: torch.device) -> dict[str, Any]:

@@ -39,8 +39,8 @@ class DraftProcess:
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", whole, part))
         for end in (ours, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
-        copy = _copy_of(source) if isinstance(source, nn.Module) else None
-        name = copy or str(source)
+        self._copy = _copy_of(source) if isinstance(source, nn.Module) else None
+        name = self._copy or str(source)
         environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TRANSFORMERS_VERBOSITY": "error"}
         with theirs:
             self._child = subprocess.Popen(
@@ -49,12 +49,13 @@ class DraftProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 env=environment,
+                process_group=0,  # Ctrl-C is for the process that talks to the user
             )
         self._pipe = Connection(ours.detach())
         self._timeout = timeout
         self.loaded: Loaded | None = None
         self.epoch = 0  # Begin and Settle records sent
-        self._end = weakref.finalize(self, _end, self._child, self._pipe, copy)
+        self._end = weakref.finalize(self, _end, self._child, self._pipe, self._copy)
 
     @property
     def pid(self) -> int:
@@ -77,6 +78,8 @@ class DraftProcess:
                 ) from None
             assert isinstance(message, Loaded)
             self.loaded = message
+            if self._copy is not None:
+                shutil.rmtree(self._copy, ignore_errors=True)
         return self.loaded
 
     def send(self, message: Any) -> None:
@@ -85,17 +88,22 @@ class DraftProcess:
             put(self._pipe, message)
         except OSError as error:
             raise DraftLost(self._cause(error)) from None
+        except BaseException:
+            self.close()  # interrupted in mid-record: the pipe is out of step
+            raise
 
     def receive(self, timeout: float | None = None) -> Any:
         """The next record. timeout: in seconds, the process's own by default. Raises DraftLost."""
+        seconds = self._timeout if timeout is None else timeout
         try:
-            if not self._pipe.poll(self._timeout if timeout is None else timeout):
-                raise DraftLost(
-                    f"the draft's process was silent for {self._timeout if timeout is None else timeout:g} s"
-                )
-            message = take(self._pipe)
+            message = take(self._pipe) if self._pipe.poll(seconds) else None
         except (OSError, EOFError) as error:
             raise DraftLost(self._cause(error)) from None
+        except BaseException:
+            self.close()
+            raise
+        if message is None:
+            raise DraftLost(f"the draft's process was silent for {seconds:g} s")
         if isinstance(message, Failed):
             raise DraftLost(f"the draft's process failed: {message.reason}")
         return message

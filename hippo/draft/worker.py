@@ -5,7 +5,6 @@ Started by `hippo.draft.process` as `python -m hippo.draft.worker FD SOURCE`; no
 
 from __future__ import annotations
 
-import signal
 import sys
 import time
 from multiprocessing.connection import Connection
@@ -81,10 +80,8 @@ class Worker:
     def _prefill(self, kept: list[int]) -> None:
         began = time.perf_counter()
         assert self._prompt is not None and self._embeds is not None
-        model, prompt = self._model, self._prompt
-        self._cached = CachedModel(
-            self._family.language_model(model), model.get_output_embeddings(), model.get_input_embeddings()
-        )
+        prompt = self._prompt
+        self._cached = CachedModel.of(self._family, self._model)
         stays = prompt.keep(torch.tensor(kept)).to(self._device)
         # Kept tokens keep their places: the positions are those of the whole prompt.
         self._cached.prefill(self._embeds[stays], prompt.positions[:, stays], prompt.next_position)
@@ -116,14 +113,13 @@ def load_draft(source: str, dtype: str, device: str) -> Any:
 
 def main(arguments: list[str]) -> int:
     descriptor, source, dtype, device, threads = arguments
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that talks to the user
     pipe = Connection(int(descriptor))
     torch.set_num_threads(int(threads))
     try:
         model = load_draft(source, dtype, device)
-        size = sum(p.numel() * p.element_size() for p in model.parameters())
-        put(pipe, Loaded(size, model.get_output_embeddings().weight.shape[0]))
-        Worker(pipe, model).serve()
+        worker = Worker(pipe, model)
+        put(pipe, Loaded(model.get_output_embeddings().weight.shape[0]))
+        worker.serve()
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return 0
     except Exception as error:

@@ -9,14 +9,18 @@ from hippo.families.qwen2_5_vl import Qwen2_5VL
 
 FAMILIES: tuple[Family, ...] = (Qwen2_5VL(), LlavaOnevision())
 
-__all__ = ["FAMILIES", "Family", "Prompt", "VideoGrid", "family_of"]
+__all__ = ["FAMILIES", "Family", "Prompt", "VideoGrid", "family_of", "require_family"]
 
 
 def family_of(model: Any) -> Family:
     """The family a loaded model belongs to. Raises HippoError if there is none yet."""
-    kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+    return require_family(getattr(getattr(model, "config", None), "model_type", type(model).__name__))
+
+
+def require_family(model_type: str) -> Family:
+    """The family of a checkpoint's model_type. Raises HippoError if there is none yet."""
     for family in FAMILIES:
-        if kind in family.model_types:
+        if model_type in family.model_types:
             return family
     known = ", ".join(name for family in FAMILIES for name in family.model_types)
-    raise HippoError(f"models of type {kind!r} are not supported yet", f"use one of: {known}")
+    raise HippoError(f"models of type {model_type!r} are not supported yet", f"use one of: {known}")

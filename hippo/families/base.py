@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from hippo.errors import HippoError
+
 
 @dataclass(frozen=True)
 class VideoGrid:
@@ -55,6 +57,16 @@ class Prompt:
         stays[self.video_at.cpu()] = False
         stays[self.video_at.cpu()[kept.cpu()]] = True
         return stays.nonzero()[:, 0]
+
+
+def require_one_request(inputs: Mapping[str, Any]) -> Tensor:
+    """(1, L) input ids of a batch of one without padding. Raises HippoError."""
+    input_ids, mask = inputs["input_ids"], inputs.get("attention_mask")
+    if len(input_ids) != 1:
+        raise HippoError(f"a batch of {len(input_ids)} requests", "pass one request at a time")
+    if mask is not None and not bool(mask.all()):
+        raise HippoError("the prompt is padded", "pass it without padding")
+    return input_ids
 
 
 class Family(Protocol):

@@ -9,16 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from hippo.errors import HippoError
-from hippo.families.base import Prompt, VideoGrid
+from hippo.families.base import Prompt, VideoGrid, require_one_request
 
 
 class LlavaOnevision:
     model_types: tuple[str, ...] = ("llava_onevision",)
 
     def place(self, model: Any, inputs: Mapping[str, Any]) -> Prompt:
-        input_ids = inputs["input_ids"]
-        if len(input_ids) != 1:
-            raise HippoError(f"a batch of {len(input_ids)} requests", "pass one request at a time")
+        input_ids = require_one_request(inputs)
         pixels = inputs.get("pixel_values_videos")
         if inputs.get("pixel_values") is not None or pixels is None or len(pixels) != 1:
             raise HippoError("the request does not hold exactly one video and no image", "pass one video a request")
@@ -37,9 +35,11 @@ class LlavaOnevision:
     def embed(self, model: Any, inputs: Mapping[str, Any]) -> Tensor:
         input_ids = inputs["input_ids"][0]
         embeds = model.get_input_embeddings()(input_ids)
-        features = model.model.get_video_features(inputs["pixel_values_videos"]).pooler_output
+        features = model.model.get_video_features(inputs["pixel_values_videos"]).pooler_output.flatten(0, 1).to(embeds)
         video = (input_ids == model.config.video_token_id)[:, None]
-        return embeds.masked_scatter(video, features.flatten(0, 1).to(embeds))
+        if len(features) < int(video.sum()):  # transformers before 5.20 or so adds the newline in forward() only
+            features = torch.cat([features, model.model.image_newline[None].to(features)])
+        return embeds.masked_scatter(video, features)
 
     def language_model(self, model: Any) -> nn.Module:
         return model.model.language_model

@@ -9,16 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from hippo.errors import HippoError
-from hippo.families.base import Prompt, VideoGrid
+from hippo.families.base import Prompt, VideoGrid, require_one_request
 
 
 class Qwen2_5VL:
     model_types: tuple[str, ...] = ("qwen2_5_vl",)
 
     def place(self, model: Any, inputs: Mapping[str, Any]) -> Prompt:
-        input_ids = inputs["input_ids"]
-        if len(input_ids) != 1:
-            raise HippoError(f"a batch of {len(input_ids)} requests", "pass one request at a time")
+        input_ids = require_one_request(inputs)
         grids = inputs.get("video_grid_thw")
         if inputs.get("pixel_values") is not None or grids is None or len(grids) != 1:
             raise HippoError("the request does not hold exactly one video and no image", "pass one video a request")
@@ -33,7 +31,8 @@ class Qwen2_5VL:
             )
         kinds = inputs.get("mm_token_type_ids")
         if kinds is None:
-            kinds = (input_ids == model.config.video_token_id).int() * 2
+            # generate() would silently fall back to text positions.
+            raise HippoError("the inputs lack mm_token_type_ids", "use the model's own processor, of this transformers")
         # get_rope_index is a pure function of its arguments; the state that makes forward() unsafe to re-enter,
         # model.rope_deltas, is neither read nor written.
         positions, _ = model.model.get_rope_index(

@@ -15,6 +15,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 _PREFIX = "hippo_listening_"
+_QUERIES_AT_ONCE = 256  # bounds the score matrix, whatever the length of the question
 
 
 def attention_score(queries: Tensor, keys: Tensor, scaling: float) -> Tensor:
@@ -25,8 +26,11 @@ def attention_score(queries: Tensor, keys: Tensor, scaling: float) -> Tensor:
     """
     heads, count, size = queries.shape
     grouped = queries.reshape(len(keys), heads // len(keys) * count, size)
-    scores = torch.matmul(grouped.float(), keys.float().transpose(1, 2)) * scaling
-    return scores.softmax(dim=-1).mean(dim=(0, 1))
+    total = torch.zeros(keys.shape[1], device=keys.device)
+    for block in grouped.split(_QUERIES_AT_ONCE, dim=1):
+        scores = torch.matmul(block.float(), keys.float().transpose(1, 2)) * scaling
+        total += scores.softmax(dim=-1).sum(dim=(0, 1))
+    return total / (heads * count)
 
 
 class Listener:
@@ -44,7 +48,9 @@ class Listener:
     def hear(self, query: Tensor, key: Tensor, scaling: float) -> None:
         """Add one layer. query: (1, H, L, d), key: (1, H_kv, L, d)."""
         began = time.perf_counter()
-        score = attention_score(query[0][:, self.text_at], key[0][:, self.video_at], scaling)
+        score = attention_score(
+            query[0][:, self.text_at.to(query.device)], key[0][:, self.video_at.to(key.device)], scaling
+        )
         self.total = score if self.total is None else self.total + score.to(self.total.device)
         self.layers += 1
         self.seconds += time.perf_counter() - began

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers.generation.streamers import BaseStreamer
 
-from hippo.inputs import prepare
+from hippo.inputs import on_device, prepare
 from hippo.llm import Output, VideoLLM
 from hippo.options import Options
 from hippo.video import read_video
@@ -50,7 +50,7 @@ def transformers_generate(
     began, clock, sampling = time.perf_counter(), _Clock(), options.sampling
     inputs = prepare(llm.processor, read_video(video, frames=frames, fps=fps), prompt)
     model, tokenizer = llm.pair.target, llm.processor.tokenizer
-    inputs = {k: v.to(model.device) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
+    inputs = on_device(inputs, model.device)
     choices: dict[str, Any] = {"do_sample": sampling.temperature > 0}
     if sampling.temperature > 0:
         choices |= {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}

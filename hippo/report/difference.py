@@ -8,32 +8,44 @@ import torch
 from torch import Tensor
 
 from hippo.cached_model import CachedModel
+from hippo.decode import Sampling, logits_processors
+from hippo.inputs import on_device
 from hippo.pair import Pair
 
 
 @torch.no_grad()
 def first_difference(pair: Pair, inputs: dict[str, Any], theirs: list[int], ours: list[int]) -> dict[str, Any]:
-    """The first step at which two token sequences differ, with the target's own margin there.
+    """The first step at which two greedy answers differ, with the target's own margin there.
 
-    Returns at (0-based), theirs and ours (token ids, None past an end), gap (the target's top-2 logit gap), and
-    near_tie: whether the gap is within 16 units in the last place of the largest logit in the model's dtype, which
-    blocks of different width can make up (our choice of bound).
+    Returns at (0-based), theirs and ours (token ids, None past an end), gap (the target's top-2 logit gap, after the
+    checkpoint's penalties), rounding (how far the same logits move when the same tokens are read in one block instead
+    of one by one), and near_tie: whether the two tokens' logits are closer than twice that (our choice of bound).
     """
     at = next((i for i, (a, b) in enumerate(zip(theirs, ours, strict=False)) if a != b), min(len(theirs), len(ours)))
-    here = {k: v.to(pair.target.device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
+    here = on_device(inputs, pair.target.device)
     prompt = pair.family.place(pair.target, here)
-    model = pair.target
-    cached = CachedModel(pair.family.language_model(model), model.get_output_embeddings(), model.get_input_embeddings())
-    logits = cached.prefill(pair.family.embed(model, here), prompt.positions, prompt.next_position)
-    for token in theirs[:at]:
-        logits = cached.extend([token])[-1]
-    best = logits.float().topk(2).values
-    gap = float(best[0] - best[1])
-    bound = 16 * torch.finfo(model.dtype).eps * float(logits.abs().max())
+    processors = logits_processors(pair.target, Sampling(), prompt.input_ids, len(theirs))
+    ids: Any = torch.cat([prompt.input_ids, prompt.input_ids.new_tensor(theirs[:at])])[None]
+
+    def row(blocks: list[list[int]]) -> Tensor:
+        cached = CachedModel.of(pair.family, pair.target)
+        embeds = pair.family.embed(pair.target, here)
+        logits = cached.prefill(embeds, prompt.positions, prompt.next_position)
+        for block in blocks:
+            logits = cached.extend(block)[-1]
+        return processors(ids, logits[None].float())[0]
+
+    singly, at_once = row([[token] for token in theirs[:at]]), row([theirs[:at]] if at else [])
+    finite = singly.isfinite()
+    rounding = float((singly - at_once)[finite].abs().max())
+    best = singly.topk(2).values
+    their, our = (tokens[at] if at < len(tokens) else None for tokens in (theirs, ours))
+    apart = None if their is None or our is None else abs(float(singly[their] - singly[our]))
     return {
         "at": at,
-        "theirs": theirs[at] if at < len(theirs) else None,
-        "ours": ours[at] if at < len(ours) else None,
-        "gap": gap,
-        "near_tie": gap <= bound,
+        "theirs": their,
+        "ours": our,
+        "gap": float(best[0] - best[1]),
+        "rounding": rounding,
+        "near_tie": apart is not None and apart <= 2 * rounding,
     }

@@ -31,8 +31,8 @@ def stats_table(stats: Stats, comparison: Comparison | None = None) -> Table:
         baseline, speedup = comparison.baselines, comparison.speedup
         table.add_section()
         table.add_row("transformers generate(), seconds", f"{median(b.total for b in baseline):.2f}")
-        table.add_row("speedup over AR, decode", f"{speedup['decode']:.2f}x")
-        table.add_row("speedup over AR, end to end", f"{speedup['end_to_end']:.2f}x" + _spread(comparison))
+        table.add_row("speedup over AR (generate()), decode", f"{speedup['decode']:.2f}x")
+        table.add_row("speedup over AR (generate()), end to end", f"{speedup['end_to_end']:.2f}x" + _spread(comparison))
         table.add_row(
             "identical to AR", {True: "yes", False: "NO", None: "not compared: sampled"}[comparison.identical]
         )

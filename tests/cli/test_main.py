@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from hippo.cli.app import app
 from hippo.cli.demo import CLIP
-from hippo.cli.main import app
 from hippo.errors import HippoError
 
 
@@ -54,7 +54,10 @@ def test_json_is_one_object():
         ([CLIP, "--decoder", "magic"], "unknown decoder 'magic'"),
         ([CLIP, "--temperature", "-1"], "temperature -1"),
         ([CLIP, "--target", "./nowhere"], "there is no checkpoint folder ./nowhere"),
+        ([CLIP, "--target", str(CLIP.parent)], "no draft model"),
         ([CLIP, "--device", "cuda:77"], "cuda:77"),
+        ([CLIP, "--device", "mps"], "mps"),
+        ([CLIP, "--stop", ""], "stop string is empty"),
     ],
 )
 def test_bad_input_is_one_line(arguments, words):
@@ -93,9 +96,9 @@ def test_stdout_closed_early():
     assert done.stdout.endswith("2\n") and "closed it early" in done.stderr and "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("when", ["loading", "answering"])
+@pytest.mark.parametrize("when", ["importing", "loading", "answering"])
 def test_ctrl_c_leaves_nothing_behind(when):
-    # A new session, so that the signal reaches the whole group, as Ctrl-C on a terminal does.
+    # A session of its own, so that the signal reaches the whole group, as Ctrl-C on a terminal does.
     process = subprocess.Popen(
         [sys.executable, "-m", "hippo", "caption", str(CLIP), "--temperature", "5", "--max-new-tokens", "4000"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
@@ -103,12 +106,15 @@ def test_ctrl_c_leaves_nothing_behind(when):
     if when == "answering":
         process.stdout.read(20)
     else:
-        time.sleep(2)
+        time.sleep({"importing": 0.5, "loading": 4}[when])
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert children or when != "answering"
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130 and b"interrupted" in errors and b"Traceback" not in errors
-    with pytest.raises(ProcessLookupError):
-        os.killpg(process.pid, 0)
+    for pid in [process.pid, *map(int, children)]:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
 
 
 def test_demo_json():

@@ -3,25 +3,42 @@
 import torch
 
 from hippo.decode import Chooser, Gamma, Sampling, Session, StopRule
+from hippo.decode.session import Verdict
 from hippo.report.stats import Stats
 
 
-def make(eos=(), length=100):
+def make(eos=(), length=100, gamma=2):
     stats = Stats()
     chooser = Chooser(Sampling(), [], torch.tensor([1]))
-    return Session(None, chooser, StopRule(eos, length), Gamma(2, True), stats), stats
+    return Session(None, chooser, StopRule(eos, length), Gamma(gamma, True), stats), stats
 
 
 def rows(*tokens):
     return torch.nn.functional.one_hot(torch.tensor(tokens), 8).float()
 
 
-def test_counts_of_a_verdict():
+def test_counts_of_verdicts():
     session, stats = make()
     session.start(rows(4)[0])
-    assert session.verify(rows(1, 2, 3), [1, 5]) == (1, 2)
-    assert session.verify(rows(1, 2, 3), [1, 2]) == (2, 3)
+    verdict = session.verify(rows(1, 2, 3), [1, 5])
+    assert verdict == Verdict([1], 2, True)
+    session.commit(verdict)
+    session.commit(session.verify(rows(1, 2, 3), [1, 2]))
     assert (stats.checked, stats.accepted, stats.rejections) == (4, 3, 1)
+    assert session.tokens == [4, 1, 2, 1, 2, 3]
+
+
+def test_what_the_stop_rule_cuts_off_is_not_counted():
+    session, stats = make(eos=[2])
+    session.start(rows(4)[0])
+    assert session.commit(Verdict([1, 2, 3, 5], 6, True)) == [1, 2]
+    assert (stats.checked, stats.accepted, stats.rejections) == (2, 2, 0)
+
+
+def test_gamma_never_reaches_past_the_end():
+    session, _ = make(length=4, gamma=9)
+    session.start(rows(4)[0])
+    assert session.gamma() == 3
 
 
 def test_eos_as_the_first_token():
@@ -32,4 +49,4 @@ def test_eos_as_the_first_token():
 def test_commit_stops_inside_a_window():
     session, _ = make(eos=[3])
     session.start(rows(4)[0])
-    assert session.commit([1, 3, 2]) == [1, 3] and session.tokens == [4, 1, 3] and session.done
+    assert session.commit(Verdict([1, 3], 2, False)) == [1, 3] and session.tokens == [4, 1, 3] and session.done

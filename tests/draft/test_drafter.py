@@ -78,7 +78,6 @@ def test_a_lost_draft_is_closed_and_every_call_is_a_no_op():
     assert made.collect(2) == [] and stats.draft_lost == "gone" and script.closed
     made.propose(1)
     made.settle(1, [1])
-    made.wait()
     made.end()
     assert made.collect(1) == []
 

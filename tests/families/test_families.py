@@ -18,7 +18,7 @@ def steps(target, request, tokens, positions=None):
     """Logits along `tokens`, by the family's own prompt and a KV cache."""
     family = family_of(target)
     prompt = family.place(target, request)
-    cached = CachedModel(family.language_model(target), target.get_output_embeddings(), target.get_input_embeddings())
+    cached = CachedModel.of(family, target)
     positions = prompt.positions if positions is None else positions
     rows = [cached.prefill(family.embed(target, request), positions, prompt.next_position)]
     rows += [cached.extend([token])[-1] for token in tokens]
@@ -92,7 +92,11 @@ def test_requests_that_cannot_be_served_are_refused(name):
         family.place(target, two)
     with pytest.raises(HippoError, match="one video"):
         family.place(target, {"input_ids": request["input_ids"]})
-    short = request | {"input_ids": request["input_ids"][:, 6:]}
+    mask = request["attention_mask"].clone()
+    mask[0, 0] = 0
+    with pytest.raises(HippoError, match="padded"):
+        family.place(target, request | {"attention_mask": mask})
+    short = request | {"attention_mask": None, "input_ids": request["input_ids"][:, 6:]}
     with pytest.raises(HippoError, match="video tokens in the prompt"):
         family.place(target, short)
 

@@ -5,11 +5,13 @@ import torch
 
 from hippo.cached_model import CachedModel
 from hippo.families import family_of
+from hippo.keep import attention
 from hippo.keep.attention import Listener, attention_score, listening
 from tests.models import FAMILIES, inputs, model
 
 
-def test_against_a_slow_reference():
+def test_against_a_slow_reference(monkeypatch):
+    monkeypatch.setattr(attention, "_QUERIES_AT_ONCE", 4)
     torch.manual_seed(0)
     queries, keys = torch.randn(6, 5, 8), torch.randn(2, 11, 8)
     expected = torch.zeros(11)
@@ -27,8 +29,7 @@ def test_listening_matches_eager_attention_and_leaves_the_prefill_alone(family):
     prompt, embeds = own.place(target, request), own.embed(target, request)
 
     def prefill():
-        parts = own.language_model(target), target.get_output_embeddings(), target.get_input_embeddings()
-        return CachedModel(*parts).prefill(embeds, prompt.positions, prompt.next_position)
+        return CachedModel.of(own, target).prefill(embeds, prompt.positions, prompt.next_position)
 
     listener = Listener(prompt.question_at, prompt.video_at)
     with listening(own.language_model(target), listener):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from hippo.cached_model import CachedModel
 from hippo.pair import Pair
 from hippo.report.difference import first_difference
 from tests.models import generated, inputs, model
@@ -25,3 +26,20 @@ def test_an_answer_that_goes_on_too_long():
     right = generated(target, request)
     found = first_difference(Pair(target, None), request, right, [*right, 3])
     assert found["at"] == len(right) and found["theirs"] is None and found["ours"] == 3
+
+
+def test_a_near_tie_is_told_from_a_bug(monkeypatch):
+    """Two tokens closer to each other than rounding moves them: shown with a model that rounds coarsely."""
+    target, request = model("qwen2_5_vl"), inputs("qwen2_5_vl")
+    right = generated(target, request)
+    plain = CachedModel.extend
+
+    def coarse(self, ids):
+        rows = plain(self, ids)
+        rows[-1] = rows[-1] + (3.0 if len(ids) > 1 else 0.0)
+        rows[-1][7] = rows[-1].max() - 1.0
+        return rows
+
+    monkeypatch.setattr(CachedModel, "extend", coarse)
+    found = first_difference(Pair(target, None), request, right, [*right[:5], 7])
+    assert found["rounding"] == pytest.approx(3.0, abs=0.01) and found["near_tie"]

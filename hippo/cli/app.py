@@ -1,0 +1,19 @@
+"""The `hippo` command and its sub-commands."""
+
+import typer
+
+from hippo.cli.caption import caption
+from hippo.cli.demo import demo
+from hippo.cli.doctor import doctor
+from hippo.cli.verify import verify
+from hippo.cli.world import world
+
+app = typer.Typer(
+    help="HIPPO: the same words as your video-LLM, several times sooner.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+for command in (caption, demo, doctor, verify, world):
+    app.command()(command)
