@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from hippo.clock import clock
 from hippo.families import Family
+from hippo.kv_cache import make_cache
 
 
 class CachedModel:
@@ -22,10 +22,7 @@ class CachedModel:
 
     def __init__(self, language_model: Any, head: nn.Module, lookup: nn.Module) -> None:
         self._language_model, self._head, self._lookup = language_model, head, lookup
-        self._cache = DynamicCache(config=language_model.config)
-        for layer in self._cache.layers:
-            if hasattr(layer, "activate_past_recording"):
-                layer.activate_past_recording()
+        self._cache = make_cache(language_model.config)
         self._first = 0
         self._next: Tensor = torch.zeros(1, dtype=torch.long)
         self.forwards = 0

@@ -84,7 +84,8 @@ class Chooser:
         if not self._processors:
             return row.float()
         ids: Any = torch.cat([self._ids, self._ids.new_tensor(drafted)])[None]
-        return self._processors(ids.to(row.device), row[None].float())[0]
+        # A copy: processors may write into what they get.
+        return self._processors(ids.to(row.device), row[None].float().clone())[0]
 
 
 def _prefixes(tokens: list[int]) -> Iterator[list[int]]:

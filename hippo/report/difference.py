@@ -33,7 +33,7 @@ def first_difference(pair: Pair, inputs: dict[str, Any], theirs: list[int], ours
         logits = cached.prefill(embeds, prompt.positions, prompt.next_position)
         for block in blocks:
             logits = cached.extend(block)[-1]
-        return processors(ids, logits[None].float())[0]
+        return processors(ids, logits[None].float().clone())[0]
 
     singly, at_once = row([[token] for token in theirs[:at]]), row([theirs[:at]] if at else [])
     finite = singly.isfinite()

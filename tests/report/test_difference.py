@@ -35,7 +35,7 @@ def test_a_near_tie_is_told_from_a_bug(monkeypatch):
     plain = CachedModel.extend
 
     def coarse(self, ids):
-        rows = plain(self, ids)
+        rows = plain(self, ids).clone()
         rows[-1] = rows[-1] + (3.0 if len(ids) > 1 else 0.0)
         rows[-1][7] = rows[-1].max() - 1.0
         return rows
