@@ -30,8 +30,7 @@ class RoomyLayer(DynamicLayer):
             self._room = (self._roomier(0, key_states, end), self._roomier(1, value_states, end))
         for room, states in zip(self._room, (key_states, value_states), strict=True):
             room[..., self._length : end, :] = states
-        self._show(end)
-        return self.keys, self.values
+        return self._show(end)
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last tokens; a negative count, as transformers has it."""
@@ -51,10 +50,11 @@ class RoomyLayer(DynamicLayer):
             roomy[..., : self._length, :] = self._room[which][..., : self._length, :]
         return roomy
 
-    def _show(self, length: int) -> None:
+    def _show(self, length: int) -> tuple[Tensor, Tensor]:
         assert self._room is not None
         self._length = length
-        self.keys, self.values = (room[..., :length, :] for room in self._room)
+        self.keys, self.values = keys, values = self._room[0][..., :length, :], self._room[1][..., :length, :]
+        return keys, values
 
 
 def make_cache(config: Any) -> DynamicCache:

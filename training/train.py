@@ -228,7 +228,9 @@ class Trainer:
             cells = torch.cat([s.cells[row["kept"]] for s, row in zip(batch, rows, strict=True)]).to(self.device)
             at = torch.cat([row["kept"] for row in rows]).to(self.device)
             placed, notes["placed"] = self.place_loss(out.hidden_states[2][where], at)
-            moved, notes["moved"] = self.motion_loss(out.hidden_states[4][where], cells)
+            moved, notes["moved"] = self.motion_loss(
+                out.hidden_states[min(4, len(out.hidden_states) - 1)][where], cells
+            )
             loss = loss + 0.3 * placed + 0.5 * moved
         if self.args.stage == "grow" or self.args.thaw:
             seen, _ = self.cells_loss(torch.cat(videos), torch.cat([s.cells for s in batch]).to(self.device))

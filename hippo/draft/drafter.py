@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,9 @@ from torch import Tensor
 from hippo.draft.messages import Begin, End, Keep, Propose, Ready, Settle, Token, packed
 from hippo.draft.process import DraftLost, DraftProcess
 from hippo.report.stats import Stats
+
+# A prefill may take much longer than a step: so many times the process's timeout. Meanwhile the target works alone.
+_PATIENCE = 10
 
 
 class Drafter:
@@ -24,6 +28,7 @@ class Drafter:
         self._began = 0  # the process's epoch in which this request began
         self._asked = 0
         self._arrived: deque[int] = deque()
+        self._patience_ends = float("inf")
 
     def begin(self, inputs: dict[str, Any], limit: int) -> None:
         """Send the inputs; the draft encodes the video at once."""
@@ -33,12 +38,16 @@ class Drafter:
     def prefill(self, kept: Tensor) -> None:
         """Tell which of the video's tokens to keep, (K,); the draft reads its prompt."""
         self._send(Keep(kept.tolist()))
+        if self._process is not None:
+            self._patience_ends = time.monotonic() + _PATIENCE * self._process.timeout
 
     def propose(self, count: int) -> None:
         """Ask for `count` tokens after everything proposed so far. Returns at once; does nothing before the draft has
         read its prompt."""
         while self._process is not None and not self._ready and self._has_news():
             self._receive()
+        if self._process is not None and not self._ready and time.monotonic() > self._patience_ends:
+            self._lose(DraftLost(f"the draft did not read its prompt in {_PATIENCE * self._process.timeout:g} s"))
         if self._ready:
             self._asked += count
             self._send(Propose(count))

@@ -52,7 +52,7 @@ class DraftProcess:
                 process_group=0,  # Ctrl-C is for the process that talks to the user
             )
         self._pipe = Connection(ours.detach())
-        self._timeout = timeout
+        self.timeout = timeout
         self.loaded: Loaded | None = None
         self.epoch = 0  # Begin and Settle records sent
         self._end = weakref.finalize(self, _end, self._child, self._pipe, self._copy)
@@ -94,7 +94,7 @@ class DraftProcess:
 
     def receive(self, timeout: float | None = None) -> Any:
         """The next record. timeout: in seconds, the process's own by default. Raises DraftLost."""
-        seconds = self._timeout if timeout is None else timeout
+        seconds = self.timeout if timeout is None else timeout
         try:
             message = take(self._pipe) if self._pipe.poll(seconds) else None
         except (OSError, EOFError) as error:

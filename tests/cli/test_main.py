@@ -53,7 +53,7 @@ def test_json_is_one_object():
         ([CLIP, "--method", "magic"], "unknown method 'magic'"),
         ([CLIP, "--decoder", "magic"], "unknown decoder 'magic'"),
         ([CLIP, "--temperature", "-1"], "temperature -1"),
-        ([CLIP, "--target", "./nowhere"], "there is no checkpoint folder ./nowhere"),
+        ([CLIP, "--target", "./nowhere", "--draft", "tiny"], "there is no checkpoint folder ./nowhere"),
         ([CLIP, "--target", str(CLIP.parent)], "no draft model"),
         ([CLIP, "--device", "cuda:77"], "cuda:77"),
         ([CLIP, "--device", "mps"], "mps"),
@@ -106,7 +106,7 @@ def test_ctrl_c_leaves_nothing_behind(when):
     if when == "answering":
         process.stdout.read(20)
     else:
-        time.sleep({"importing": 0.5, "loading": 4}[when])
+        time.sleep({"importing": 1, "loading": 4}[when])
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     assert children or when != "answering"
     os.killpg(process.pid, signal.SIGINT)

@@ -1,5 +1,6 @@
 """The drafter, against a scripted process."""
 
+import time
 from collections import deque
 
 import torch
@@ -14,7 +15,7 @@ class Script:
     """Stands for a DraftProcess: what it will say, and what it was told."""
 
     def __init__(self, *says):
-        self.says, self.told, self.epoch, self.closed = deque(says), [], 0, False
+        self.says, self.told, self.epoch, self.closed, self.timeout = deque(says), [], 0, False, 0.001
 
     def send(self, message):
         self.told.append(message)
@@ -80,6 +81,16 @@ def test_a_lost_draft_is_closed_and_every_call_is_a_no_op():
     made.settle(1, [1])
     made.end()
     assert made.collect(1) == []
+
+
+def test_a_draft_that_never_gets_ready_is_given_up():
+    made, script, stats, _ = drafter()
+    made.prefill(torch.tensor([0]))
+    made.propose(1)
+    assert not stats.draft_lost
+    time.sleep(0.02)
+    made.propose(1)
+    assert "did not read its prompt" in stats.draft_lost and script.closed
 
 
 def test_no_draft_at_all():
