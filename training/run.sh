@@ -8,7 +8,7 @@ export MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=8000000000 MALLO
 export PYTHONPATH=.. PYTHONUNBUFFERED=1
 mkdir -p logs
 stage() { echo "== $*"; "$python" train.py "$@" --bf16 2>>logs/errors.log | tee -a "logs/$2.$1.jsonl"; }
-[ -f runs/target.speak.pt ] || stage vision target --minutes 10 --batch 64 --rate 3e-3
-stage speak target --minutes 30 --whole 0 --questions 2 --rate 2e-3 --ramp 220 420 600
-stage grow target --minutes 5 --rate 5e-4 --whole 0.15 --questions 2
-stage speak draft --minutes 9 --modal 0.85 --whole 0.02 --questions 2 --rate 2e-3
+stage vision target --minutes 10 --batch 64 --rate 3e-3
+stage speak target --minutes 240 --whole 0 --questions 2 --rate 2e-3 --ramp 1500 3000 4500
+stage grow target --minutes 60 --rate 5e-4 --whole 0.15 --questions 2
+stage speak draft --minutes 60 --modal 0.85 --whole 0.02 --questions 2 --rate 2e-3
