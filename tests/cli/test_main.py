@@ -111,7 +111,9 @@ def test_ctrl_c_leaves_nothing_behind(when):
     assert children or when != "answering"
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=30)
-    assert process.returncode == 130 and b"interrupted" in errors and b"Traceback" not in errors
+    # Python ends itself with the signal, a shell's 130 too, where the interrupt fell into code run by exec() on import.
+    assert process.returncode in (130, -signal.SIGINT)
+    assert b"interrupted" in errors and b"Traceback" not in errors
     for pid in [process.pid, *map(int, children)]:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
