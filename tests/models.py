@@ -36,23 +36,28 @@ def scaled(model: Any, seed: int, linear: float = 6.0, embeddings: float = 5.0) 
     return model.eval()
 
 
+def text(layers: int, vocabulary: int) -> dict[str, Any]:
+    """The text configuration both families share."""
+    return {
+        "vocab_size": vocabulary,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": 0,
+    }
+
+
 @lru_cache
 def qwen(seed: int = 0, layers: int = 3, vocabulary: int = VOCABULARY) -> Any:
     """A random Qwen2.5-VL."""
     config = Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": vocabulary,
-            "hidden_size": 64,
-            "intermediate_size": 96,
-            "num_hidden_layers": layers,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 512,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
-            "bos_token_id": None,
-            "eos_token_id": None,
-            "pad_token_id": 0,
-        },
+        text_config=text(layers, vocabulary)
+        | {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}},
         vision_config={
             "depth": 2,
             "hidden_size": 32,
@@ -75,19 +80,7 @@ def qwen(seed: int = 0, layers: int = 3, vocabulary: int = VOCABULARY) -> Any:
 def llava(seed: int = 0, layers: int = 3, vocabulary: int = VOCABULARY) -> Any:
     """A random LLaVA-OneVision."""
     config = LlavaOnevisionConfig(
-        text_config={
-            "model_type": "qwen2",
-            "vocab_size": vocabulary,
-            "hidden_size": 64,
-            "intermediate_size": 96,
-            "num_hidden_layers": layers,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 512,
-            "bos_token_id": None,
-            "eos_token_id": None,
-            "pad_token_id": 0,
-        },
+        text_config=text(layers, vocabulary) | {"model_type": "qwen2"},
         vision_config={
             "model_type": "siglip_vision_model",
             "hidden_size": 32,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def make_processor(scenes: int = 4000) -> Qwen2_5_VLProcessor:
         vocab_size=1000, min_frequency=20, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
     bpe.train_from_iterator(lines, trainer)
-    model = __import__("json").loads(bpe.to_str())["model"]
+    model = json.loads(bpe.to_str())["model"]
     tokenizer = Qwen2Tokenizer(
         vocab=model["vocab"], merges=[tuple(merge) for merge in model["merges"]], model_max_length=CONTEXT
     )

@@ -9,7 +9,6 @@ import typer
 from hippo.cli import common
 from hippo.llm import DEFAULT_PROMPT
 from hippo.options import make_options
-from hippo.report.tables import phases_line, stats_table
 
 
 def caption(
@@ -71,9 +70,4 @@ def caption(
         if not json:
             common.say("\n")
         comparison = common.compare(llm, video, prompt, options, sampling, 1, output) if compare else None
-        common.warn(output)
-        if json:
-            common.print_json(common.as_json(output, comparison))
-        else:
-            common.stderr.print(stats_table(output.stats, comparison))
-            common.stderr.print("seconds:  " + phases_line(output.stats), style="dim")
+        common.close(output, comparison, json)

@@ -19,6 +19,7 @@ from hippo.errors import HippoError
 from hippo.llm import Output, VideoLLM, load
 from hippo.options import make_options
 from hippo.report.baseline import Comparison, transformers_generate
+from hippo.report.tables import phases_line, stats_table
 from hippo.video import check_request, read_video
 
 stderr = Console(stderr=True, highlight=False)
@@ -137,7 +138,12 @@ def print_json(value: dict[str, Any]) -> None:
     say(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
 
 
-def warn(output: Output) -> None:
-    """An answer's warnings, on stderr."""
+def close(output: Output, comparison: Comparison | None, json: bool) -> None:
+    """What follows an answer: its warnings on stderr, then its table there, or one JSON object on stdout."""
     for warning in output.warnings:
         stderr.print(f"warning: {warning}", style="yellow", markup=False)
+    if json:
+        print_json(as_json(output, comparison))
+    else:
+        stderr.print(stats_table(output.stats, comparison))
+        stderr.print("seconds:  " + phases_line(output.stats), style="dim")

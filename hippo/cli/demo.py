@@ -9,7 +9,6 @@ import typer
 from hippo.checkpoints import BUNDLED
 from hippo.cli import common
 from hippo.llm import DEFAULT_PROMPT
-from hippo.report.tables import phases_line, stats_table
 
 CLIP = BUNDLED / "demo.mp4"
 
@@ -32,9 +31,4 @@ def demo(
         if not json:
             common.say("\n")
         comparison = common.compare(llm, CLIP, DEFAULT_PROMPT, options, {}, runs, output)
-        common.warn(output)
-        if json:
-            common.print_json(common.as_json(output, comparison))
-        else:
-            common.stderr.print(stats_table(output.stats, comparison))
-            common.stderr.print("seconds:  " + phases_line(output.stats), style="dim")
+        common.close(output, comparison, json)
