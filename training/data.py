@@ -16,11 +16,14 @@ from torch.utils.data import IterableDataset
 from hippo.world import Scene, ask, describe, make_scene, render
 from hippo.world.language import DESCRIBE_PROMPTS
 from hippo.world.render import SIDE
-from hippo.world.scene import COLOURS, SHAPES, TEXTURES, TONES
+from hippo.world.scene import COLOURS, DIRECTIONS, SHAPES, TEXTURES, TONES, Event
 
 FIRST_TRAINING_SEED = 1_000_000  # held-out seeds are those below
 CELL = 28  # pixels a side of one merged video token
 COLOUR_NAMES = list(COLOURS)
+KINDS = ("none", *DIRECTIONS, "appear", "vanish", "recolour", "grow", "shrink")  # what an object is doing
+# Columns of the labels of a cell, see label_cells.
+COLOUR, SHAPE, TONE, TEXTURE, BOX, CAME, THERE, RANK, SLOT, KIND = 0, 1, 2, 3, slice(4, 7), slice(7, 9), 9, 10, 11, 12
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
@@ -34,7 +37,7 @@ class Modal(random.Random):
 
 @dataclass
 class Sample:
-    """One clip: patches (P, 1176); cells (V, 8) labels; grid (steps, rows, columns) of patches; seconds per grid
+    """One clip: patches (P, 1176); cells (V, 13) labels; grid (steps, rows, columns) of patches; seconds per grid
     step; texts as (prompt ids, answer ids)."""
 
     patches: torch.Tensor
@@ -63,36 +66,58 @@ def _patch_order(side: int) -> np.ndarray:
 
 
 def label_cells(scene: Scene, times: list[float], side: int, left: int = 0, top: int = 0) -> torch.Tensor:
-    """What stands in each cell of each grid step: (V, 10) of colour, shape, tone, texture classes (0 is none for the
-    first two), then the object's centre relative to the cell in cells, its radius in cells, 1 where it is set, and how
-    far it came since the step before, in cells.
+    """What stands in each cell of each grid step: (V, 13) of colour, shape, tone, texture classes (0 is none for the
+    first two); the object's centre relative to the cell, its radius, and how far it came since the step before, all in
+    cells; 1 where an object is; which object of the scene; the slot of its event at that time (0: none), and the
+    kind of that event, a class of KINDS. The step after an object vanished, its cells still have its slot and kind.
     The picture is the square of `side` pixels at (left, top) of a frame of SIDE pixels."""
     steps, half = len(times) // 2, side // CELL
-    cells = torch.zeros(steps, half, half, 10)
-    cells[..., 2], cells[..., 3] = TONES.index(scene.tone), TEXTURES.index(scene.texture)
+    cells = torch.zeros(steps, half, half, 13)
+    cells[..., TONE], cells[..., TEXTURE] = TONES.index(scene.tone), TEXTURES.index(scene.texture)
     centres = torch.arange(half) * CELL + CELL / 2
     best = torch.full((steps, half, half), 1e9)
+    slots = sorted({event.start for event in scene.events})
     for step in range(steps):
-        for thing in scene.things:
-            look = thing.look(times[2 * step + 1])
-            if not look.visible:
+        since, until = times[2 * step - 1] if step else times[0], times[2 * step + 1]
+        for rank, thing in enumerate(scene.things):
+            look, before = thing.look(until), thing.look(since)
+            event = _event_at(thing.events, since, until)
+            if not look.visible and event is None:
                 continue
             dx = (look.x * SIDE - left - centres)[None, :].expand(half, half)
             dy = (look.y * SIDE - top - centres)[:, None].expand(half, half)
-            radius = look.radius
             distance = (dx**2 + dy**2).sqrt()
-            inside = (distance < radius + 0.3 * CELL) & (distance < best[step])
-            best[step] = torch.where(inside, distance, best[step])
-            colour, shape = COLOUR_NAMES.index(look.colour) + 1, SHAPES.index(thing.shape) + 1
-            for channel, value in enumerate((colour, shape)):
-                cells[step, ..., channel] = torch.where(inside, torch.tensor(float(value)), cells[step, ..., channel])
-            before = thing.look(times[max(0, 2 * step - 1)])
-            came = (look.x - before.x) * SIDE / CELL, (look.y - before.y) * SIDE / CELL
-            values = (dx / CELL, dy / CELL, *(torch.full_like(dx, value) for value in (radius / CELL, *came)))
-            for channel, grid in zip((4, 5, 6, 8, 9), values, strict=True):
-                cells[step, ..., channel] = torch.where(inside, grid, cells[step, ..., channel])
-            cells[step, ..., 7] = torch.where(inside, torch.tensor(1.0), cells[step, ..., 7])
+            inside = (distance < look.radius + 0.3 * CELL) & (distance < best[step])
+            if event:
+                kind = event.detail if event.detail in DIRECTIONS else event.kind
+                cells[step, inside, SLOT], cells[step, inside, KIND] = slots.index(event.start) + 1, KINDS.index(kind)
+            if not look.visible:
+                continue
+            best[step][inside] = distance[inside]
+            came = ((look.x - before.x) * SIDE / CELL, (look.y - before.y) * SIDE / CELL)
+            box = (dx / CELL, dy / CELL, torch.full_like(dx, look.radius / CELL))
+            cells[step, inside, BOX] = torch.stack(box, dim=-1)[inside]
+            cells[step, inside, CAME] = torch.tensor(came)
+            values = (COLOUR_NAMES.index(look.colour) + 1, SHAPES.index(thing.shape) + 1, 1, rank)
+            for channel, value in zip((COLOUR, SHAPE, THERE, RANK), values, strict=True):
+                cells[step, inside, channel] = value
+            if event is None:
+                cells[step, inside, SLOT] = cells[step, inside, KIND] = 0
     return cells.flatten(0, 2)
+
+
+def _event_at(events: list[Event], since: float, until: float) -> Event | None:
+    """The event of an object that shows most between two times: gradual ones from a quarter of their length on, sudden
+    ones by the moment they happen."""
+    best, most = None, 0.25
+    for event in events:
+        if event.kind in ("appear", "vanish", "recolour"):
+            shown = 1.0 if since < (event.start + event.end) / 2 <= until else 0.0
+        else:
+            shown = (min(until, event.end) - max(since, event.start)) / (event.end - event.start)
+        if shown > most:
+            best, most = event, shown
+    return best
 
 
 def worn(frames: np.ndarray, rng: random.Random) -> np.ndarray:
@@ -108,21 +133,21 @@ def worn(frames: np.ndarray, rng: random.Random) -> np.ndarray:
 
 
 class Clips(IterableDataset):
-    """Endless samples. modal: share of texts in the commonest phrasing; questions: how many a clip; ramp: after how
-    many samples clips may hold a second, a third and a fourth object. With one object whatever stands out
+    """Endless samples. modal: share of texts in the commonest phrasing; questions: how many a clip; objects: the most
+    objects a clip may hold, a shared tensor so that the trainer can raise it. With one object whatever stands out
     is the right thing to look at, so looking is learned in minutes; with many from the start it is not."""
 
     def __init__(  # type: ignore[no-untyped-def]
-        self, processor, first_seed: int, modal: float, questions: int, frames=(16,), ramp: tuple[int, ...] = ()
+        self, processor, first_seed: int, modal: float, questions: int, frames: tuple[int, ...], objects: torch.Tensor
     ):
-        self.ramp = ramp
+        self.objects = objects
         self.tokenizer = processor.tokenizer
         self.first_seed, self.modal, self.questions, self.frames = first_seed, modal, questions, frames
 
     def __iter__(self):  # type: ignore[no-untyped-def]
         for count in itertools.count():
-            most = sum(count >= end for end in self.ramp) + 1
-            yield self.sample(self.first_seed + count, most if most <= len(self.ramp) else None)
+            most = int(self.objects)
+            yield self.sample(self.first_seed + count, most if most < 4 else None)
 
     def sample(self, seed: int, most: int | None = None) -> Sample:
         """The sample of a seed; most: objects at most."""

@@ -41,7 +41,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 # Text layers of the target while it learns to see and speak; it is grown to TARGET_LAYERS afterwards.
-SEED_LAYERS, TARGET_LAYERS = 6, 24
+SEED_LAYERS, TARGET_LAYERS = 8, 24
 _WIDTHS = dict(width=192, heads=6, key_heads=2, inner=512, vision_width=96, vision_layers=3)
 SHAPES = {
     "target": dict(_WIDTHS, layers=SEED_LAYERS),

@@ -23,7 +23,23 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from attention import use_training_attention
-from data import FIRST_TRAINING_SEED, Clips, Glances, Sample
+from data import (
+    BOX,
+    CAME,
+    COLOUR,
+    FIRST_TRAINING_SEED,
+    KIND,
+    KINDS,
+    RANK,
+    SHAPE,
+    SLOT,
+    TEXTURE,
+    THERE,
+    TONE,
+    Clips,
+    Glances,
+    Sample,
+)
 from tiny import SEED_LAYERS, TARGET_LAYERS, grow, make_model, make_processor, save
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
@@ -34,6 +50,9 @@ from hippo.checkpoints import BUNDLED
 RUNS = Path(__file__).parent / "runs"
 TINY = BUNDLED / "tiny"
 STAGES = ("vision", "speak", "grow")
+WAYS = ("left", "right", "upwards", "downwards")
+EVENTS_AFTER = {"target": 5, "draft": 3}  # text layers after which video tokens shall know what happens
+READY = 0.93  # share of directions right from which clips get one more object
 
 
 class Trainer:
@@ -43,10 +62,14 @@ class Trainer:
         self.processor = AutoProcessor.from_pretrained(TINY / "target") if args.bundled else make_processor()
         self.model = make_model(args.model, self.processor)
         width = self.model.config.text_config.hidden_size
-        # Linear read-outs that only training uses: a cell's content, its place, its object's motion.
-        sizes = {"cells": 9 + 7 + 3 + 4 + 3, "place": 8 + 8, "motion": 2}
+        # Linear read-outs that only training uses: a cell's content; its place; how far its object came; which object
+        # that is, and the slot and the kind of what it is doing.
+        sizes = {"cells": 9 + 7 + 3 + 4 + 3, "place": 8 + 8, "motion": 2, "events": 4 + 8 + len(KINDS)}
         self.heads = nn.ModuleDict({name: nn.Linear(width, size) for name, size in sizes.items()})
         self.step, self.elapsed = 0, 0.0
+        self.objects = torch.ones((), dtype=torch.int64).share_memory_()
+        left, right, up, down = self.processor.tokenizer.convert_tokens_to_ids([f"Ġ{word}" for word in WAYS])
+        self.sides, self.ways = {left, right}, {left, right, up, down}
         self._load()
 
     def _path(self, stage: str) -> Path:
@@ -63,8 +86,14 @@ class Trainer:
             self.model.load_state_dict(state["model"])
             self.heads.load_state_dict(state["heads"])
             self.step, self.elapsed = state["step"], state["elapsed"]
+            self.objects.fill_(state["objects"])
         elif self.args.bundled:
             self.model = unbundled(self.args.model, self.model, grown=stage == "grow")
+            if stage == "speak" and earlier:
+                before = torch.load(self._path("vision"), weights_only=True)
+                eyes = {k: v for k, v in before["model"].items() if ".visual." in k}
+                self.model.load_state_dict(eyes, strict=False)
+                self.heads.load_state_dict(before["heads"])
         elif self.args.model == "draft":
             before = torch.load(RUNS / "target.speak.pt", weights_only=True)
             self.model.load_state_dict({k: v for k, v in before["model"].items() if k in self.model.state_dict()})
@@ -109,6 +138,7 @@ class Trainer:
             optimizers=[optimizer.state_dict() for optimizer in self.optimizers],
             step=self.step,
             elapsed=self.elapsed,
+            objects=int(self.objects),
         )
         torch.save(state, path.with_suffix(".tmp"))
         path.with_suffix(".tmp").replace(path)
@@ -118,14 +148,16 @@ class Trainer:
     def run(self) -> None:
         args = self.args
         seeds = FIRST_TRAINING_SEED + STAGES.index(args.stage) * 100_000_000 + self.step * args.batch
-        ramp = tuple(max(0, step - self.step) * args.batch for step in args.ramp)
+        if not args.ramp:
+            self.objects.fill_(4)
         if args.stage == "vision":
             clips: IterableDataset = Glances(seeds)
         else:
-            clips = Clips(self.processor, seeds, args.modal, args.questions, (16, 16, 16, 12, 20), ramp)
+            clips = Clips(self.processor, seeds, args.modal, args.questions, (16, 16, 16, 12, 20), self.objects)
         loader = iter(DataLoader(clips, batch_size=args.batch, collate_fn=list, num_workers=1, prefetch_factor=4))
         began, saved = time.time() - self.elapsed, time.time()
         losses: list[float] = []
+        ways: list[float] = []
         first, start = (self.step, self.elapsed) if args.restart else (0, 0.0)
         while self.elapsed < args.minutes * 60:
             share = (self.elapsed - start) / (args.minutes * 60 - start)
@@ -143,10 +175,15 @@ class Trainer:
             self.step += 1
             self.elapsed = time.time() - began
             losses.append(loss.item())
+            ways.append(notes.get("ways", 0.0))
             if self.step % args.log == 0:
                 line = dict(step=self.step, minutes=round(self.elapsed / 60, 2), loss=sum(losses) / len(losses))
+                notes |= dict(ways=sum(ways) / len(ways), objects=int(self.objects))
                 print(json.dumps(line | {k: round(v, 4) for k, v in notes.items()}), flush=True)
+                if self.objects < 4 and (notes["ways"] > READY or share > args.ramp[self.objects - 1]):
+                    self.objects += 1
                 losses.clear()
+                ways.clear()
             if time.time() - saved > args.save * 60:
                 self.save()
                 saved = time.time()
@@ -164,18 +201,18 @@ class Trainer:
 
     def cells_loss(self, tokens: torch.Tensor, cells: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
         colour, shape, tone, texture, box = self.heads["cells"](tokens).float().split([9, 7, 3, 4, 3], dim=-1)
-        there = cells[:, 7] > 0
+        there = cells[:, THERE] > 0
         weight = torch.where(there, 1.0, 0.15)
         weight = weight / weight.sum()
         total = torch.zeros((), device=self.device)
-        for logits, channel in ((colour, 0), (shape, 1), (tone, 2), (texture, 3)):
+        for logits, channel in ((colour, COLOUR), (shape, SHAPE), (tone, TONE), (texture, TEXTURE)):
             loss = F.cross_entropy(logits, cells[:, channel].long(), reduction="none")
-            total = total + (loss * weight).sum() * (1.0 if channel < 2 else 0.3)
-        total = total + F.smooth_l1_loss(box[there], cells[there, 4:7])
+            total = total + (loss * weight).sum() * (1.0 if channel in (COLOUR, SHAPE) else 0.3)
+        total = total + F.smooth_l1_loss(box[there], cells[there, BOX])
         right = {
-            "colour": (colour.argmax(-1) == cells[:, 0])[there].float().mean().item(),
-            "shape": (shape.argmax(-1) == cells[:, 1])[there].float().mean().item(),
-            "texture": (texture.argmax(-1) == cells[:, 3]).float().mean().item(),
+            "colour": (colour.argmax(-1) == cells[:, COLOUR])[there].float().mean().item(),
+            "shape": (shape.argmax(-1) == cells[:, SHAPE])[there].float().mean().item(),
+            "texture": (texture.argmax(-1) == cells[:, TEXTURE]).float().mean().item(),
         }
         return total, right
 
@@ -188,9 +225,23 @@ class Trainer:
 
     def motion_loss(self, hidden: torch.Tensor, cells: torch.Tensor) -> tuple[torch.Tensor, float]:
         """Tokens of an object shall know how far it came since the step before."""
-        there = cells[:, 7] > 0
-        loss = F.smooth_l1_loss(self.heads["motion"](hidden[there]).float(), cells[there, 8:], beta=0.3)
+        there = cells[:, THERE] > 0
+        loss = F.smooth_l1_loss(self.heads["motion"](hidden[there]).float(), cells[there, CAME], beta=0.3)
         return loss, loss.item()
+
+    def events_loss(self, hidden: torch.Tensor, cells: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
+        """Tokens of an object shall know which it is, and the slot and kind of what it is doing: what a sentence looks
+        for. Ground tokens shall know that nothing happens there."""
+        rank, slot, kind = self.heads["events"](hidden).float().split([4, 8, len(KINDS)], dim=-1)
+        there, doing = cells[:, THERE] > 0, cells[:, KIND] > 0
+        weight = torch.where(doing, 1.0, torch.where(there, 0.2, 0.02))
+        weight = weight / weight.sum()
+        total = F.cross_entropy(rank[there], cells[there, RANK].long())
+        notes = {"rank": (rank.argmax(-1) == cells[:, RANK])[there].float().mean().item()}
+        for name, logits, channel in (("slot", slot, SLOT), ("kind", kind, KIND)):
+            total = total + (F.cross_entropy(logits, cells[:, channel].long(), reduction="none") * weight).sum()
+            notes[name] = (logits.argmax(-1) == cells[:, channel])[doing].float().mean().item()
+        return total, notes
 
     def speak(self, batch: list[Sample]) -> tuple[torch.Tensor, dict[str, float]]:
         """Every text of a clip in one row: all see the prefix with the video, none sees another text."""
@@ -222,16 +273,19 @@ class Trainer:
         chosen = label != -100
         logits = self.model.lm_head(out.last_hidden_state[chosen]).float()
         loss = F.cross_entropy(logits, label[chosen])
-        notes = {"right": (logits.argmax(-1) == label[chosen]).float().mean().item(), "length": float(length)}
+        way = torch.stack([F.pad(row["ways"], (0, length - len(row["ways"]))) for row in rows]).to(self.device)[chosen]
+        right = (logits.argmax(-1) == label[chosen]).float()
+        notes = {"right": right.mean().item(), "ways": right[way].mean().item(), "length": float(length)}
         if self.args.stage == "speak":
             where = torch.stack([F.pad(row["video"], (0, length - len(row["video"]))) for row in rows]).to(self.device)
             cells = torch.cat([s.cells[row["kept"]] for s, row in zip(batch, rows, strict=True)]).to(self.device)
             at = torch.cat([row["kept"] for row in rows]).to(self.device)
             placed, notes["placed"] = self.place_loss(out.hidden_states[2][where], at)
-            moved, notes["moved"] = self.motion_loss(
-                out.hidden_states[min(4, len(out.hidden_states) - 1)][where], cells
-            )
-            loss = loss + 0.3 * placed + 0.5 * moved
+            after = EVENTS_AFTER[self.args.model]
+            moved, notes["moved"] = self.motion_loss(out.hidden_states[after - 1][where], cells)
+            happened, seen = self.events_loss(out.hidden_states[after][where], cells)
+            notes |= seen
+            loss = loss + 0.3 * placed + 0.5 * moved + 0.5 * happened
         if self.args.stage == "grow" or self.args.thaw:
             seen, _ = self.cells_loss(torch.cat(videos), torch.cat([s.cells for s in batch]).to(self.device))
             loss = loss + 0.1 * seen
@@ -247,17 +301,23 @@ class Trainer:
         video = torch.stack([(step * spacing).long(), cell // 8, cell % 8]) + len(prefix)
         positions = [torch.arange(len(prefix)).expand(3, -1), video]
         groups, labels = [torch.zeros(len(ids), dtype=torch.long)], [-100] * len(ids)
+        heading = token("Ġto")
         for number, (prompt, answer) in enumerate(sample.texts, start=1):
             count = len(prompt) + len(answer)
             ids = ids + prompt + answer
             labels += [-100] * (len(prompt) - 1) + answer + [-100]
             positions.append((torch.arange(count) + len(prefix) + 8).expand(3, -1))
             groups.append(torch.full((count,), number))
+        # Directions of motion: left and right after "to the", where elsewhere they name places.
+        ways = [
+            label in self.ways and (label not in self.sides or labels[i - 2] == heading)
+            for i, label in enumerate(labels)
+        ]
         where = torch.zeros(len(ids), dtype=torch.bool)
         where[len(prefix) : len(prefix) + len(kept)] = True
         return dict(
             ids=torch.tensor(ids), video=where, kept=kept, positions=torch.cat(positions, dim=1),
-            group=torch.cat(groups), labels=torch.tensor(labels),
+            group=torch.cat(groups), labels=torch.tensor(labels), ways=torch.tensor(ways),
         )  # fmt: skip
 
     def _keep(self, sample: Sample) -> torch.Tensor:
@@ -265,7 +325,7 @@ class Trainer:
         pruning; the draft also practises on a tenth, chosen well, badly, or evenly."""
         rng = random.Random(sample.seed)
         total = len(sample.cells)
-        objects = sample.cells[:, 7] > 0
+        objects = sample.cells[:, THERE] > 0
         dice = rng.random()
         noise = torch.rand(total, generator=torch.Generator().manual_seed(sample.seed))
         if dice < self.args.whole:
@@ -278,20 +338,22 @@ class Trainer:
 
 
 def unbundled(role: str, shallow: Any, grown: bool) -> Any:
-    """The bundled model of a role, in float32, to train on. The target comes back in its SEED_LAYERS unless `grown`:
-    only right for one whose grown layers were never trained."""
+    """The bundled model of a role, in float32, to train on. Unless `grown` the target comes back in SEED_LAYERS: those
+    that do something, and some idle ones between; only right while the others are idle."""
     model = AutoModelForImageTextToText.from_pretrained(TINY / role, dtype=torch.float32)
     if role == "draft" or grown:
         return model
-    every = TARGET_LAYERS // SEED_LAYERS
-    state = {}
-    for name, value in model.state_dict().items():
-        before, _, after = name.partition("language_model.layers.")
-        number, _, rest = after.partition(".")
-        if after and int(number) % every:
-            continue
-        state[f"{before}language_model.layers.{int(number) // every}.{rest}" if after else name] = value
-    shallow.load_state_dict(state)
+    layers = model.model.language_model.layers
+    working = [index for index, layer in enumerate(layers) if layer.self_attn.o_proj.weight.any()]
+    kept = sorted(working + [index + 1 for index in working[::2]][: SEED_LAYERS - len(working)])
+    state = model.state_dict()
+    prefix = "model.language_model.layers."
+    text = {
+        f"{prefix}{new}.{name}": value
+        for new, old in enumerate(kept)
+        for name, value in layers[old].state_dict().items()
+    }
+    shallow.load_state_dict({name: value for name, value in state.items() if not name.startswith(prefix)} | text)
     return shallow
 
 
@@ -309,7 +371,10 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=3, help="questions a clip, beside its description")
     parser.add_argument("--modal", type=float, default=0.3, help="share of clips told in the commonest phrasing")
     parser.add_argument("--whole", type=float, default=0.05, help="share of clips shown with every video token")
-    parser.add_argument("--ramp", type=int, nargs="*", default=[], help="steps from which 2, 3, 4 objects are shown")
+    parser.add_argument(
+        "--ramp", type=float, nargs="*", default=[],
+        help="one object first; another once directions are right, at the latest from these shares of --minutes",
+    )  # fmt: skip
     parser.add_argument("--thaw", action="store_true", help="train the vision tower while learning to speak")
     parser.add_argument("--restart", action="store_true", help="begin the learning rate's schedule anew on resuming")
     parser.add_argument("--bundled", action="store_true", help="start from the bundled pair where there is no run yet")

@@ -4,7 +4,8 @@ Everything a clip shows and everything that can be said of it follows from a `Sc
 and reading English (`language.py`) and scoring (`score.py`) never look anywhere else. The world is our own.
 
 Objects stand on the crossings of a 3 x 3 lattice, move along it one or two steps at a time, and act in turn: time is
-cut into slots, one event a slot (now and then two at once), so that "what happens after what" has one answer.
+cut into slots of one length, one event a slot (now and then two at once), so that "what happens after what" has one
+answer.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ TONES = ("dark", "grey", "light")
 TEXTURES = ("striped", "checkered", "noisy", "smooth")
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 LATTICE = (0.2, 0.5, 0.8)
-EDGE = 0.06  # share of the clip that is still at either end
+LEAD, SLOT = 0.5, 1.6  # seconds before anything happens, and from one event to the next
 
 
 @dataclass(frozen=True)
@@ -112,15 +113,15 @@ def cell_of(look: Look) -> tuple[int, int]:
 
 
 def make_scene(seed: int, objects: int | None = None) -> Scene:
-    """The scene of a seed: 1 to 4 objects, 3 to 5 slots of events, 4 to 16 seconds."""
+    """The scene of a seed: 1 to 4 objects, 3 to 5 slots of events, 5 to 13 seconds."""
     rng = random.Random(f"hippo-world-{seed}")
     count = objects or rng.choice((1, 2, 2, 3, 3, 4))
     things = _place(rng, count)
     slots = rng.randint(*{1: (4, 5), 2: (4, 5), 3: (3, 5), 4: (3, 5)}[count])
-    duration = round(rng.uniform(max(4.0, 1.1 * slots), 16.0), 1)
+    duration = round(LEAD + SLOT * slots + rng.uniform(0.3, 4.0), 1)
     scene = Scene(seed, duration, rng.choice(TONES), rng.choice(TEXTURES), things, [])
     for slot in range(slots):
-        _act(rng, scene, slot, slots)
+        _act(rng, scene, slot)
     return scene
 
 
@@ -142,15 +143,15 @@ def _place(rng: random.Random, count: int) -> list[Thing]:
     return sorted(things, key=lambda thing: (not thing.first.visible, *cell_of(thing.first)[::-1]))
 
 
-def _act(rng: random.Random, scene: Scene, slot: int, slots: int) -> None:
+def _act(rng: random.Random, scene: Scene, slot: int) -> None:
     """Add one event, or two at once, in slot number `slot`."""
-    width = (1 - 2 * EDGE) / slots
-    start = EDGE + slot * width + 0.05 * width
-    end = EDGE + (slot + 1) * width - 0.05 * width
+    width = SLOT / scene.duration
+    start = (LEAD + SLOT * slot) / scene.duration + 0.05 * width
+    end = start + 0.9 * width
     events = [event for event in scene.events if event.start > start - 1.5 * width]
     just_moved = {event.object for event in events if event.kind in ("move", "turn")}
     chosen: list[int] = []
-    for _ in range(2 if len(scene.things) > 1 and rng.random() < 0.2 else 1):
+    for _ in range(2 if len(scene.things) > 1 and rng.random() < 0.15 else 1):
         choices = [c for c in _choices(rng, scene, just_moved) if not {c[1], c[4]} & set(chosen)]
         if not choices:
             return
