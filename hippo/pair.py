@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hippo.cached_model import CachedModel
+from hippo.forward import CachedModel
 from hippo.clock import clock
 from hippo.decode import Chooser, Gamma, Session, StopRule, decoder_named, logits_processors
 from hippo.draft import Drafter, DraftProcess

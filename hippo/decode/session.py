@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from hippo.cached_model import CachedModel
+from hippo.forward import CachedModel
 from hippo.decode.gamma import Gamma
 from hippo.decode.sampling import Chooser
 from hippo.decode.stop import StopRule

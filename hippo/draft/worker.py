@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hippo.cached_model import CachedModel
+from hippo.forward import CachedModel
 from hippo.draft.messages import Begin, End, Failed, Keep, Loaded, Propose, Ready, Settle, Token, put, take, unpacked
 from hippo.families import Prompt, family_of
 

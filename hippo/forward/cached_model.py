@@ -10,7 +10,10 @@ from torch import Tensor, nn
 
 from hippo.clock import clock
 from hippo.families import Family
-from hippo.kv_cache import make_cache
+from hippo.forward.fused import fused
+from hippo.forward.kv_cache import KVCache
+
+_TABLE = 512  # positions whose cosines and sines are computed at a time
 
 
 class CachedModel:
@@ -22,7 +25,10 @@ class CachedModel:
 
     def __init__(self, language_model: Any, head: nn.Module, lookup: nn.Module) -> None:
         self._language_model, self._head, self._lookup = language_model, head, lookup
-        self._cache = make_cache(language_model.config)
+        self._fused = fused(language_model)
+        devices = {parameter.device for parameter in language_model.parameters()}
+        self._kv = KVCache(language_model.config, together=len(devices) == 1)
+        self._rotary: tuple[Tensor, Tensor] | None = None
         self._first = 0
         self._next: Tensor = torch.zeros(1, dtype=torch.long)
         self.forwards = 0
@@ -45,22 +51,32 @@ class CachedModel:
         """Append n generated tokens. Returns (n, vocabulary) logits, row i for the token after ids[i]."""
         device = self._next.device
         began = clock(device)
-        offsets = torch.arange(len(ids), device=device) + (self.length - self._first)
+        begin = self.length - self._first
         embeds = self._lookup(torch.tensor(ids, device=device))
-        logits = self._forward(embeds, self._next[:, None] + offsets)
+        if self._fused is not None:
+            logits = self._head(self._fused.forward(embeds, self._rotary_at(begin, begin + len(ids)), self._kv))
+        else:
+            logits = self._forward(embeds, self._next[:, None] + torch.arange(begin, begin + len(ids), device=device))
         self.forwards += 1
         self.seconds = clock(device) - began
         return logits
 
     def rollback(self, count: int) -> None:
         """Forget the last `count` tokens."""
-        if count:
-            self._cache.crop(-count)
+        self._kv.rollback(count)
 
     @property
     def length(self) -> int:
         """Tokens in the cache, prompt included."""
-        return self._cache.get_seq_length()
+        return self._kv.length
+
+    def _rotary_at(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the generated tokens begin..end-1, from a table that grows as the answer does."""
+        assert self._fused is not None
+        if self._rotary is None or end > len(self._rotary[0]):
+            self._rotary = self._fused.rotary(self._next[:, None] + torch.arange(-(-end // _TABLE) * _TABLE))
+        cos, sin = self._rotary
+        return cos[begin:end], sin[begin:end]
 
     def _forward(self, embeds: Tensor, positions: Tensor, last_only: bool = False) -> Tensor:
         # An explicit mask of ones: without one, transformers would read the gaps that pruning leaves in the positions
@@ -70,7 +86,7 @@ class CachedModel:
             inputs_embeds=embeds[None],
             position_ids=positions if len(positions) == 1 else positions[:, None],
             attention_mask=seen,
-            past_key_values=self._cache,
+            past_key_values=self._kv.cache,
             use_cache=True,
         ).last_hidden_state[0]
         return self._head(hidden[-1:] if last_only else hidden)

@@ -12,58 +12,90 @@ from transformers.cache_utils import DynamicLayer
 _SPARE = 256  # tokens of room beyond what is asked for, so that growing is rare
 
 
-class RoomyLayer(DynamicLayer):
-    """One layer. transformers' own copies all keys and values whenever a token is appended; this one writes them into a
-    buffer with room to spare. keys, values: (1, H_kv, length, d) views of it."""
+class Room:
+    """One buffer for the keys and values of some layers. transformers' own cache copies all keys and values whenever a
+    token is appended; layers that share a room write into it, and one step can look at all of them at once."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._length = 0
-        self._room: tuple[Tensor, Tensor] | None = None
+    def __init__(self, layers: int) -> None:
+        self._layers = layers
+        self._tensor: Tensor | None = None
+
+    def holding(self, end: int, like: Tensor) -> Tensor:
+        """The buffer, (layers, 2, H_kv, capacity, d), with room for `end` tokens of keys `like` (1, H_kv, n, d)."""
+        if self._tensor is None or end > self._tensor.shape[-2]:
+            old = self._tensor
+            shape = self._layers, 2, like.shape[1], end + _SPARE, like.shape[-1]
+            self._tensor = torch.empty(shape, dtype=like.dtype, device=like.device)
+            if old is not None:
+                self._tensor[..., : old.shape[-2], :] = old
+        return self._tensor
+
+
+class RoomyLayer(DynamicLayer):
+    """One layer of a room, as transformers' models see it."""
+
+    def __init__(self, room: Room, index: int) -> None:
+        super().__init__()
+        self._room, self._index = room, index
+        self.length = 0
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append (1, H_kv, n, d) keys and values; returns all of them."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        end = self._length + key_states.shape[-2]
-        if self._room is None or end > self._room[0].shape[-2]:
-            self._room = (self._roomier(0, key_states, end), self._roomier(1, value_states, end))
-        for room, states in zip(self._room, (key_states, value_states), strict=True):
-            room[..., self._length : end, :] = states
-        return self._show(end)
+        start, end = self.length, self.length + key_states.shape[-2]
+        keys, values = self._room.holding(end, key_states)[self._index]
+        keys[:, start:end], values[:, start:end] = key_states[0], value_states[0]
+        self.length = end
+        return keys[None, :, :end], values[None, :, :end]
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last tokens; a negative count, as transformers has it."""
         if tokens_to_remove > 0:
             raise ValueError("crop takes a negative count")
-        self._show(max(0, self._length + tokens_to_remove))
+        self.length = max(0, self.length + tokens_to_remove)
 
     def get_seq_length(self) -> int:
         """Tokens held."""
-        return self._length
+        return self.length
 
-    def _roomier(self, which: int, states: Tensor, end: int) -> Tensor:
-        roomy = torch.empty(
-            *states.shape[:-2], end + _SPARE, states.shape[-1], dtype=states.dtype, device=states.device
-        )
-        if self._room is not None:
-            roomy[..., : self._length, :] = self._room[which][..., : self._length, :]
-        return roomy
 
-    def _show(self, length: int) -> tuple[Tensor, Tensor]:
+class KVCache:
+    """The keys and values of one request.
+
+    config: the text model's. together: whether all layers are on one device and may share one room. Layers that
+    transformers gives a kind of their own (sliding windows, linear attention) keep it, and record what a rollback needs.
+    """
+
+    def __init__(self, config: Any, together: bool) -> None:
+        self.cache = DynamicCache(config=config)  # what transformers' forward is given
+        layers = self.cache.layers
+        self._room = Room(len(layers)) if together else None
+        for index, layer in enumerate(layers):
+            if type(layer) is DynamicLayer:
+                layers[index] = RoomyLayer(self._room or Room(1), index if self._room else 0)
+            elif hasattr(layer, "activate_past_recording"):
+                layer.activate_past_recording()
+
+    @property
+    def length(self) -> int:
+        """Tokens held."""
+        return self.cache.get_seq_length()
+
+    def rollback(self, count: int) -> None:
+        """Forget the last `count` tokens."""
+        if count:
+            self.cache.crop(-count)
+
+    def append(self, count: int, like: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Make all layers `count` tokens longer at once; only where they are together. like: (1, H_kv, n, d).
+
+        Returns, a layer each: where to write the new keys and values, (2, H_kv, count, d); all keys, and all values,
+        (H_kv, length, d), the new ones included.
+        """
         assert self._room is not None
-        self._length = length
-        self.keys, self.values = keys, values = self._room[0][..., :length, :], self._room[1][..., :length, :]
-        return keys, values
-
-
-def make_cache(config: Any) -> DynamicCache:
-    """An empty cache for a text config. Layers that transformers gives a kind of their own (sliding windows, linear
-    attention) keep it, and record what a rollback needs."""
-    cache = DynamicCache(config=config)
-    for index, layer in enumerate(cache.layers):
-        if type(layer) is DynamicLayer:
-            cache.layers[index] = RoomyLayer()
-        elif hasattr(layer, "activate_past_recording"):
-            layer.activate_past_recording()
-    return cache
+        start, end = self.length, self.length + count
+        room = self._room.holding(end, like)
+        for layer in self.cache.layers:
+            layer.length = end
+        return room[..., start:end, :].unbind(0), room[:, 0, :, :end].unbind(0), room[:, 1, :, :end].unbind(0)

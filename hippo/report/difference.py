@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hippo.cached_model import CachedModel
+from hippo.forward import CachedModel
 from hippo.decode import Sampling, logits_processors
 from hippo.inputs import on_device
 from hippo.pair import Pair

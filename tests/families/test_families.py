@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hippo.cached_model import CachedModel
+from hippo.forward import CachedModel
 from hippo.errors import HippoError
 from hippo.families import family_of
 from tests.models import FAMILIES, generated, inputs, model

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hippo.cached_model import CachedModel
+from hippo.forward import CachedModel
 from hippo.families import family_of
 from hippo.keep import attention
 from hippo.keep.attention import Listener, attention_score, listening

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hippo.cached_model import CachedModel
+from hippo.forward import CachedModel
 from hippo.pair import Pair
 from hippo.report.difference import first_difference
 from tests.models import generated, inputs, model

@@ -1,0 +1,193 @@
+"""Short forwards with a third of the operations: for the many steps of decoding, where a small model's time on a CPU is
+spent on starting operations, not on arithmetic.
+
+For decoders laid out like Llama's and Qwen2's: RMS norm, rotary positions, grouped-query attention, gated MLP. Queries,
+keys and values come from one product, so do gate and up; residuals are added by the product before them; keys and
+values are written in one copy. The layers' own weights become views of the joined ones, so memory does not grow.
+Whether a model is laid out like that is found out by looking, then proved by comparing both forwards.
+All our own choice.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hippo.forward.kv_cache import KVCache
+
+_STATIC_ROTARY = ("default", "linear", "llama3", "yarn", "proportional")
+_TOLERANCE = 1e-3  # relative; float32 rounding is a thousandth of it, a wrong formula a thousand times it
+
+
+class _Layer(NamedTuple):
+    norm: Tensor
+    qkv: Tensor
+    qkv_bias: Tensor | None
+    out: Tensor
+    second_norm: Tensor
+    gate_up: Tensor
+    down: Tensor
+
+
+class NotFusable(Exception):
+    """Why a model keeps transformers' own forward; str() is a short clause."""
+
+
+class FusedDecoder:
+    """The text stack of a model, for a few new tokens of one request at a time. Raises NotFusable."""
+
+    def __init__(self, language_model: Any) -> None:
+        _require_fusable(language_model)
+        config, attention = language_model.config, language_model.layers[0].self_attn
+        self._rotary_embedding, self._norm = language_model.rotary_emb, language_model.norm.weight
+        self._epsilon = config.rms_norm_eps
+        self._heads, self._key_heads = config.num_attention_heads, config.num_key_value_heads
+        self._size, self._scaling = attention.head_dim, attention.scaling
+        self._activation = language_model.layers[0].mlp.act_fn
+        self._sources: list[tuple[nn.Linear, int]] = []
+        self._layers = [self._join(layer) for layer in language_model.layers]
+        _require_equal(self, language_model)
+
+    @property
+    def current(self) -> bool:
+        """Whether the model still computes with the weights that were joined; not after .to() or new parameters."""
+        return all(linear.weight.data_ptr() == pointer for linear, pointer in self._sources)
+
+    def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines for `forward` at positions (axes, n): (n, 1, d) each, the sign of the rotation included."""
+        like = self._norm.new_empty(0)
+        cos, sin = self._rotary_embedding(like, positions if len(positions) == 1 else positions[:, None])
+        cos, sin = (x.reshape(-1, 1, self._size) for x in (cos, sin))
+        return cos, torch.cat([-sin[..., : self._size // 2], sin[..., self._size // 2 :]], dim=-1)
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], kv: KVCache) -> Tensor:
+        """Hidden states (n, D) of new tokens with embeddings x (n, D); kv becomes n tokens longer."""
+        count, half = len(x), self._size // 2
+        cos, sin = rotary
+        heads, key_heads, size = self._heads, self._key_heads, self._size
+        groups, width = heads // key_heads, x.shape[1:]
+        slots, all_keys, all_values = kv.append(count, x.new_empty(1, key_heads, 0, size))
+        mask = self._mask(count, all_keys[0].shape[1], groups, x)
+        for layer, slot, keys, values in zip(self._layers, slots, all_keys, all_values, strict=True):
+            h = F.rms_norm(x, width, layer.norm, self._epsilon)
+            h = h @ layer.qkv if layer.qkv_bias is None else torch.addmm(layer.qkv_bias, h, layer.qkv)
+            h = h.view(count, heads + 2 * key_heads, size)
+            rotated = h[:, : heads + key_heads]
+            swapped = rotated.roll(half, -1)
+            rotated.mul_(cos).addcmul_(swapped, sin)
+            slot.copy_(h[:, heads:].view(count, 2, key_heads, size).permute(1, 2, 0, 3))
+            query = h[:, :heads].transpose(0, 1).reshape(key_heads, groups * count, size)
+            scores = torch.baddbmm(mask, query, keys.mT, alpha=self._scaling)
+            h = torch.bmm(scores.softmax(-1), values)
+            h = h.view(heads, count, size).transpose(0, 1).reshape(count, heads * size)
+            x = torch.addmm(x, h, layer.out)
+            h = F.rms_norm(x, width, layer.second_norm, self._epsilon) @ layer.gate_up
+            gate, up = h.chunk(2, dim=-1)
+            x = torch.addmm(x, self._activation(gate).mul_(up), layer.down)
+        return F.rms_norm(x, width, self._norm, self._epsilon)
+
+    def _mask(self, count: int, length: int, groups: int, like: Tensor) -> Tensor:
+        """(1, groups * count, length): minus infinity where a new token must not see a later one."""
+        if count == 1:
+            return like.new_zeros(1, 1, 1)
+        mask = like.new_zeros(count, length)
+        mask[:, length - count :] = like.new_full((count, count), float("-inf")).triu_(1)
+        return mask.repeat(groups, 1)[None]
+
+    def _join(self, layer: Any) -> _Layer:
+        attention, mlp = layer.self_attn, layer.mlp
+        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+        biases = [linear.bias for linear in projections]
+        return _Layer(
+            layer.input_layernorm.weight,
+            self._joined(projections),
+            None if biases[0] is None else torch.cat(biases),
+            attention.o_proj.weight.detach().t(),
+            layer.post_attention_layernorm.weight,
+            self._joined((mlp.gate_proj, mlp.up_proj)),
+            mlp.down_proj.weight.detach().t(),
+        )
+
+    def _joined(self, linears: tuple[nn.Linear, ...]) -> Tensor:
+        """The transposed weights of several products of one input, side by side; theirs become views of it."""
+        joined = torch.cat([linear.weight.detach() for linear in linears])
+        for linear, part in zip(linears, joined.split([len(linear.weight) for linear in linears]), strict=True):
+            linear.weight.data = part
+            self._sources.append((linear, part.data_ptr()))
+        return joined.t()
+
+
+_known: WeakKeyDictionary[nn.Module, FusedDecoder | NotFusable] = WeakKeyDictionary()
+
+
+def fused(language_model: nn.Module) -> FusedDecoder | None:
+    """The fused form of a text model, made once; None where there is none."""
+    known = _known.get(language_model)
+    if known is None or (isinstance(known, FusedDecoder) and not known.current):
+        try:
+            known = FusedDecoder(language_model)
+        except NotFusable as reason:
+            known = reason
+        _known[language_model] = known
+    return known if isinstance(known, FusedDecoder) else None
+
+
+def why_not_fused(language_model: nn.Module) -> str:
+    """Why a text model keeps transformers' own forward; empty if it does not."""
+    return "" if fused(language_model) else str(_known[language_model])
+
+
+def _require_fusable(model: Any) -> None:
+    """Raises NotFusable naming the first thing that is not as expected."""
+    parameters = list(model.parameters())
+    if {(p.device.type, p.dtype) for p in parameters} != {("cpu", torch.float32)}:
+        raise NotFusable("it is not in float32 on a CPU")
+    config = model.config
+    if (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default") not in _STATIC_ROTARY:
+        raise NotFusable("its rotary positions change with length")
+    if set(getattr(config, "layer_types", None) or ["full_attention"]) != {"full_attention"}:
+        raise NotFusable("not all of its layers attend to everything")
+    expected = {
+        "": {"input_layernorm", "post_attention_layernorm", "self_attn", "mlp"},
+        "self_attn": {"q_proj", "k_proj", "v_proj", "o_proj"},
+        "mlp": {"gate_proj", "up_proj", "down_proj", "act_fn"},
+    }
+    for layer in model.layers:
+        for name, children in expected.items():
+            module = layer.get_submodule(name)
+            if {child for child, _ in module.named_children()} != children:
+                raise NotFusable("its layers are not laid out like Llama's")
+        for module in layer.modules():
+            if module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__:
+                raise NotFusable("its layers carry hooks")
+        linears = [m for m in (*layer.self_attn.children(), *layer.mlp.children()) if hasattr(m, "weight")]
+        if any(type(linear) is not nn.Linear for linear in linears):
+            raise NotFusable("its weights are quantised or adapted")
+        biases = [linear.bias is None for linear in linears]
+        if not all(biases[3:]) or len(set(biases[:3])) != 1:
+            raise NotFusable("its biases are not where Llama's and Qwen2's are")
+
+
+@torch.inference_mode()
+def _require_equal(decoder: FusedDecoder, model: Any) -> None:
+    """Both forwards over the same tokens, three then two. Raises NotFusable if they differ by more than rounding."""
+    generator = torch.Generator().manual_seed(0)
+    embeds = model.embed_tokens.weight[torch.randint(len(model.embed_tokens.weight), (5,), generator=generator)]
+    axes = 3 if "mrope_section" in (model.config.rope_parameters or {}) else 1
+    plain, ours = (KVCache(model.config, together=True) for _ in range(2))
+    for start, end in ((0, 3), (3, 5)):
+        positions = torch.arange(start, end).expand(axes, -1)
+        theirs = model(
+            inputs_embeds=embeds[None, start:end],
+            position_ids=positions if axes == 1 else positions[:, None],
+            attention_mask=torch.ones(1, end, dtype=torch.bool),
+            past_key_values=plain.cache,
+            use_cache=True,
+        ).last_hidden_state[0]
+        mine = decoder.forward(embeds[start:end], decoder.rotary(positions), ours)
+        if not (mine - theirs).norm() <= _TOLERANCE * theirs.norm():
+            raise NotFusable("its layers compute something else than Llama's")

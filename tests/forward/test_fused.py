@@ -1,0 +1,96 @@
+"""The fused forward against transformers' own, and what keeps a model from it."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from hippo.families import family_of
+from hippo.forward import CachedModel
+from hippo.forward.fused import fused, why_not_fused
+from tests.models import FAMILIES, model
+
+
+def requests(family):
+    """Two requests of one model, the first with the fused forward, the second without; both have read one prompt."""
+    torch.manual_seed(0)
+    net = model(family)
+    axes = 3 if family == "qwen2_5_vl" else 1
+    embeds, positions = torch.randn(20, 64), torch.randint(0, 30, (axes, 20)).sort(dim=1).values
+    both = []
+    for wanted in (True, False):
+        one = CachedModel.of(family_of(net), net)
+        assert one._fused is not None
+        if not wanted:
+            one._fused = None
+        one.prefill(embeds, positions, positions[:, -1] + 1)
+        both.append(one)
+    return both
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_it_computes_what_transformers_does(family):
+    ours, theirs = requests(family)
+    for ids, back in (([7], 0), ([3, 1, 4, 1, 5], 3), ([9, 2], 0), ([6] * 700, 690), ([8], 0)):
+        mine, other = ours.extend(ids), theirs.extend(ids)
+        torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-3)
+        for one in (ours, theirs):
+            one.rollback(back)
+    assert ours.length == theirs.length
+
+
+def test_the_weights_are_shared_not_copied_and_the_model_is_unchanged():
+    net = copy.deepcopy(model("qwen2_5_vl"))
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    one = fused(net.model.language_model)
+    attention = net.model.language_model.layers[0].self_attn
+    assert attention.q_proj.weight.untyped_storage().data_ptr() == one._layers[0].qkv.untyped_storage().data_ptr()
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    copied = copy.deepcopy(net).state_dict()
+    assert all(torch.equal(value, before[name]) for name, value in copied.items())
+
+
+def test_a_model_still_saves(tmp_path):
+    net = copy.deepcopy(model("qwen2_5_vl"))
+    fused(net.model.language_model)
+    net.save_pretrained(tmp_path)
+    saved = type(net).from_pretrained(tmp_path).state_dict()
+    assert all(torch.equal(value, saved[name]) for name, value in net.state_dict().items())
+
+
+def test_new_weights_are_noticed():
+    text = copy.deepcopy(model("qwen2_5_vl")).model.language_model
+    first = fused(text)
+    assert fused(text) is first
+    projection = text.layers[1].self_attn.k_proj
+    projection.weight = nn.Parameter(projection.weight.detach() * 2)
+    assert fused(text) is not first
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda text: text.to(torch.bfloat16), "float32"),
+        (lambda text: text.layers[1].register_forward_hook(lambda *_: None), "hooks"),
+        (lambda text: setattr(text.layers[0].mlp, "up_proj", Halved(text.layers[0].mlp.up_proj)), "quantised"),
+        (lambda text: setattr(text.layers[0].self_attn, "q_norm", nn.LayerNorm(16)), "laid out"),
+        (lambda text: setattr(text.layers[2].self_attn, "scaling", 1.0), "something else"),
+        (lambda text: setattr(text.config, "layer_types", ["full_attention", "sliding_attention"]), "attend"),
+    ],
+)
+def test_a_model_it_does_not_fit_keeps_its_own_forward_and_says_why(change, reason):
+    text = copy.deepcopy(model("qwen2_5_vl")).model.language_model
+    change(text)
+    assert reason in why_not_fused(text) and fused(text) is None
+
+
+class Halved(nn.Linear):
+    """A product that does not compute with its weight alone, as a quantised or adapted one."""
+
+    def __init__(self, linear):
+        super().__init__(linear.in_features, linear.out_features, bias=False)
+        self.weight = linear.weight
+
+    def forward(self, x):
+        return super().forward(x) / 2
