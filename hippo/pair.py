@@ -5,19 +5,19 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hippo.forward import CachedModel
 from hippo.clock import clock
 from hippo.decode import Chooser, Gamma, Session, StopRule, decoder_named, logits_processors
 from hippo.draft import Drafter, DraftProcess
 from hippo.errors import HippoError
 from hippo.families import Prompt, family_of
+from hippo.forward import CachedModel
 from hippo.inputs import on_device
 from hippo.keep import Listener, Signals, listening, pruner_named
 from hippo.options import Options
@@ -106,8 +106,8 @@ class Pair:
             first = session.start(logits)
             drafter.settle(0, first)
             decoding = time.perf_counter()
-            if process is not None and self.target.device.type == "cpu":
-                stack.enter_context(threads(shares()[0]))
+            if options.decoder == "parallel" and process is not None:
+                stack.enter_context(self._beside_draft())
             try:
                 yield first
                 yield from decoder_named(options.decoder)(session, drafter)
@@ -119,6 +119,10 @@ class Pair:
                 stats.finish = session.finish
                 stats.seconds.decode = time.perf_counter() - decoding
                 stats.seconds.total = time.perf_counter() - began
+
+    def _beside_draft(self) -> AbstractContextManager[None]:
+        """While open, the target leaves the draft its share of the cores."""
+        return threads(shares()[0]) if self.target.device.type == "cpu" else nullcontext()
 
     def _process_for(self, stats: Stats) -> DraftProcess | None:
         """The draft's process, its model loaded. One that worked once and cannot be started again is only lost."""
@@ -146,7 +150,8 @@ class Pair:
         pruner = pruner_named(options.pruner)
         listener, device = Listener(prompt.question_at, prompt.video_at), self.target.device
         begin = clock(device)
-        embeds = self.family.embed(self.target, inputs)
+        with nullcontext() if options.decoder == "ar" else self._beside_draft():
+            embeds = self.family.embed(self.target, inputs)
         seen = clock(device)
         with ExitStack() as stack:
             if pruner.needs_attention:

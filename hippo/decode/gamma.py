@@ -1,62 +1,154 @@
-"""How many tokens the draft proposes at a time."""
+"""How many tokens the draft proposes at a time, and whether it is worth asking at all."""
 
 from __future__ import annotations
 
 from collections import deque
 from statistics import median
+from typing import NamedTuple
 
 LARGEST = 24
+_PATIENCE, _TRIAL, _REST, _LONGEST_REST = 6, 4, 16, 128  # rounds
+
+
+class Plan(NamedTuple):
+    """One round. gamma: tokens to propose while the target works (in turns: before it). lead: with nothing pending, the
+    tokens to wait for before the target starts. Both 0: the target goes on alone."""
+
+    gamma: int
+    lead: int
+
+
+class Costs:
+    """Seconds of a target forward by its width, and of a draft step, from what was seen last."""
+
+    def __init__(self) -> None:
+        self._target: deque[tuple[int, float]] = deque(maxlen=24)
+        self._draft: deque[float] = deque(maxlen=24)
+
+    @property
+    def known(self) -> bool:
+        """Whether both have been seen."""
+        return bool(self._target and self._draft)
+
+    def saw_target(self, width: int, seconds: float) -> None:
+        """One target forward over `width` tokens."""
+        self._target.append((width, seconds))
+
+    def saw_draft(self, seconds: float) -> None:
+        """One draft step."""
+        self._draft.append(seconds)
+
+    @property
+    def draft(self) -> float:
+        """Seconds of a draft step."""
+        return max(median(self._draft), 1e-9)
+
+    def target(self) -> tuple[float, float]:
+        """(a, b): a forward over n tokens takes a + b n seconds, by least squares without outliers."""
+        limit = 3 * median(seconds for _, seconds in self._target)
+        seen = [(width, seconds) for width, seconds in self._target if seconds <= limit]
+        mean_width = sum(width for width, _ in seen) / len(seen)
+        mean = sum(seconds for _, seconds in seen) / len(seen)
+        spread = sum((width - mean_width) ** 2 for width, _ in seen)
+        slope = sum((width - mean_width) * (seconds - mean) for width, seconds in seen) / spread if spread else 0.0
+        slope = min(max(slope, 0.0), mean / mean_width)
+        return mean - slope * mean_width, slope
 
 
 class Gamma:
-    """A fixed number, or `auto`: chosen anew each round from the costs measured in this very answer.
+    """A fixed number, or `auto`: chosen anew from the costs and the acceptance measured in this very answer.
 
-    overlapped: whether draft and target work at the same time. Then gamma is T_target / T_draft, so that neither waits
-    (PEARL). In turns, it is the gamma with the most expected tokens a second at the acceptance seen so far (the usual
-    formula of speculative decoding; the prior acceptance of 0.8, worth 10 tokens, is our choice).
+    overlapped: whether draft and target work at the same time. auto is the gamma, and overlapped the lead, with the
+    most expected tokens a second if each drafted token is accepted with the rate seen so far (our choice; the prior of
+    0.8 is worth 4 tokens). PEARL's gamma = T_target / T_draft with no lead is the case where nothing is ever rejected.
+    When rounds with a draft turn out slower than the target alone, the draft rests, and is tried again now and then.
     """
 
     def __init__(self, value: int | str, overlapped: bool) -> None:
-        self._fixed = value if isinstance(value, int) else None
+        self._fixed = Plan(value, 0) if isinstance(value, int) else None
         self._overlapped = overlapped
-        self._target: deque[float] = deque(maxlen=9)
-        self._draft: deque[float] = deque(maxlen=25)
-        self._accepted, self._checked = 8.0, 10.0
+        self._costs = Costs()
+        self._accepted, self._checked = 3.2, 4.0
         self._used: list[int] = []
+        self._alone: deque[float] = deque(maxlen=9)  # seconds a token, in rounds without a draft
+        self._together: deque[tuple[int, float]] = deque(maxlen=_PATIENCE)
+        self._resting, self._rest = 0, _REST
+        self._planned = Plan(0, 0)
 
-    def next(self) -> int:
-        """Gamma for the next round."""
-        gamma = self._fixed or self._auto()
-        self._used.append(gamma)
-        return gamma
+    def next(self) -> Plan:
+        """The plan for the next round."""
+        if self._resting:
+            self._resting -= 1
+            self._planned = Plan(0, 0)
+        else:
+            self._planned = self._fixed or self._auto()
+            self._used.append(self._planned.gamma)
+        return self._planned
 
     @property
     def mean(self) -> float:
-        """Mean gamma over the rounds so far; 0 before the first."""
+        """Mean gamma over the rounds with a draft so far; 0 before the first."""
         return sum(self._used) / len(self._used) if self._used else 0.0
 
-    def saw_target(self, seconds: float) -> None:
-        """One target forward took this long."""
-        self._target.append(seconds)
+    def saw_target(self, width: int, seconds: float) -> None:
+        """One target forward over `width` tokens took this long."""
+        self._costs.saw_target(width, seconds)
 
     def saw_draft(self, seconds: float) -> None:
         """One draft step took this long."""
-        self._draft.append(seconds)
+        self._costs.saw_draft(seconds)
 
     def saw_verdict(self, accepted: int, checked: int) -> None:
         """So many drafted tokens stood of those checked."""
         self._accepted += accepted
         self._checked += checked
 
-    def _auto(self) -> int:
-        if not self._target or not self._draft:
-            return 4
-        target, draft = median(self._target), max(median(self._draft), 1e-6)
-        if self._overlapped:
-            return max(1, min(LARGEST, round(target / draft)))
-        rate = min(0.999, self._accepted / self._checked)
+    def saw_round(self, tokens: int, seconds: float) -> None:
+        """The round planned last brought so many tokens in so many seconds."""
+        if self._fixed or not self._costs.known:
+            return
+        if not self._planned.gamma:
+            self._alone.append(seconds / tokens)
+            return
+        self._together.append((tokens, seconds))
+        if len(self._together) < _PATIENCE:
+            return
+        speed = sum(seconds for _, seconds in self._together) / sum(tokens for tokens, _ in self._together)
+        if not self._alone:
+            if speed > 0.8 * sum(self._costs.target()):
+                self._resting = _TRIAL  # to see how fast the target is when nothing disturbs it
+        elif speed > median(self._alone):
+            self._resting, self._rest = self._rest, min(2 * self._rest, _LONGEST_REST)
+            for _ in range(_TRIAL):
+                self._together.popleft()
+        else:
+            self._rest = _REST
 
-        def tokens_a_second(gamma: int) -> float:
-            return (1 - rate ** (gamma + 1)) / (1 - rate) / (gamma * draft + target)
+    def _auto(self) -> Plan:
+        if not self._costs.known:
+            return Plan(4, 0)
+        rate = min(0.995, self._accepted / self._checked)
+        fixed, slope = self._costs.target()
+        draft = self._costs.draft
+        tokens = [0.0]  # expected from a forward that checks n drafted tokens, the target's own included
+        for n in range(LARGEST + 1):
+            tokens.append(tokens[-1] + rate**n)
 
-        return max(range(1, LARGEST + 1), key=tokens_a_second)
+        def target(width: int) -> float:
+            return fixed + slope * width
+
+        if not self._overlapped:
+            return Plan(
+                max(range(1, LARGEST + 1), key=lambda gamma: tokens[gamma + 1] / (gamma * draft + target(gamma + 1))), 0
+            )
+        best, fastest = Plan(1, 0), 0.0
+        for gamma in range(1, LARGEST + 1):
+            again = rate**gamma
+            more = tokens[gamma] / (1 - again), max(target(gamma), gamma * draft) / (1 - again)
+            for lead in range(0, LARGEST - gamma + 1):
+                stays = rate ** (lead + 1)
+                wait = max(lead * draft + target(lead + 1), (lead + 1) * draft)
+                speed = (tokens[lead + 1] + stays * more[0]) / (wait + stays * more[1])
+                if speed > fastest:
+                    best, fastest = Plan(gamma, lead), speed
+        return best

@@ -13,12 +13,16 @@ def decode_parallel(session: Session, drafter: Drafter) -> Iterator[list[int]]:
 
     With nothing pending a round is a pre-verify: only the first new drafted token is checked, while the rest of the
     chunk is still being drafted. With tokens pending it is a post-verify: they and the first of the new chunk are
-    checked. While the draft is not there yet, or no longer, rounds are plain autoregressive steps.
+    checked. A lead (our choice) turns a pre-verify into a post-verify by waiting for some tokens first, where that is
+    sooner. While the draft is not there yet, rests or is lost, rounds are plain autoregressive steps.
     """
     pending: list[int] = []
     while not session.done:
-        gamma = session.gamma()
-        drafter.propose(gamma)
+        gamma, lead = session.plan()
+        if pending:
+            lead = 0
+        drafter.propose(lead + gamma)
+        pending = pending or drafter.collect(lead)
         rows = session.forward(pending)
         verdict = session.verify(rows, pending + drafter.collect(1))
         if verdict.own is None:

@@ -12,7 +12,7 @@ def decode_serial(session: Session, drafter: Drafter) -> Iterator[list[int]]:
     """Yield the tokens of each round as they are committed. Until the draft has read its prompt, and when it is lost,
     rounds are plain autoregressive steps."""
     while not session.done:
-        gamma = session.gamma()
+        gamma = session.plan().gamma
         drafter.propose(gamma)
         drafted = drafter.collect(gamma)
         verdict = session.verify(session.forward(drafted), drafted)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from typing import NamedTuple
 
 from torch import Tensor
 
-from hippo.forward import CachedModel
-from hippo.decode.gamma import Gamma
+from hippo.decode.gamma import Gamma, Plan
 from hippo.decode.sampling import Chooser
 from hippo.decode.stop import StopRule
+from hippo.forward import CachedModel
 from hippo.report.stats import Stats
 
 
@@ -29,6 +30,7 @@ class Session:
         self._target, self._gamma = target, gamma
         self._chooser, self._stop, self._stats = chooser, stop, stats
         self.tokens: list[int] = []
+        self._began = time.perf_counter()
 
     @property
     def done(self) -> bool:
@@ -40,9 +42,12 @@ class Session:
         """Why the answer ended: eos, length or stop; empty while it has not."""
         return self._stop.reason or ""
 
-    def gamma(self) -> int:
+    def plan(self) -> Plan:
         """How many tokens to propose now: never more than the answer may still hold."""
-        return max(1, min(self._gamma.next(), self._stop.length - len(self.tokens)))
+        self._began = time.perf_counter()
+        left = self._stop.length - len(self.tokens)
+        gamma, lead = self._gamma.next()
+        return Plan(min(gamma, left), min(lead, left - min(gamma, left)))
 
     def start(self, logits: Tensor) -> list[int]:
         """Commit the first token, from the prefill's logits (vocabulary,). Returns it."""
@@ -51,7 +56,7 @@ class Session:
     def forward(self, drafted: list[int]) -> Tensor:
         """One target forward over the last token and `drafted` after it: (1 + len(drafted), vocabulary) logits."""
         rows = self._target.extend([self.tokens[-1], *drafted])
-        self._gamma.saw_target(self._target.seconds)
+        self._gamma.saw_target(1 + len(drafted), self._target.seconds)
         return rows
 
     def verify(self, rows: Tensor, drafted: list[int]) -> Verdict:
@@ -74,6 +79,7 @@ class Session:
         self._stats.accepted += accepted
         self._stats.rejections += rejected
         self._gamma.saw_verdict(accepted, accepted + rejected)
+        self._gamma.saw_round(len(tokens), time.perf_counter() - self._began)
         self._chooser.commit(tokens)
         self.tokens += tokens
         return tokens

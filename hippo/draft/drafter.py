@@ -48,7 +48,7 @@ class Drafter:
             self._receive()
         if self._process is not None and not self._ready and time.monotonic() > self._patience_ends:
             self._lose(DraftLost(f"the draft did not read its prompt in {_PATIENCE * self._process.timeout:g} s"))
-        if self._ready:
+        if self._ready and count:
             self._asked += count
             self._send(Propose(count))
 

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hippo.forward import CachedModel
 from hippo.draft.messages import Begin, End, Failed, Keep, Loaded, Propose, Ready, Settle, Token, put, take, unpacked
 from hippo.families import Prompt, family_of
+from hippo.forward import CachedModel
 
 
 class Worker:

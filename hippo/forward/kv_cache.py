@@ -64,7 +64,7 @@ class KVCache:
     """The keys and values of one request.
 
     config: the text model's. together: whether all layers are on one device and may share one room. Layers that
-    transformers gives a kind of their own (sliding windows, linear attention) keep it, and record what a rollback needs.
+    transformers gives a kind of their own (sliding windows, linear attention) keep it, and record what rollbacks need.
     """
 
     def __init__(self, config: Any, together: bool) -> None:

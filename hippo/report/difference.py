@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hippo.forward import CachedModel
 from hippo.decode import Sampling, logits_processors
+from hippo.forward import CachedModel
 from hippo.inputs import on_device
 from hippo.pair import Pair
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from hippo.forward import CachedModel
 from hippo.errors import HippoError
 from hippo.families import family_of
+from hippo.forward import CachedModel
 from tests.models import FAMILIES, generated, inputs, model
 
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from hippo.forward import CachedModel
 from hippo.families import family_of
+from hippo.forward import CachedModel
 from hippo.keep import attention
 from hippo.keep.attention import Listener, attention_score, listening
 from tests.models import FAMILIES, inputs, model
