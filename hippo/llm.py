@@ -6,7 +6,7 @@ import gc
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from hippo.checkpoints import load_processor, load_target, require_same_tokenizer, resolve
+from hippo.draft import DraftProcess
 from hippo.errors import HippoError
 from hippo.inputs import prepare
 from hippo.options import Options, make_options
@@ -182,21 +183,25 @@ def load(
     Raises HippoError.
     """
     target_point, draft_point = resolve(target, draft, device, dtype, draft_device)
-    with out_of_memory_explained():
-        pair_draft = None if draft_point is None else draft_point.source
+    with out_of_memory_explained(), ExitStack() as unless_loaded:
         processor = load_processor(target_point)
+        process = None
         if draft_point is not None:
             require_same_tokenizer(processor.tokenizer, draft_point)
-        model = load_target(target_point)
+            if start_draft:  # first, so that both load at the same time
+                process = DraftProcess(draft_point.source, draft_point.dtype, draft_point.device, draft_timeout)
+                unless_loaded.callback(process.close)
         pair = Pair(
-            model,
-            pair_draft,
+            load_target(target_point),
+            None if draft_point is None else draft_point.source,
             draft_dtype=draft_point.dtype if draft_point else "auto",
             draft_device=draft_point.device if draft_point else "cpu",
             draft_timeout=draft_timeout,
+            process=process,
         )
-        if draft_point is not None and start_draft:
-            pair.start_draft().wait_loaded()
+        if process is not None:
+            process.wait_loaded()
+        unless_loaded.pop_all()
     return VideoLLM(pair, processor)
 
 

@@ -29,7 +29,8 @@ class Pair:
     """A target in this process and a draft in another, ready for requests, one at a time.
 
     draft: a checkpoint folder, a hub id, a model in memory, or None when only `ar` is wanted.
-    draft_timeout: seconds without a sign of life after which the draft is given up.
+    draft_timeout: seconds without a sign of life after which the draft is given up. process: the draft's, if it has
+    been started.
     """
 
     def __init__(
@@ -40,11 +41,12 @@ class Pair:
         draft_dtype: str = "auto",
         draft_device: str = "cpu",
         draft_timeout: float = 20.0,
+        process: DraftProcess | None = None,
     ) -> None:
         self.target: Any = target.eval()
         self.family = family_of(target)
         self.draft, self._dtype, self._draft_device, self._timeout = draft, draft_dtype, draft_device, draft_timeout
-        self._process: DraftProcess | None = None
+        self._process = process
         self._drafted = False
         self._lock = threading.Lock()
         self._owner: int | None = None
@@ -57,7 +59,7 @@ class Pair:
         if self.draft is None:
             raise HippoError("there is no draft model", "name one, or use method 'ar'")
         if self._process is None or not self._process.alive:
-            self._process = DraftProcess(self.draft, self._dtype, self._draft_device, shares()[1], self._timeout)
+            self._process = DraftProcess(self.draft, self._dtype, self._draft_device, self._timeout)
         return self._process
 
     def close(self) -> None:

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.live import Live
 from rich.markup import escape
 from rich.progress import Progress
 
@@ -67,7 +68,9 @@ def loaded(
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    with stderr.status(escape(f"loading {target}" + (f" and {draft}" if draft else ""))):
+    text = escape(f"loading {target}" + (f" and {draft}" if draft else "") + " ...")
+    # Not stderr.status: its thread would keep the draft's process from being a fork (see hippo.draft.child).
+    with Live(text, console=stderr, auto_refresh=False, transient=True):
         llm = load(target, draft, device=device, dtype=dtype, start_draft=start_draft)
     with llm:
         yield llm

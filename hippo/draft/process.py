@@ -17,8 +17,11 @@ from typing import Any
 
 from torch import nn
 
+from hippo.draft.child import Child, Forked, may_fork
 from hippo.draft.messages import Failed, Loaded, put, take
+from hippo.draft.worker import work
 from hippo.errors import HippoError
+from hippo.threads import shares
 
 
 class DraftLost(Exception):
@@ -28,29 +31,35 @@ class DraftLost(Exception):
 class DraftProcess:
     """A child process with the draft model in it, and a pipe to it.
 
-    source: a checkpoint folder, a hub id, or a model in memory (copied there through a temporary folder).
-    A child of subprocess rather than of multiprocessing: it must not import the user's main module a second time.
+    source: a checkpoint folder, a hub id, or a model in memory. timeout: seconds of silence after which it counts as
+    lost. Starting it returns at once; `wait_loaded` waits for the model.
     """
 
-    def __init__(self, source: str | Path | nn.Module, dtype: str, device: str, threads: int, timeout: float) -> None:
+    def __init__(self, source: str | Path | nn.Module, dtype: str, device: str, timeout: float) -> None:
+        threads = shares()[1]
         ours, theirs = socket.socketpair()
         # A send never blocks for good on a stopped process.
         whole, part = int(timeout), int(timeout % 1 * 1e6)
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", whole, part))
         for end in (ours, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
-        self._copy = _copy_of(source) if isinstance(source, nn.Module) else None
-        name = self._copy or str(source)
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TRANSFORMERS_VERBOSITY": "error"}
+        self._copy: str | None = None
+        self._child: Child
         with theirs:
-            self._child = subprocess.Popen(
-                [sys.executable, "-m", "hippo.draft.worker", str(theirs.fileno()), name, dtype, device, str(threads)],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                env=environment,
-                process_group=0,  # Ctrl-C is for the process that talks to the user
-            )
+            pipe = theirs.fileno()
+            if may_fork(device, threads):
+                self._child = Forked(lambda: work(pipe, source, dtype, device, threads), pipe)
+            else:
+                self._copy = _copy_of(source) if isinstance(source, nn.Module) else None
+                arguments = [str(pipe), self._copy or str(source), dtype, device, str(threads)]
+                self._child = subprocess.Popen(
+                    [sys.executable, "-m", "hippo.draft.worker", *arguments],
+                    pass_fds=[pipe],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    env=os.environ | {"OMP_NUM_THREADS": str(threads), "TRANSFORMERS_VERBOSITY": "error"},
+                    process_group=0,  # Ctrl-C is for the process that talks to the user
+                )
         self._pipe = Connection(ours.detach())
         self.timeout = timeout
         self.loaded: Loaded | None = None
@@ -141,7 +150,7 @@ def _copy_of(model: Any) -> str:
     return folder
 
 
-def _end(child: subprocess.Popen[bytes], pipe: Connection, copy: str | None) -> None:
+def _end(child: Child, pipe: Connection, copy: str | None) -> None:
     pipe.close()
     deadline = time.monotonic() + 1.0
     while child.poll() is None and time.monotonic() < deadline:

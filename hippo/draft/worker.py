@@ -1,6 +1,6 @@
 """The draft's process: loads the draft model and proposes tokens until its pipe closes.
 
-Started by `hippo.draft.process` as `python -m hippo.draft.worker FD SOURCE`; not meant to be run by hand.
+Started by `hippo.draft.process`, forked or as `python -m hippo.draft.worker`; not meant to be run by hand.
 """
 
 from __future__ import annotations
@@ -8,10 +8,11 @@ from __future__ import annotations
 import sys
 import time
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hippo.draft.messages import Begin, End, Failed, Keep, Loaded, Propose, Ready, Settle, Token, put, take, unpacked
 from hippo.families import Prompt, family_of
@@ -101,20 +102,21 @@ class Worker:
         put(self._pipe, Token(self._epoch, token, time.perf_counter() - began))
 
 
-def load_draft(source: str, dtype: str, device: str) -> Any:
-    """The draft model of a checkpoint folder or hub id, in evaluation mode on its device."""
+def load_draft(source: str | Path | nn.Module, dtype: str, device: str) -> Any:
+    """The draft model of a checkpoint folder, a hub id or a fork's parent, in evaluation mode on its device."""
+    if isinstance(source, nn.Module):
+        return source.eval()
     from transformers import AutoModelForImageTextToText, logging
 
     logging.disable_progress_bar()
-
     model: Any = AutoModelForImageTextToText.from_pretrained(source, dtype=getattr(torch, dtype, "auto"))
     return model.to(device).eval()
 
 
-def main(arguments: list[str]) -> int:
-    descriptor, source, dtype, device, threads = arguments
-    pipe = Connection(int(descriptor))
-    torch.set_num_threads(int(threads))
+def work(descriptor: int, source: str | Path | nn.Module, dtype: str, device: str, threads: int) -> int:
+    """Load the draft and serve the pipe with this file descriptor until it closes. Returns an exit code."""
+    pipe = Connection(descriptor)
+    torch.set_num_threads(threads)
     try:
         model = load_draft(source, dtype, device)
         worker = Worker(pipe, model)
@@ -130,4 +132,5 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    _, descriptor, source, dtype, device, threads = sys.argv
+    sys.exit(work(int(descriptor), source, dtype, device, int(threads)))

@@ -69,7 +69,7 @@ class KVCache:
 
     def __init__(self, config: Any, together: bool) -> None:
         self.cache = DynamicCache(config=config)  # what transformers' forward is given
-        layers = self.cache.layers
+        layers: list[Any] = self.cache.layers
         self._room = Room(len(layers)) if together else None
         for index, layer in enumerate(layers):
             if type(layer) is DynamicLayer:
@@ -96,6 +96,7 @@ class KVCache:
         assert self._room is not None
         start, end = self.length, self.length + count
         room = self._room.holding(end, like)
-        for layer in self.cache.layers:
+        layers: list[Any] = self.cache.layers
+        for layer in layers:
             layer.length = end
         return room[..., start:end, :].unbind(0), room[:, 0, :, :end].unbind(0), room[:, 1, :, :end].unbind(0)

@@ -1,28 +1,73 @@
-"""The draft's process: starting, failing to start, ending."""
+"""The draft's process: starting either way, failing to start, ending."""
 
 import os
+import threading
+import time
 
 import pytest
 
+from hippo.draft import process as module
+from hippo.draft.child import Forked, may_fork
 from hippo.draft.process import DraftLost, DraftProcess
 from hippo.errors import HippoError
 from tests.models import model
 
 
-def test_a_model_that_does_not_load_is_explained():
-    process = DraftProcess("/nowhere", "auto", "cpu", 1, 20.0)
+@pytest.fixture(params=["forked", "fresh"])
+def way(request, monkeypatch):
+    """Each of the two ways to start."""
+    monkeypatch.setattr(module, "may_fork", lambda *_: request.param == "forked")
+    monkeypatch.setattr(module, "shares", lambda: (1, 1))
+    return request.param
+
+
+def test_a_model_that_does_not_load_is_explained(way):
+    process = DraftProcess("/nowhere", "auto", "cpu", 20.0)
     with pytest.raises(HippoError, match="the draft model did not load"):
         process.wait_loaded()
     process.close()
     assert not process.alive
 
 
-def test_a_copied_model_is_removed_and_close_ends_the_process():
-    process = DraftProcess(model("qwen2_5_vl", 7, 1), "auto", "cpu", 1, 20.0)
+def test_a_model_in_memory_is_served_and_close_ends_the_process(way):
+    process = DraftProcess(model("qwen2_5_vl", 7, 1), "auto", "cpu", 20.0)
+    assert isinstance(process._child, Forked) == (way == "forked")
     loaded = process.wait_loaded()
     assert loaded.vocabulary == 160 and process.alive
-    assert not os.path.exists(process._copy), "gone as soon as it is loaded"
+    assert process._copy is None or not os.path.exists(process._copy), "gone as soon as it is loaded"
     process.close()
     assert not process.alive
     with pytest.raises(DraftLost):
         process.send("anything")
+
+
+def test_a_killed_process_is_noticed_and_named(way):
+    process = DraftProcess(model("qwen2_5_vl", 7, 1), "auto", "cpu", 20.0)
+    process.wait_loaded()
+    os.kill(process.pid, 9)
+    with pytest.raises(DraftLost, match="signal 9"):
+        process.receive()
+    assert not process.alive
+    process.close()
+
+
+def test_a_fork_keeps_no_file_of_its_parent_open():
+    reading, writing = os.pipe()
+    process = DraftProcess(model("qwen2_5_vl", 7, 1), "auto", "cpu", 20.0)
+    process.wait_loaded()
+    os.close(writing)
+    assert os.read(reading, 1) == b"", "the last writer closed it"
+    os.close(reading)
+    process.close()
+
+
+def test_a_fork_only_where_it_is_safe():
+    while threading.active_count() > 1:
+        time.sleep(0.01)
+    assert may_fork("cpu", 1) and not may_fork("cpu", 2) and not may_fork("cuda:0", 1)
+    done = threading.Event()
+    thread = threading.Thread(target=done.wait)
+    thread.start()
+    assert not may_fork("cpu", 1)
+    done.set()
+    thread.join()

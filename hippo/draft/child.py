@@ -1,0 +1,96 @@
+"""Two ways to start the draft's process. Forked from this one it shares Python, torch and transformers with it, some
+400 MB, and starts at once; that is only safe on Linux, on a CPU, with one thread each and nobody else in the process.
+Otherwise it is a fresh interpreter: not multiprocessing's, which would import the user's main module a second time."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+
+
+class Child(Protocol):
+    """What is used of a child process, as subprocess.Popen has it."""
+
+    pid: int
+
+    def poll(self) -> int | None:
+        """Its exit code, negative for a signal, or None while it runs."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Its exit code, once it has ended. Raises subprocess.TimeoutExpired."""
+
+    def kill(self) -> None:
+        """End it at once."""
+
+
+def may_fork(device: str, threads: int) -> bool:
+    """Whether a draft on `device` with so many threads may be a fork. A fork cannot use a GPU that its parent uses, nor
+    OpenMP's threads after its parent did; and another Python thread might hold a lock that the fork waits for."""
+    alone = threading.active_count() == 1 and not torch.cuda.is_initialized()
+    return sys.platform == "linux" and device == "cpu" and threads == 1 and alone
+
+
+class Forked:
+    """A fork that runs `run` and ends with the code it returns. pipe: the one open file it keeps, beside stderr."""
+
+    def __init__(self, run: Callable[[], int], pipe: int) -> None:
+        with warnings.catch_warnings():
+            # Python counts the idle threads of numerical libraries, which prepare for forks themselves.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self.pid = os.fork()
+        self._code: int | None = None
+        if self.pid == 0:
+            code = 1
+            try:
+                _leave(pipe)
+                code = run()
+            finally:
+                os._exit(code)  # nothing that belongs to the parent is flushed or finalised here
+
+    def poll(self) -> int | None:
+        """See Child."""
+        if self._code is None:
+            try:
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+            except ChildProcessError:  # somebody else waited for it
+                pid, status = self.pid, 0
+            if pid:
+                self._code = os.waitstatus_to_exitcode(status)
+        return self._code
+
+    def wait(self, timeout: float | None = None) -> int:
+        """See Child."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if deadline is not None and time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired("the draft's process", timeout or 0.0)
+            time.sleep(0.005)
+        return code
+
+    def kill(self) -> None:
+        """See Child."""
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+
+def _leave(pipe: int) -> None:
+    """Let go of what the parent shares: signals, its terminal's Ctrl-C, and open files, which it may want to close."""
+    os.setpgid(0, 0)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_DFL if number != signal.SIGPIPE else signal.SIG_IGN)
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1):
+        os.dup2(nothing, descriptor)
+    os.closerange(3, pipe)
+    os.closerange(pipe + 1, os.sysconf("SC_OPEN_MAX"))
+    gc.freeze()  # looking for garbage among the parent's objects would copy their memory
