@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from hippo.inputs import on_device
 from hippo.keep import Listener, Signals, listening, pruner_named
 from hippo.options import Options
 from hippo.report.stats import Stats
-from hippo.threads import shares, threads
+from hippo.threads import sharing
 
 
 class Pair:
@@ -102,14 +102,13 @@ class Pair:
             if process is not None:
                 vocabulary = self.target.get_output_embeddings().weight.shape[0]
                 drafter.begin(inputs, min(process.wait_loaded().vocabulary, vocabulary))
+            share = stack.enter_context(sharing(process is not None and self.target.device.type == "cpu"))
             target = CachedModel.of(self.family, self.target)
-            logits = self._read(here, prompt, target, drafter, options, stats)
-            session = self._session(target, prompt, options, gamma, stats, decode)
+            logits = self._read(here, prompt, target, drafter, options, stats, share)
+            session = self._session(target, prompt, options, gamma, stats, decode, share)
             first = session.start(logits)
             drafter.settle(0, first)
             decoding = time.perf_counter()
-            if options.decoder == "parallel" and process is not None:
-                stack.enter_context(self._beside_draft())
             try:
                 yield first
                 yield from decoder_named(options.decoder)(session, drafter)
@@ -121,10 +120,6 @@ class Pair:
                 stats.finish = session.finish
                 stats.seconds.decode = time.perf_counter() - decoding
                 stats.seconds.total = time.perf_counter() - began
-
-    def _beside_draft(self) -> AbstractContextManager[None]:
-        """While open, the target leaves the draft its share of the cores."""
-        return threads(shares()[0]) if self.target.device.type == "cpu" else nullcontext()
 
     def _process_for(self, stats: Stats) -> DraftProcess | None:
         """The draft's process, its model loaded. One that worked once and cannot be started again is only lost."""
@@ -147,13 +142,15 @@ class Pair:
         drafter: Drafter,
         options: Options,
         stats: Stats,
+        share: Callable[[bool], None],
     ) -> Tensor:
         """Vision tower, prefill, and the choice of the draft's tokens. Returns the prefill's logits, (vocabulary,)."""
         pruner = pruner_named(options.pruner)
         listener, device = Listener(prompt.question_at, prompt.video_at), self.target.device
         begin = clock(device)
-        with nullcontext() if options.decoder == "ar" else self._beside_draft():
-            embeds = self.family.embed(self.target, inputs)
+        share(True)  # the draft's vision tower works at the same time
+        embeds = self.family.embed(self.target, inputs)
+        share(False)
         seen = clock(device)
         with ExitStack() as stack:
             if pruner.needs_attention:
@@ -179,12 +176,16 @@ class Pair:
         gamma: Gamma,
         stats: Stats,
         decode: Callable[[list[int]], str] | None,
+        share: Callable[[bool], None],
     ) -> Session:
         processors = logits_processors(self.target, options.sampling, prompt.input_ids, options.max_new_tokens)
         chooser = Chooser(options.sampling, processors, prompt.input_ids)
         eos = self.target.generation_config.eos_token_id
         eos = [] if eos is None else [eos] if isinstance(eos, int) else eos
-        return Session(target, chooser, StopRule(eos, options.max_new_tokens, options.stop, decode), gamma, stats)
+        stop = StopRule(eos, options.max_new_tokens, options.stop, decode)
+        return Session(
+            target, chooser, stop, gamma, stats, share if options.decoder == "parallel" else lambda beside: None
+        )
 
     def _check_length(self, prompt: Prompt) -> None:
         limit = getattr(self.target.config.get_text_config(), "max_position_embeddings", None)

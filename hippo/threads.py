@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -21,11 +21,17 @@ def shares() -> tuple[int, int]:
 
 
 @contextmanager
-def threads(count: int) -> Iterator[None]:
-    """This process computes with `count` threads while open."""
+def sharing(active: bool) -> Iterator[Callable[[bool], None]]:
+    """Yields share(beside), which gives the draft its share of this process's threads or takes it back; on leaving it
+    is back. Not `active`, it does nothing."""
     before = torch.get_num_threads()
-    torch.set_num_threads(count)
+
+    def share(beside: bool) -> None:
+        wanted = min(before, shares()[0]) if beside and active else before
+        if torch.get_num_threads() != wanted:
+            torch.set_num_threads(wanted)
+
     try:
-        yield
+        yield share
     finally:
-        torch.set_num_threads(before)
+        share(False)

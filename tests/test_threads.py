@@ -12,8 +12,16 @@ def test_the_two_never_want_more_than_there_is(monkeypatch):
         assert target >= 1 <= draft and target + draft <= max(2, count) and target >= draft
 
 
-def test_the_number_of_threads_is_put_back():
+def test_what_is_shared_is_put_back(monkeypatch):
+    monkeypatch.setattr(threads, "shares", lambda: (1, 1))
     before = torch.get_num_threads()
-    with threads.threads(1):
+    with threads.sharing(True) as share:
+        share(True)
         assert torch.get_num_threads() == 1
+        share(False)
+        assert torch.get_num_threads() == before
+        share(True)
     assert torch.get_num_threads() == before
+    with threads.sharing(False) as share:
+        share(True)
+        assert torch.get_num_threads() == before

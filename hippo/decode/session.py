@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import Tensor
@@ -24,12 +25,24 @@ class Verdict(NamedTuple):
 
 
 class Session:
-    """The target with its prompt read, the verify rule, the stop rule, and the tokens so far."""
+    """The target with its prompt read, the verify rule, the stop rule, and the tokens so far.
 
-    def __init__(self, target: CachedModel, chooser: Chooser, stop: StopRule, gamma: Gamma, stats: Stats) -> None:
+    beside: told before each round whether the draft is going to work in it.
+    """
+
+    def __init__(
+        self,
+        target: CachedModel,
+        chooser: Chooser,
+        stop: StopRule,
+        gamma: Gamma,
+        stats: Stats,
+        beside: Callable[[bool], None] = lambda _: None,
+    ) -> None:
         self._target, self._gamma = target, gamma
         self._chooser, self._stop, self._stats = chooser, stop, stats
         self.tokens: list[int] = []
+        self._beside = beside
         self._began = time.perf_counter()
 
     @property
@@ -47,6 +60,7 @@ class Session:
         self._began = time.perf_counter()
         left = self._stop.length - len(self.tokens)
         gamma, lead = self._gamma.next()
+        self._beside(gamma > 0)
         return Plan(min(gamma, left), min(lead, left - min(gamma, left)))
 
     def start(self, logits: Tensor) -> list[int]:
