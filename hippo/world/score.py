@@ -16,7 +16,7 @@ EVENTS = ("appear", "move", "turn", "meet", "vanish", "recolour", "grow", "shrin
 class Score:
     """Counts over the statements of one or more texts. Each pair is (right, made).
 
-    colour, shape: of every statement that names an object, whether such an object is there at any time.
+    colour, shape: of every statement that names an object, whether an object of that look is there at any time.
     motion: of every move, turn, meeting or standing still, whether that very object does that in that direction.
     events: appearing, vanishing, growing, shrinking and changes of colour. places: every named place, with its object.
     order: of every right event after another right one, whether it comes no sooner. told: of the facts of the scenes,
@@ -76,13 +76,13 @@ def score(text: str, scene: Scene) -> Score:
 
 
 def _look(said: Statement, looks: set[tuple[str, str]]) -> tuple[bool, bool]:
-    """Whether the colour and whether the shape of the object named are right. Of a colour and a shape that both occur
-    but not together one is wrong: the colour is taken to say which object is meant."""
+    """Whether the colour and whether the shape of the object named are right. Where no object has both, that one is
+    right which some object has while none has the other; if both occur, on different objects, both are wrong."""
     if (said.colour, said.shape) in looks:
         return True, True
-    if any(said.colour == colour for colour, _ in looks):
-        return True, False
-    return False, any(said.shape == shape for _, shape in looks)
+    colour = any(said.colour == colour for colour, _ in looks)
+    shape = any(said.shape == shape for _, shape in looks)
+    return colour and not shape, shape and not colour
 
 
 def _core(statement: Statement) -> tuple[str, ...]:

@@ -44,6 +44,13 @@ def test_a_wrong_colour_a_wrong_shape_and_a_wrong_motion():
     assert wrong.motion[0] == wrong.motion[1] - 1 and wrong.colour[0] == wrong.colour[1] == wrong.shape[0]
 
 
+def test_a_colour_and_a_shape_of_different_objects_are_both_wrong():
+    scene = next(s for s in map(make_scene, range(999)) if len({t.shape for t in s.things}) == len(s.things) == 2)
+    one, other = scene.things
+    wrong = score(f"The {one.first.colour} {other.shape} stays still.", scene)
+    assert (wrong.colour, wrong.shape) == ((0, 1), (0, 1))
+
+
 def test_events_told_in_the_wrong_order():
     scene = next(s for s in map(make_scene, range(999)) if len({(e.kind, e.detail) for e in s.events}) == 4)
     sentences = describe(scene, random.Random(0)).split(". ")
