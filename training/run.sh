@@ -9,6 +9,6 @@ export PYTHONPATH=.. PYTHONUNBUFFERED=1
 mkdir -p logs
 stage() { echo "== $*"; "$python" train.py "$@" --bf16 2>>logs/errors.log | tee -a "logs/$2.$1.jsonl"; }
 stage vision target --minutes 10 --batch 64 --rate 3e-3
-stage speak target --minutes 75 --whole 0 --questions 2 --rate 2e-3 --ramp 0.35 0.5 0.6
+stage speak target --minutes 95 --whole 0 --questions 2 --rate 2e-3 --ramp 0.3 0.35 0.42
 stage grow target --minutes 10 --rate 5e-4 --whole 0.15 --questions 2
 stage speak draft --minutes 20 --modal 0.85 --whole 0.02 --questions 2 --rate 2e-3

@@ -11,6 +11,7 @@ from rich.table import Table
 from hippo import __version__
 from hippo.checkpoints import BUNDLED, pick_device
 from hippo.cli.common import JsonOption, print_json, stderr
+from hippo.draft.child import may_fork
 from hippo.families import FAMILIES
 from hippo.threads import cores, shares
 from hippo.video import available_backends
@@ -57,7 +58,9 @@ def _plan() -> dict[str, str]:
     if gpus == 0:
         plan["target"] = f"cpu, {target} of {cores()} threads: there is no GPU"
         plan["draft"] = f"cpu, in its own process, {draft} of {cores()} threads: so that the two do not fight for cores"
+        plan["draft's process"] = "a fork of this one" if may_fork("cpu", draft) else "a fresh interpreter"
         plan["dtype"] = "float32: half precision is slow on a CPU and makes near ties frequent"
+        plan["forwards"] = "fused while decoding, for layers laid out like Llama's; `hippo verify` says if yours are"
     else:
         plan["target"] = f"{device}: the first GPU"
         plan["draft"] = (

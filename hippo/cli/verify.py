@@ -11,6 +11,7 @@ import typer
 from rich.table import Table
 
 from hippo.cli import common
+from hippo.forward import why_not_fused
 from hippo.llm import DEFAULT_PROMPT, VideoLLM
 from hippo.options import METHODS, make_options
 from hippo.report.baseline import transformers_generate
@@ -74,19 +75,21 @@ def _report(
                 row["draft_lost"] = output.stats.draft_lost
             rows.append(row)
     model = llm.pair.target
+    reason = why_not_fused(llm.pair.family.language_model(model))
     return {
         "target": model.name_or_path,
         "device": str(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
+        "forwards": f"transformers' own, since {reason}" if reason else "fused",
         "baseline_tokens": len(baseline.token_ids),
         "methods": rows,
     }
 
 
 def _show(report: dict[str, Any]) -> None:
-    facts = ("device", "dtype", "torch", "transformers")
+    facts = ("device", "dtype", "torch", "transformers", "forwards")
     table = Table(title="against transformers' generate(): " + ", ".join(f"{k} {report[k]}" for k in facts))
     for heading in ("method", "tokens", "verdict"):
         table.add_column(heading)

@@ -38,7 +38,7 @@ def test_what_the_stop_rule_cuts_off_is_not_counted():
 def test_gamma_never_reaches_past_the_end():
     session, _ = make(length=4, gamma=9)
     session.start(rows(4)[0])
-    assert session.gamma() == 3
+    assert session.plan() == (3, 0)
 
 
 def test_eos_as_the_first_token():
