@@ -20,12 +20,12 @@ class CachedModel:
     """One request's view of a language model. Positions are kept here, per request, never on the shared module.
 
     language_model: inputs_embeds, position_ids, attention_mask, past_key_values -> last_hidden_state.
-    head: hidden states -> logits. lookup: token ids -> input embeddings.
+    head: hidden states -> logits. lookup: token ids -> input embeddings. may_fuse: false for transformers' own forward.
     """
 
-    def __init__(self, language_model: Any, head: nn.Module, lookup: nn.Module) -> None:
+    def __init__(self, language_model: Any, head: nn.Module, lookup: nn.Module, may_fuse: bool = True) -> None:
         self._language_model, self._head, self._lookup = language_model, head, lookup
-        self._fused = fused(language_model)
+        self._fused = fused(language_model) if may_fuse else None
         devices = {parameter.device for parameter in language_model.parameters()}
         self._kv = KVCache(language_model.config, together=len(devices) == 1)
         self._rotary: tuple[Tensor, Tensor] | None = None
@@ -35,9 +35,10 @@ class CachedModel:
         self.seconds = 0.0  # the last extend took this long
 
     @classmethod
-    def of(cls, family: Family, model: Any) -> CachedModel:
+    def of(cls, family: Family, model: Any, may_fuse: bool = True) -> CachedModel:
         """A fresh one for a model of a family."""
-        return cls(family.language_model(model), model.get_output_embeddings(), model.get_input_embeddings())
+        head, lookup = model.get_output_embeddings(), model.get_input_embeddings()
+        return cls(family.language_model(model), head, lookup, may_fuse)
 
     @torch.inference_mode()
     def prefill(self, embeds: Tensor, positions: Tensor, next_position: Tensor) -> Tensor:

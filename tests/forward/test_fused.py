@@ -20,10 +20,8 @@ def requests(family):
     embeds, positions = torch.randn(20, 64), torch.randint(0, 30, (axes, 20)).sort(dim=1).values
     both = []
     for wanted in (True, False):
-        one = CachedModel.of(family_of(net), net)
-        assert one._fused is not None
-        if not wanted:
-            one._fused = None
+        one = CachedModel.of(family_of(net), net, may_fuse=wanted)
+        assert (one._fused is not None) == wanted
         one.prefill(embeds, positions, positions[:, -1] + 1)
         both.append(one)
     return both
