@@ -19,7 +19,8 @@ def first_difference(pair: Pair, inputs: dict[str, Any], theirs: list[int], ours
 
     Returns at (0-based), theirs and ours (token ids, None past an end), gap (the target's top-2 logit gap, after the
     checkpoint's penalties), rounding (how far the same logits move when the same tokens are read in one block by our
-    forward instead of one by one by transformers'), and near_tie: whether the two tokens' logits are closer than twice that (our choice of bound).
+    forward instead of one by one by transformers'), and near_tie: whether the two tokens' logits are closer than twice
+    that (our choice of bound).
     """
     at = next((i for i, (a, b) in enumerate(zip(theirs, ours, strict=False)) if a != b), min(len(theirs), len(ours)))
     here = on_device(inputs, pair.target.device)
