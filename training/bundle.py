@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from tiny import TARGET_LAYERS, grow, make_model, make_processor, save
 from train import RUNS, STAGES
+from transformers import AutoProcessor
 
 from hippo.checkpoints import BUNDLED
 from hippo.world import make_scene, write_clip
@@ -20,8 +21,11 @@ from hippo.world import make_scene, write_clip
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--demo-seed", type=int, default=60015)
+    parser.add_argument(
+        "--bundled", action="store_true", help="the runs began with the bundled pair: keep its tokenizer"
+    )
     args = parser.parse_args()
-    processor = make_processor()
+    processor = AutoProcessor.from_pretrained(BUNDLED / "tiny" / "target") if args.bundled else make_processor()
     for role in ("target", "draft"):
         stages = [stage for stage in STAGES if (RUNS / f"{role}.{stage}.pt").exists()]
         model = make_model(role, processor)

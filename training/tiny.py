@@ -45,7 +45,7 @@ SEED_LAYERS, TARGET_LAYERS = 8, 24
 _WIDTHS = dict(width=192, heads=6, key_heads=2, inner=512, vision_width=96, vision_layers=3)
 SHAPES = {
     "target": dict(_WIDTHS, layers=SEED_LAYERS),
-    "draft": dict(_WIDTHS, layers=3),
+    "draft": dict(_WIDTHS, layers=4),
 }
 
 

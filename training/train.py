@@ -46,6 +46,10 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from hippo.checkpoints import BUNDLED
+from hippo.families import VideoGrid
+from hippo.keep.fusion import fuse, spend
+from hippo.keep.spatial import spatial_score
+from hippo.keep.temporal import temporal_score
 
 RUNS = Path(__file__).parent / "runs"
 TINY = BUNDLED / "tiny"
@@ -87,6 +91,10 @@ class Trainer:
             self.heads.load_state_dict(state["heads"])
             self.step, self.elapsed = state["step"], state["elapsed"]
             self.objects.fill_(state["objects"])
+        elif self.args.model == "draft" and (RUNS / "target.speak.pt").exists():
+            before = torch.load(RUNS / "target.speak.pt", weights_only=True)
+            self.model.load_state_dict({k: v for k, v in before["model"].items() if k in self.model.state_dict()})
+            self.heads.load_state_dict(before["heads"])
         elif self.args.bundled:
             self.model = unbundled(self.args.model, self.model, grown=stage == "grow")
             if stage == "speak" and earlier:
@@ -94,10 +102,6 @@ class Trainer:
                 eyes = {k: v for k, v in before["model"].items() if ".visual." in k}
                 self.model.load_state_dict(eyes, strict=False)
                 self.heads.load_state_dict(before["heads"])
-        elif self.args.model == "draft":
-            before = torch.load(RUNS / "target.speak.pt", weights_only=True)
-            self.model.load_state_dict({k: v for k, v in before["model"].items() if k in self.model.state_dict()})
-            self.heads.load_state_dict(before["heads"])
         elif earlier:
             before = torch.load(self._path(earlier[-1]), weights_only=True)
             self.model.load_state_dict(before["model"])
@@ -246,7 +250,7 @@ class Trainer:
     def speak(self, batch: list[Sample]) -> tuple[torch.Tensor, dict[str, float]]:
         """Every text of a clip in one row: all see the prefix with the video, none sees another text."""
         videos = self.features(batch)
-        rows = [self._row(sample) for sample in batch]
+        rows = [self._row(sample, video.detach()) for sample, video in zip(batch, videos, strict=True)]
         length = max(len(row["group"]) for row in rows)
         lookup = self.model.model.language_model.embed_tokens
         embeds, positions, groups, labels = [], [], [], []
@@ -291,10 +295,10 @@ class Trainer:
             loss = loss + 0.1 * seen
         return loss, notes
 
-    def _row(self, sample: Sample) -> dict[str, torch.Tensor]:
+    def _row(self, sample: Sample, video: torch.Tensor) -> dict[str, torch.Tensor]:
         token = self.processor.tokenizer.convert_tokens_to_ids
         prefix = self.processor.tokenizer("<|im_start|>user\n<|vision_start|>").input_ids
-        kept = self._keep(sample)
+        kept = self._keep(sample, video)
         ids = prefix + [token("<|video_pad|>")] * len(kept)
         spacing = self.model.config.vision_config.tokens_per_second * sample.seconds
         step, cell = kept // 64, kept % 64
@@ -320,9 +324,10 @@ class Trainer:
             group=torch.cat(groups), labels=torch.tensor(labels), ways=torch.tensor(ways),
         )  # fmt: skip
 
-    def _keep(self, sample: Sample) -> torch.Tensor:
-        """Which video tokens this row sees. Dropping most of the ground makes steps cheap, and prepares the pair for
-        pruning; the draft also practises on a tenth, chosen well, badly, or evenly."""
+    def _keep(self, sample: Sample, features: torch.Tensor) -> torch.Tensor:
+        """Which video tokens this row sees, features (V, D). Dropping most of the ground makes steps cheap, and prepares
+        the pair for pruning; the draft also practises on about a tenth: what changes and has detail, what shows an
+        object, or any."""
         rng = random.Random(sample.seed)
         total = len(sample.cells)
         objects = sample.cells[:, THERE] > 0
@@ -330,10 +335,14 @@ class Trainer:
         noise = torch.rand(total, generator=torch.Generator().manual_seed(sample.seed))
         if dice < self.args.whole:
             return torch.arange(total)
-        if self.args.model == "draft" and dice < self.args.whole + 0.6:
-            budget = int(total * rng.choice((0.05, 0.1, 0.1, 0.15, 0.25)))
-            pull = rng.choice((0.0, 0.5, 1.0, 1.0, 2.0))
-            return (noise + pull * objects).topk(budget).indices.sort().values
+        if self.args.model == "draft" and dice < self.args.whole + 0.8:
+            count = int(total * rng.choice((0.05, 0.1, 0.1, 0.1, 0.15, 0.25)))
+            if dice < self.args.whole + 0.5:
+                grid = VideoGrid(sample.grid[0], sample.grid[1] // 2, sample.grid[2] // 2)
+                telling = fuse([temporal_score(features, grid), spatial_score(features, grid)], (1.0, 1.0), grid)
+                return spend(telling.cpu() + rng.choice((0.0, 1.0, 3.0)) * noise, count, grid)
+            pull = rng.choice((0.0, 0.5, 1.0, 2.0))
+            return (noise + pull * objects).topk(count).indices.sort().values
         return (objects | (noise < rng.uniform(0.02, 0.2))).nonzero()[:, 0]
 
 
