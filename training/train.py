@@ -325,8 +325,8 @@ class Trainer:
         )  # fmt: skip
 
     def _keep(self, sample: Sample, features: torch.Tensor) -> torch.Tensor:
-        """Which video tokens this row sees, of those with features (V, D). Dropping most of the ground makes steps cheap
-        and prepares the pair for pruning; the draft also practises on about a tenth: what changes and has detail, what
+        """Which video tokens this row sees, of those with features (V, D). Dropping most of the ground is cheap
+        and prepares for pruning; the draft also practises on about a tenth: what changes and has detail, what
         shows an object, or any."""
         rng = random.Random(sample.seed)
         total = len(sample.cells)
