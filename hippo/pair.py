@@ -85,6 +85,18 @@ class Pair:
             finally:
                 self._owner = None
 
+    @torch.no_grad()
+    def look(self, inputs: dict[str, Any]) -> tuple[Prompt, Signals]:
+        """Only look at one request: where its tokens stand, and what pruners judge its video tokens by."""
+        here = on_device(inputs, self.target.device)
+        prompt = self.family.place(self.target, here)
+        self._check_length(prompt)
+        embeds = self.family.embed(self.target, here)
+        listener = Listener(prompt.question_at, prompt.video_at)
+        with listening(self.family.language_model(self.target), listener):
+            CachedModel.of(self.family, self.target).prefill(embeds, prompt.positions, prompt.next_position)
+        return prompt, Signals(prompt.grid, embeds[prompt.video_at], listener.scores)
+
     def _answer(
         self, inputs: dict[str, Any], options: Options, stats: Stats, decode: Callable[[list[int]], str] | None
     ) -> Iterator[list[int]]:

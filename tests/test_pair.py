@@ -66,7 +66,7 @@ def test_every_decoder_pruner_and_gamma_equals_generate(family, kind):
     request = inputs(family)
     expected = generated(model(family), request)
     for decoder in ("serial", "parallel"):
-        for pruner in ("none", "uniform", "hippo"):
+        for pruner in ("none", "uniform", "hippo", "blind"):
             for gamma in (1, 2, 5, "auto"):
                 options = {"decoder": decoder, "pruner": pruner, "gamma": gamma, "keep_ratio": 0.2}
                 tokens, stats = answer(pair(family, kind), request, **options)

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from hippo.cli import common
+from hippo.keep import PRUNERS
 from hippo.llm import DEFAULT_PROMPT
 from hippo.options import make_options
 
@@ -20,7 +21,7 @@ def caption(
         str, typer.Option(help="ar, sd (serial), pearl (parallel) or hippo (parallel, pruned).")
     ] = "hippo",
     decoder: Annotated[str, typer.Option(help="ar, serial or parallel, instead of the method's own.")] = "",
-    pruner: Annotated[str, typer.Option(help="none, uniform or hippo, instead of the method's own.")] = "",
+    pruner: Annotated[str, typer.Option(help=f"Instead of the method's own: {', '.join(PRUNERS)}.")] = "",
     keep_ratio: common.KeepOption = 0.1,
     gamma: common.GammaOption = "auto",
     max_new_tokens: common.TokensOption = 256,

@@ -83,7 +83,7 @@ class Worker:
         assert self._prompt is not None and self._embeds is not None
         prompt = self._prompt
         self._cached = CachedModel.of(self._family, self._model)
-        stays = prompt.keep(torch.tensor(kept)).to(self._device)
+        stays = prompt.keep(torch.tensor(kept, dtype=torch.long)).to(self._device)
         # Kept tokens keep their places: the positions are those of the whole prompt.
         self._cached.prefill(self._embeds[stays], prompt.positions[:, stays], prompt.next_position)
         self._embeds = None

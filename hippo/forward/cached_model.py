@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hippo.clock import clock
 from hippo.families import Family
-from hippo.forward.fused import fused
+from hippo.forward.fused import FusedDecoder, fused
 from hippo.forward.kv_cache import KVCache
 
 _TABLE = 512  # positions whose cosines and sines are computed at a time
@@ -25,7 +25,8 @@ class CachedModel:
 
     def __init__(self, language_model: Any, head: nn.Module, lookup: nn.Module, may_fuse: bool = True) -> None:
         self._language_model, self._head, self._lookup = language_model, head, lookup
-        self._fused = fused(language_model) if may_fuse else None
+        self._may_fuse = may_fuse
+        self._fused: FusedDecoder | None = None
         devices = {parameter.device for parameter in language_model.parameters()}
         self._kv = KVCache(language_model.config, together=len(devices) == 1)
         self._rotary: tuple[Tensor, Tensor] | None = None
@@ -54,6 +55,8 @@ class CachedModel:
         began = clock(device)
         begin = self.length - self._first
         embeds = self._lookup(torch.tensor(ids, device=device))
+        if begin == 0 and self._may_fuse:
+            self._fused = fused(self._language_model)
         if self._fused is not None:
             logits = self._head(self._fused.forward(embeds, self._rotary_at(begin, begin + len(ids)), self._kv))
         else:

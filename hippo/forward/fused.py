@@ -162,7 +162,9 @@ def _require_fusable(model: Any) -> None:
             if {child for child, _ in module.named_children()} != children:
                 raise NotFusable("its layers are not laid out like Llama's")
         for module in layer.modules():
-            if module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__:
+            hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+            # transformers' own only listen, and only when somebody asks for hidden states or attentions.
+            if "forward" in module.__dict__ or any(not h.__module__.startswith("transformers.") for h in hooks):
                 raise NotFusable("its layers carry hooks")
         linears = [m for m in (*layer.self_attn.children(), *layer.mlp.children()) if hasattr(m, "weight")]
         if any(type(linear) is not nn.Linear for linear in linears):

@@ -17,7 +17,9 @@ def normalise_per_frame(score: Tensor, grid: VideoGrid) -> Tensor:
     """
     frames = score.float().view(grid.frames, -1)
     centred = frames - frames.mean(dim=1, keepdim=True)
-    return (centred / centred.std(dim=1, unbiased=False, keepdim=True).clamp(min=1e-8)).flatten()
+    spread = centred.std(dim=1, unbiased=False, keepdim=True)
+    flat = spread <= 1e-6 * frames.abs().amax(dim=1, keepdim=True)  # nothing but rounding
+    return (centred / spread).masked_fill(flat, 0.0).flatten()
 
 
 def fuse(scores: Sequence[Tensor], weights: Sequence[float], grid: VideoGrid) -> Tensor:

@@ -29,4 +29,5 @@ def spatial_score(features: Tensor, grid: VideoGrid, radius: int = 1) -> Tensor:
             squares = squares + similarity**2
             count = count + here[:, down : down + grid.rows, right : right + grid.columns]
     count = count.clamp(min=1)
-    return (squares / count - (total / count) ** 2).clamp(min=0).flatten()
+    variance = squares / count - (total / count) ** 2
+    return variance.masked_fill(variance < 1e-6, 0.0).flatten()  # less is rounding

@@ -19,4 +19,5 @@ def temporal_score(features: Tensor, grid: VideoGrid) -> Tensor:
     if grid.frames == 1:
         return torch.zeros(grid.tokens, device=features.device)
     change = 1 - cosine_similarity(frames[1:], frames[:-1], dim=-1)
+    change = change.masked_fill(change < 1e-6, 0.0)  # less is rounding
     return torch.cat([change[:1], change]).flatten()

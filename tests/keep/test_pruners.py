@@ -5,7 +5,7 @@ import torch
 
 from hippo.errors import HippoError
 from hippo.families import VideoGrid
-from hippo.keep import PRUNERS, Signals, pruner_named
+from hippo.keep import PRUNERS, Signals, pruner_named, pruners
 
 GRID = VideoGrid(4, 3, 5)
 
@@ -20,8 +20,46 @@ def signals():
 @pytest.mark.parametrize("ratio", [0.001, 0.1, 0.5, 1.0])
 def test_counts_and_order(name, ratio, signals):
     kept = PRUNERS[name].keep(signals, ratio).tolist()
-    assert kept == sorted(set(kept)) and kept[0] >= 0 and kept[-1] < 60
-    assert len(kept) == (60 if name == "none" else max(1, round(ratio * 60)))
+    assert kept == sorted(set(kept)) and set(kept) <= set(range(60))
+    assert len(kept) == {"none": 60, "blind": 0}.get(name, max(1, round(ratio * 60)))
+
+
+@pytest.mark.parametrize("name", PRUNERS)
+def test_scores_that_say_nothing_mean_evenly_spread_tokens_and_a_warning(name, recwarn):
+    broken = Signals(GRID, torch.full((60, 8), float("nan")), torch.full((60,), float("nan")))
+    kept = PRUNERS[name].keep(broken, 0.2).tolist()
+    if name not in ("none", "blind", "random"):
+        assert kept == PRUNERS["uniform"].keep(broken, 0.2).tolist()
+    assert len(recwarn) == (name not in ("none", "blind", "random", "uniform"))
+
+
+def test_a_constant_video_is_sampled_evenly():
+    still = Signals(GRID, torch.ones(60, 8), torch.full((60,), 1 / 60))
+    with pytest.warns(UserWarning, match="evenly spread"):
+        assert PRUNERS["hippo"].keep(still, 0.2).tolist() == PRUNERS["uniform"].keep(still, 0.2).tolist()
+
+
+def test_specvlm_takes_the_most_looked_at_and_spreads_the_rest():
+    attention = torch.full((60,), 0.4 / 58)
+    attention[[7, 50]] = 0.3
+    kept = PRUNERS["specvlm"].keep(Signals(GRID, torch.randn(60, 8), attention), 0.2).tolist()
+    assert {7, 50} <= set(kept) and len({token // 15 for token in kept}) == 4 and len(kept) == 12
+
+
+def test_attention_alone_is_taken_as_it_comes(signals):
+    best = signals.attention.topk(6).indices.sort().values
+    assert torch.equal(PRUNERS["attention"].keep(signals, 0.1), best)
+
+
+@pytest.mark.parametrize("left_out", ["attention", "temporal", "spatial"])
+def test_a_score_that_is_left_out_does_not_count(left_out, signals, monkeypatch):
+    keep = PRUNERS[f"hippo-without-{left_out}"].keep
+    before = keep(signals, 0.2)
+    if left_out == "attention":
+        assert torch.equal(keep(Signals(GRID, signals.features, None), 0.2), before)
+    else:
+        monkeypatch.setattr(pruners, f"{left_out}_score", lambda *_: pytest.fail("computed"))
+        assert torch.equal(keep(signals, 0.2), before)
 
 
 def test_uniform_spreads_over_the_frames(signals):
