@@ -5,6 +5,7 @@ import torch
 import transformers
 
 import hippo
+from hippo.draft import Drafter
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -21,3 +22,17 @@ def tiny():
     """The bundled pair, loaded once."""
     with hippo.load("tiny") as llm:
         yield llm
+
+
+@pytest.fixture
+def patient_targets(monkeypatch):
+    """Test targets are so small that they would often be done before the draft has read its prompt: they wait for it,
+    so that every test really drafts."""
+    propose = Drafter.propose
+
+    def patient(self, count):
+        while self._process is not None and not self._ready:
+            self._receive()
+        propose(self, count)
+
+    monkeypatch.setattr(Drafter, "propose", patient)

@@ -11,13 +11,14 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from hippo.draft import Drafter
 from hippo.errors import HippoError
 from hippo.options import make_options
 from hippo.pair import Pair
 from hippo.report.stats import Stats
 from tests.drafts import draft
 from tests.models import FAMILIES, generated, inputs, model
+
+pytestmark = pytest.mark.usefixtures("patient_targets")
 
 _pairs = {}
 
@@ -36,20 +37,6 @@ def _end_all_drafts():
     for each in _pairs.values():
         each.close()
     _pairs.clear()
-
-
-@pytest.fixture(autouse=True)
-def _drafts_are_awaited(monkeypatch):
-    """These targets are so small that they would often be done before the draft has read its prompt: wait for it, so
-    that every test here really drafts."""
-    propose = Drafter.propose
-
-    def patient(self, count):
-        while self._process is not None and not self._ready:
-            self._receive()
-        propose(self, count)
-
-    monkeypatch.setattr(Drafter, "propose", patient)
 
 
 def answer(of, request, decode=None, **options):

@@ -2,6 +2,7 @@
 
 import typer
 
+from hippo.cli import bench
 from hippo.cli.caption import caption
 from hippo.cli.demo import demo
 from hippo.cli.doctor import doctor
@@ -17,3 +18,4 @@ app = typer.Typer(
 )
 for command in (caption, demo, doctor, verify, world):
     app.command()(command)
+app.add_typer(bench.app, name="bench")

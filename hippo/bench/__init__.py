@@ -1,0 +1,1 @@
+"""Studies anyone can repeat: `hippo bench`."""

@@ -1,0 +1,198 @@
+"""Which way of keeping tokens lets the target accept most? Every pruner at every ratio on the same held-out clips."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hippo.bench.replay import replay
+from hippo.draft.worker import load_draft
+from hippo.families import Family, Prompt, VideoGrid, family_of
+from hippo.forward import CachedModel
+from hippo.inputs import on_device
+from hippo.keep import Listener, Pruner, Signals, listening, pruner_named
+from hippo.llm import VideoLLM
+from hippo.world import ask, make_scene, write_clip
+
+KINDS = ("description", "question")
+WITHOUT_RATIO = {"none": 1.0, "blind": 0.0}  # pruners that keep everything or nothing, whatever the ratio
+_RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One pruner at one ratio on one request. overlap: mean of sum min(p, q) over the answer's places. edge_excess: see
+    `edge_excess`. scoring_share_of_prefill: seconds of scoring and choosing over those of the target's prefill."""
+
+    seed: int
+    prompt_kind: str
+    pruner: str
+    keep_ratio: float
+    tokens: int
+    tokens_per_target_forward: float
+    acceptance_rate: float
+    run_between_rejections: float
+    overlap: float
+    edge_excess: float
+    scoring_share_of_prefill: float
+
+
+def requests(first_seed: int, clips: int) -> Iterator[tuple[int, str, str]]:
+    """(seed, kind, prompt) of each request: a description of every clip, and what one of its objects does."""
+    for seed in range(first_seed, first_seed + clips):
+        yield seed, "description", "Describe the video in detail."
+        rng, question = random.Random(seed), ""
+        while not question.startswith("What does"):
+            question = ask(make_scene(seed), rng)[0]
+        yield seed, "question", question
+
+
+def study(
+    llm: VideoLLM,
+    seeds: tuple[int, int],
+    pruners: Sequence[str],
+    ratios: Sequence[float],
+    gamma: int,
+    progress: Callable[[float], None] = lambda share: None,
+) -> Iterator[Sample]:
+    """Samples, request by request. seeds: (first, number of clips). gamma: of the serial decoder that is replayed."""
+    todo = list(requests(*seeds))
+    chosen = [pruner_named(name) for name in pruners]
+    draft = load_draft(str(llm.pair.draft), "float32", "cpu")
+    with tempfile.TemporaryDirectory() as folder:
+        clip = Path(folder) / "clip.mp4"
+        for done, (seed, kind, prompt) in enumerate(todo):
+            if kind == "description":
+                write_clip(make_scene(seed), clip)
+            yield from _request(llm, draft, clip, prompt, (seed, kind), chosen, ratios, gamma)
+            progress((done + 1) / len(todo))
+
+
+@torch.no_grad()
+def _request(
+    llm: VideoLLM,
+    draft: Any,
+    clip: Path,
+    question: str,
+    labels: tuple[int, str],
+    pruners: Sequence[Pruner],
+    ratios: Sequence[float],
+    gamma: int,
+) -> Iterator[Sample]:
+    limit = 256
+    inputs = llm.inputs(clip, question)
+    answer = llm.generate(clip, question, method="ar", max_new_tokens=limit).token_ids
+    here = on_device(inputs, llm.pair.target.device)
+    prompt = llm.pair.family.place(llm.pair.target, here)
+    embeds = llm.pair.family.embed(llm.pair.target, here)
+    reader, listener = CachedModel.of(llm.pair.family, llm.pair.target), Listener(prompt.question_at, prompt.video_at)
+    began = time.perf_counter()
+    with listening(llm.pair.family.language_model(llm.pair.target), listener):
+        reader.prefill(embeds, prompt.positions, prompt.next_position)
+    prefill = time.perf_counter() - began - listener.seconds
+    if len(answer) < 2:
+        return
+    expected = reader.extend(answer[:-1]).softmax(-1)
+    family = family_of(draft)
+    there = on_device(inputs, draft.device)
+    draft_prompt, draft_embeds = family.place(draft, there), family.embed(draft, there)
+    for pruner in pruners:
+        signals = Signals(prompt.grid, embeds[prompt.video_at], listener.scores if pruner.needs_attention else None)
+        for ratio in [WITHOUT_RATIO[pruner.name]] if pruner.name in WITHOUT_RATIO else ratios:
+            began = time.perf_counter()
+            kept = pruner.keep(signals, ratio)
+            scoring = time.perf_counter() - began + (listener.seconds if pruner.needs_attention else 0.0)
+            rows = _draft_rows(family, draft, draft_prompt, draft_embeds, kept, answer[:-1])
+            right = (rows.argmax(-1).cpu() == torch.tensor(answer[1:])).tolist()
+            counts = replay(right, gamma, limit - 1)
+            yield Sample(
+                *labels,
+                pruner.name,
+                ratio,
+                len(answer),
+                counts.tokens_per_target_forward,
+                counts.acceptance_rate,
+                counts.run_between_rejections,
+                _overlap(expected, rows.softmax(-1)),
+                edge_excess(kept, prompt.grid),
+                scoring / prefill,
+            )
+
+
+def _draft_rows(family: Family, draft: Any, prompt: Prompt, embeds: Tensor, kept: Tensor, answer: list[int]) -> Tensor:
+    """(len(answer), vocabulary) logits of a draft that sees the video tokens `kept`."""
+    reader, stays = CachedModel.of(family, draft), prompt.keep(kept).to(embeds.device)
+    reader.prefill(embeds[stays], prompt.positions[:, stays], prompt.next_position)
+    return reader.extend(answer)
+
+
+def _overlap(p: Tensor, q: Tensor) -> float:
+    """Mean over places of sum min(p, q): the share of drafts that sampling would accept. p, q: (n, vocabulary)."""
+    common = min(p.shape[-1], q.shape[-1])
+    return float(torch.minimum(p[:, :common].cpu(), q[:, :common].cpu()).sum(-1).mean())
+
+
+def edge_excess(kept: Tensor, grid: VideoGrid) -> float:
+    """How much oftener than chance kept tokens lie in the first or last frame or at a frame's edge: their share of the
+    kept tokens over their share of all places, less one. 0 is no bias; nothing kept counts as 0. Our choice."""
+    edge = torch.zeros(grid.frames, grid.rows, grid.columns)
+    edge[[0, -1]] = edge[:, [0, -1]] = edge[:, :, [0, -1]] = 1.0
+    edge = edge.flatten()
+    return float(edge[kept].mean() / edge.mean() - 1) if len(kept) else 0.0
+
+
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean over clips and its 95 % interval, by bootstrap."""
+    array = np.asarray(values)
+    picks = np.random.default_rng(0).integers(0, len(array), (_RESAMPLES, len(array)))
+    low, high = np.percentile(array[picks].mean(axis=1), (2.5, 97.5))
+    return float(array.mean()), float(low), float(high)
+
+
+def summary(samples: Sequence[Sample]) -> dict[str, list[dict[str, Any]]]:
+    """rows: means over the clips for each pruner, ratio and kind of prompt. paired: how much more tokens a target
+    forward brings with `hippo` than with each other pruner on the same request, with the 95 % interval."""
+    groups: dict[tuple[str, float, str], list[Sample]] = {}
+    for sample in samples:
+        groups.setdefault((sample.pruner, sample.keep_ratio, sample.prompt_kind), []).append(sample)
+    rows, paired = [], []
+    for (pruner, ratio, kind), group in groups.items():
+        mean, low, high = interval([s.tokens_per_target_forward for s in group])
+        rows.append(
+            {
+                "pruner": pruner,
+                "keep_ratio": ratio,
+                "prompt_kind": kind,
+                "clips": len(group),
+                "tokens_per_target_forward": mean,
+                "interval": [low, high],
+                "acceptance_rate": float(np.mean([s.acceptance_rate for s in group])),
+                "run_between_rejections": float(np.mean([s.run_between_rejections for s in group])),
+                "overlap": float(np.mean([s.overlap for s in group])),
+                "bias": float(np.mean([s.edge_excess for s in group])),
+                "scoring_share_of_prefill": float(np.median([s.scoring_share_of_prefill for s in group])),
+            }
+        )
+        for at in sorted({r for p, r, k in groups if p == "hippo" and k == kind}):
+            if pruner == "hippo" or (pruner not in WITHOUT_RATIO and at != ratio):
+                continue
+            ours = {s.seed: s.tokens_per_target_forward for s in groups["hippo", at, kind]}
+            mean, low, high = interval([ours[s.seed] - s.tokens_per_target_forward for s in group])
+            paired.append(
+                {"pruner": pruner, "keep_ratio": at, "prompt_kind": kind, "hippo_minus": mean, "low": low, "high": high}
+            )
+    return {"rows": rows, "paired": paired}
+
+
+def as_line(sample: Sample) -> dict[str, Any]:
+    """For JSON lines."""
+    return asdict(sample)
