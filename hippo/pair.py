@@ -86,13 +86,14 @@ class Pair:
                 self._owner = None
 
     @torch.no_grad()
-    def look(self, inputs: dict[str, Any]) -> tuple[Prompt, Signals]:
-        """Only look at one request: where its tokens stand, and what pruners judge its video tokens by."""
+    def look(self, inputs: dict[str, Any], kind: str = "all") -> tuple[Prompt, Signals]:
+        """Only look at one request: where its tokens stand, and what pruners judge its video tokens by. kind: of
+        attention, see `Pruner`."""
         here = on_device(inputs, self.target.device)
         prompt = self.family.place(self.target, here)
         self._check_length(prompt)
         embeds = self.family.embed(self.target, here)
-        listener = Listener(prompt.question_at, prompt.video_at)
+        listener = self.listener(prompt, kind)
         with listening(self.family.language_model(self.target), listener):
             CachedModel.of(self.family, self.target).prefill(embeds, prompt.positions, prompt.next_position)
         return prompt, Signals(prompt.grid, embeds[prompt.video_at], listener.scores)
@@ -157,28 +158,40 @@ class Pair:
         share: Callable[[bool], None],
     ) -> Tensor:
         """Vision tower, prefill, and the choice of the draft's tokens. Returns the prefill's logits, (vocabulary,)."""
-        pruner = pruner_named(options.pruner)
-        listener, device = Listener(prompt.question_at, prompt.video_at), self.target.device
+        pruner, device = pruner_named(options.pruner), self.target.device
         begin = clock(device)
         share(True)  # the draft's vision tower works at the same time
         embeds = self.family.embed(self.target, inputs)
         share(False)
         seen = clock(device)
-        with ExitStack() as stack:
-            if pruner.needs_attention:
-                stack.enter_context(listening(self.family.language_model(self.target), listener))
-            logits = target.prefill(embeds, prompt.positions, prompt.next_position)
-        prefilled = clock(device)
-        if options.decoder != "ar":
-            attention = listener.scores if pruner.needs_attention else None
+        scoring = 0.0
+
+        def keep() -> None:
+            nonlocal scoring
+            began = clock(device)
+            attention = listeners[0].scores if listeners else None
             kept = pruner.keep(Signals(prompt.grid, embeds[prompt.video_at], attention), options.keep_ratio)
             drafter.prefill(kept)
             stats.kept_tokens = len(kept)
+            scoring += clock(device) - began
+
+        # The draft reads its prompt as soon as its tokens are chosen, which can be before the target's prefill ends.
+        listeners = [self.listener(prompt, pruner.attention, keep)] if pruner.attention else []
+        with listening(self.family.language_model(self.target), *listeners):
+            if options.decoder != "ar" and not listeners:
+                keep()
+            logits = target.prefill(embeds, prompt.positions, prompt.next_position)
+        prefilled = clock(device)
+        scoring += sum(listener.seconds for listener in listeners)
         stats.prompt_tokens, stats.video_tokens = len(prompt.input_ids), prompt.grid.tokens
         stats.seconds.vision = seen - begin
-        stats.seconds.prefill = prefilled - seen - listener.seconds
-        stats.seconds.scoring = clock(device) - prefilled + listener.seconds
+        stats.seconds.prefill, stats.seconds.scoring = prefilled - seen - scoring, scoring
         return logits
+
+    def listener(self, prompt: Prompt, kind: str, on_ready: Callable[[], None] = lambda: None) -> Listener:
+        """For a prefill of the target with this prompt; see `Listener`."""
+        layers = self.target.config.get_text_config().num_hidden_layers
+        return Listener(prompt.question_at, prompt.video_at, kind, layers, on_ready)
 
     def _session(
         self,

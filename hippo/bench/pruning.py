@@ -19,7 +19,7 @@ from hippo.draft.worker import load_draft
 from hippo.families import Family, Prompt, VideoGrid, family_of
 from hippo.forward import CachedModel
 from hippo.inputs import on_device
-from hippo.keep import Listener, Pruner, Signals, listening, pruner_named
+from hippo.keep import Pruner, Signals, listening, pruner_named
 from hippo.llm import VideoLLM
 from hippo.world import ask, make_scene, write_clip
 
@@ -94,11 +94,12 @@ def _request(
     here = on_device(inputs, llm.pair.target.device)
     prompt = llm.pair.family.place(llm.pair.target, here)
     embeds = llm.pair.family.embed(llm.pair.target, here)
-    reader, listener = CachedModel.of(llm.pair.family, llm.pair.target), Listener(prompt.question_at, prompt.video_at)
+    reader = CachedModel.of(llm.pair.family, llm.pair.target)
+    kinds = {pruner.attention: llm.pair.listener(prompt, pruner.attention) for pruner in pruners if pruner.attention}
     began = time.perf_counter()
-    with listening(llm.pair.family.language_model(llm.pair.target), listener):
+    with listening(llm.pair.family.language_model(llm.pair.target), *kinds.values()):
         reader.prefill(embeds, prompt.positions, prompt.next_position)
-    prefill = time.perf_counter() - began - listener.seconds
+    prefill = time.perf_counter() - began - sum(listener.seconds for listener in kinds.values())
     if len(answer) < 2:
         return
     expected = reader.extend(answer[:-1]).softmax(-1)
@@ -106,11 +107,12 @@ def _request(
     there = on_device(inputs, draft.device)
     draft_prompt, draft_embeds = family.place(draft, there), family.embed(draft, there)
     for pruner in pruners:
-        signals = Signals(prompt.grid, embeds[prompt.video_at], listener.scores if pruner.needs_attention else None)
+        heard = kinds.get(pruner.attention)
+        signals = Signals(prompt.grid, embeds[prompt.video_at], heard.scores if heard else None)
         for ratio in [WITHOUT_RATIO[pruner.name]] if pruner.name in WITHOUT_RATIO else ratios:
             began = time.perf_counter()
             kept = pruner.keep(signals, ratio)
-            scoring = time.perf_counter() - began + (listener.seconds if pruner.needs_attention else 0.0)
+            scoring = time.perf_counter() - began + (heard.seconds if heard else 0.0)
             rows = _draft_rows(family, draft, draft_prompt, draft_embeds, kept, answer[:-1])
             right = (rows.argmax(-1).cpu() == torch.tensor(answer[1:])).tolist()
             counts = replay(right, gamma, limit - 1)

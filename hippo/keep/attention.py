@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,38 +33,67 @@ def attention_score(queries: Tensor, keys: Tensor, scaling: float) -> Tensor:
     return total / (heads * count)
 
 
-class Listener:
-    """Collects `attention_score` over the layers of a prefill; memory does not grow with their number.
+def debiased_attention_score(queries: Tensor, keys: Tensor, scaling: float) -> Tensor:
+    """`attention_score` of the later queries less that of the first, which stands before the question and cannot know
+    it: what it looks at, places draw whatever is asked. Shapes as there; sums to 0. Our choice."""
+    if queries.shape[1] < 2:
+        return torch.zeros(keys.shape[1], device=keys.device)
+    return attention_score(queries[:, 1:], keys, scaling) - attention_score(queries[:, :1], keys, scaling)
 
-    text_at, video_at: prompt indices of the T text queries and V video keys.
+
+SCORES = {"all": attention_score, "early": attention_score, "debiased": debiased_attention_score}
+_EARLY = 4  # "early" hears the first of so many parts of the layers
+
+
+class Listener:
+    """Collects a score of attention over the layers of a prefill; memory does not grow with their number.
+
+    text_at, video_at: prompt indices of the T text queries and V video keys. kind: one of SCORES. layers: how many the
+    model has. on_ready: called once the last layer that counts was heard, which for "early" is before the prefill ends.
     """
 
-    def __init__(self, text_at: Tensor, video_at: Tensor) -> None:
+    def __init__(
+        self,
+        text_at: Tensor,
+        video_at: Tensor,
+        kind: str,
+        layers: int,
+        on_ready: Callable[[], None] = lambda: None,
+    ) -> None:
         self.text_at, self.video_at = text_at, video_at
-        self.total: Tensor | None = None
+        self._score, self._on_ready = SCORES[kind], on_ready
+        self._wanted = max(1, layers // _EARLY) if kind == "early" else layers
+        self._total: Tensor | None = None
         self.layers = 0
         self.seconds = 0.0
 
     def hear(self, query: Tensor, key: Tensor, scaling: float) -> None:
         """Add one layer. query: (1, H, L, d), key: (1, H_kv, L, d)."""
+        if self.layers == self._wanted:
+            return
         began = time.perf_counter()
-        score = attention_score(
+        score = self._score(
             query[0][:, self.text_at.to(query.device)], key[0][:, self.video_at.to(key.device)], scaling
         )
-        self.total = score if self.total is None else self.total + score.to(self.total.device)
+        self._total = score if self._total is None else self._total + score.to(self._total.device)
         self.layers += 1
         self.seconds += time.perf_counter() - began
+        if self.layers == self._wanted:
+            self._on_ready()
 
     @property
     def scores(self) -> Tensor:
-        """(V,) float32, the mean over layers."""
-        assert self.total is not None
-        return self.total / self.layers
+        """(V,) float32, the mean over the layers heard."""
+        assert self._total is not None
+        return self._total / self.layers
 
 
 @contextmanager
-def listening(language_model: nn.Module, listener: Listener) -> Iterator[None]:
-    """While open, every layer's attention is also heard by `listener`; the attention itself is unchanged."""
+def listening(language_model: nn.Module, *listeners: Listener) -> Iterator[None]:
+    """While open, every layer's attention is also heard by `listeners`; the attention itself is unchanged."""
+    if not listeners:
+        yield
+        return
     config: Any = language_model.config
     plain = config._attn_implementation
     name = _PREFIX + plain
@@ -73,20 +102,19 @@ def listening(language_model: nn.Module, listener: Listener) -> Iterator[None]:
         AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[plain])
     for layer in language_model.modules():
         if hasattr(layer, "layer_idx"):
-            layer.__dict__["_hippo_listener"] = listener
+            layer.__dict__["_hippo_listeners"] = listeners
     config._attn_implementation = name
     try:
         yield
     finally:
         config._attn_implementation = plain
         for layer in language_model.modules():
-            layer.__dict__.pop("_hippo_listener", None)
+            layer.__dict__.pop("_hippo_listeners", None)
 
 
 def _hearing(plain: str) -> Any:
     def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any) -> Any:
-        listener = module.__dict__.get("_hippo_listener")
-        if listener is not None:
+        for listener in module.__dict__.get("_hippo_listeners", ()):
             listener.hear(query, key, kwargs.get("scaling") or query.shape[-1] ** -0.5)
         eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
         return ALL_ATTENTION_FUNCTIONS.get_interface(plain, eager)(module, query, key, value, mask, **kwargs)

@@ -21,7 +21,7 @@ class Signals:
     """What there is to judge video tokens by.
 
     features: (V, D) the target's video tokens as its language model receives them.
-    attention: (V,) the question's attention, `Listener.scores`; None unless the pruner asks for it.
+    attention: (V,) the question's attention of the kind that the pruner asks for, `Listener.scores`; None if none.
     """
 
     grid: VideoGrid
@@ -31,11 +31,12 @@ class Signals:
 
 @dataclass(frozen=True)
 class Pruner:
-    """name; keep(signals, keep_ratio) -> kept indices, sorted, int64; whether it needs the target's attention."""
+    """name; keep(signals, keep_ratio) -> kept indices, sorted, int64; attention: the kind of the target's attention it
+    needs, one of `hippo.keep.attention.SCORES`, empty for none."""
 
     name: str
     keep: Callable[[Signals, float], Tensor]
-    needs_attention: bool = False
+    attention: str = ""
 
 
 def keep_all(signals: Signals, keep_ratio: float) -> Tensor:
@@ -118,16 +119,19 @@ PRUNERS = {
     for pruner in (
         Pruner("none", keep_all),
         Pruner("uniform", keep_uniform),
-        Pruner("hippo", keep_fused(1.0, 1.0, 1.0), needs_attention=True),
+        Pruner("hippo", keep_fused(1.0, 1.0, 1.0), attention="all"),
         Pruner("blind", keep_none),
         Pruner("random", keep_random),
-        Pruner("attention", keep_attention, needs_attention=True),
-        Pruner("specvlm", keep_specvlm, needs_attention=True),
+        Pruner("attention", keep_attention, attention="all"),
+        Pruner("specvlm", keep_specvlm, attention="all"),
         Pruner("temporal", keep_fused(0.0, 1.0, 0.0)),
         Pruner("spatial", keep_fused(0.0, 0.0, 1.0)),
+        Pruner("attention-debiased", keep_attention, attention="debiased"),
+        Pruner("hippo-debiased", keep_fused(1.0, 1.0, 1.0), attention="debiased"),
+        Pruner("hippo-early", keep_fused(1.0, 1.0, 1.0), attention="early"),
         Pruner("hippo-without-attention", keep_fused(0.0, 1.0, 1.0)),
-        Pruner("hippo-without-temporal", keep_fused(1.0, 0.0, 1.0), needs_attention=True),
-        Pruner("hippo-without-spatial", keep_fused(1.0, 1.0, 0.0), needs_attention=True),
+        Pruner("hippo-without-temporal", keep_fused(1.0, 0.0, 1.0), attention="all"),
+        Pruner("hippo-without-spatial", keep_fused(1.0, 1.0, 0.0), attention="all"),
     )
 }
 

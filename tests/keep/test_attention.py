@@ -31,9 +31,13 @@ def test_listening_matches_eager_attention_and_leaves_the_prefill_alone(family):
     def prefill():
         return CachedModel.of(own, target).prefill(embeds, prompt.positions, prompt.next_position)
 
-    listener = Listener(prompt.question_at, prompt.video_at)
-    with listening(own.language_model(target), listener):
+    ready = []
+    listener = Listener(prompt.question_at, prompt.video_at, "all", 3, lambda: ready.append("all"))
+    early = Listener(prompt.question_at, prompt.video_at, "early", 3, lambda: ready.append("early"))
+    debiased = Listener(prompt.question_at, prompt.video_at, "debiased", 3)
+    with listening(own.language_model(target), listener, early, debiased):
         heard = prefill()
+    assert ready == ["early", "all"] and early.layers == 1
     assert torch.equal(heard, prefill())
     assert listener.layers == 3 and own.language_model(target).config._attn_implementation == "sdpa"
 
@@ -56,12 +60,16 @@ def test_listening_matches_eager_attention_and_leaves_the_prefill_alone(family):
     rows = torch.stack(maps)[:, 0][:, :, prompt.question_at][..., prompt.video_at]
     expected = (rows / rows.sum(-1, keepdim=True)).mean(dim=(0, 1, 2))
     torch.testing.assert_close(listener.scores, expected, rtol=1e-4, atol=1e-6)
+    rows = rows / rows.sum(-1, keepdim=True)
+    torch.testing.assert_close(early.scores, rows[0].mean(dim=(0, 1)), rtol=1e-4, atol=1e-6)
+    later, first = rows[:, :, 1:].mean(dim=(0, 1, 2)), rows[:, :, 0].mean(dim=(0, 1))
+    torch.testing.assert_close(debiased.scores, later - first, rtol=1e-4, atol=1e-6)
 
 
 def test_an_error_while_listening_leaves_nothing_behind():
     target = model("qwen2_5_vl")
     text = family_of(target).language_model(target)
-    with pytest.raises(ZeroDivisionError), listening(text, Listener(torch.tensor([0]), torch.tensor([0]))):
+    with pytest.raises(ZeroDivisionError), listening(text, Listener(torch.tensor([0]), torch.tensor([0]), "all", 3)):
         raise ZeroDivisionError
     assert text.config._attn_implementation == "sdpa"
-    assert not any("_hippo_listener" in layer.__dict__ for layer in text.modules())
+    assert not any("_hippo_listeners" in layer.__dict__ for layer in text.modules())
