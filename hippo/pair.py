@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from hippo.clock import clock
-from hippo.decode import Chooser, Gamma, Session, StopRule, decoder_named, logits_processors
+from hippo.decode import LARGEST, Chooser, Gamma, Session, StopRule, decoder_named, logits_processors
 from hippo.draft import Drafter, DraftProcess
 from hippo.errors import HippoError
 from hippo.families import Prompt, family_of
-from hippo.forward import CachedModel
+from hippo.forward import CachedModel, fused
 from hippo.inputs import on_device
 from hippo.keep import Listener, Signals, listening, pruner_named
 from hippo.options import Options
@@ -45,14 +45,16 @@ class Pair:
     ) -> None:
         self.target: Any = target.eval()
         self.family = family_of(target)
+        fused(self.family.language_model(target))  # now rather than in the first answer
         self.draft, self._dtype, self._draft_device, self._timeout = draft, draft_dtype, draft_device, draft_timeout
         self._process = process
         self._drafted = False
         self._lock = threading.Lock()
         self._owner: int | None = None
 
-    def __deepcopy__(self, memo: Any) -> None:
-        """A copied model does not share its original's draft."""
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        """A copied or saved model does not share its original's draft."""
+        return type(None), ()
 
     def start_draft(self) -> DraftProcess:
         """Start the draft's process unless it runs. Returns at once; `wait_loaded` waits for the model."""
@@ -116,7 +118,7 @@ class Pair:
                 vocabulary = self.target.get_output_embeddings().weight.shape[0]
                 drafter.begin(inputs, min(process.wait_loaded().vocabulary, vocabulary))
             share = stack.enter_context(sharing(process is not None and self.target.device.type == "cpu"))
-            target = CachedModel.of(self.family, self.target)
+            target = CachedModel.of(self.family, self.target, spare=options.max_new_tokens + LARGEST + 1)
             logits = self._read(here, prompt, target, drafter, options, stats, share)
             session = self._session(target, prompt, options, gamma, stats, decode, share)
             first = session.start(logits)
@@ -129,7 +131,6 @@ class Pair:
                 stats.method = options.name
                 stats.new_tokens = len(session.tokens)
                 stats.target_forwards = target.forwards
-                stats.gamma = gamma.mean
                 stats.finish = session.finish
                 stats.seconds.decode = time.perf_counter() - decoding
                 stats.seconds.total = time.perf_counter() - began

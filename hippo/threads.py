@@ -20,18 +20,25 @@ def shares() -> tuple[int, int]:
     return max(1, cores() - draft), draft
 
 
+_full = _sharers = 0
+
+
 @contextmanager
 def sharing(active: bool) -> Iterator[Callable[[bool], None]]:
     """Yields share(beside), which gives the draft its share of this process's threads or takes it back; on leaving it
-    is back. Not `active`, it does nothing."""
-    before = torch.get_num_threads()
+    is back. Not `active`, it does nothing. May be open several times at once, closed in any order."""
+    global _full, _sharers
+    if _sharers == 0:
+        _full = torch.get_num_threads()
+    _sharers += 1
 
     def share(beside: bool) -> None:
-        wanted = min(before, shares()[0]) if beside and active else before
+        wanted = min(_full, shares()[0]) if beside and active else _full
         if torch.get_num_threads() != wanted:
             torch.set_num_threads(wanted)
 
     try:
         yield share
     finally:
+        _sharers -= 1
         share(False)

@@ -28,11 +28,11 @@ def tiny():
 def patient_targets(monkeypatch):
     """Test targets are so small that they would often be done before the draft has read its prompt: they wait for it,
     so that every test really drafts."""
-    propose = Drafter.propose
+    ready = Drafter.ready
 
-    def patient(self, count):
-        while self._process is not None and not self._ready:
+    def patient(self):
+        while not self.lost and not self._ready:
             self._receive()
-        propose(self, count)
+        return ready(self)
 
-    monkeypatch.setattr(Drafter, "propose", patient)
+    monkeypatch.setattr(Drafter, "ready", patient)

@@ -25,3 +25,14 @@ def test_what_is_shared_is_put_back(monkeypatch):
     with threads.sharing(False) as share:
         share(True)
         assert torch.get_num_threads() == before
+
+
+def test_two_at_once_closed_in_any_order(monkeypatch):
+    monkeypatch.setattr(threads, "shares", lambda: (1, 1))
+    before = torch.get_num_threads()
+    first, second = threads.sharing(True), threads.sharing(True)
+    first.__enter__()(True)
+    second.__enter__()(True)
+    first.__exit__(None, None, None)
+    second.__exit__(None, None, None)
+    assert torch.get_num_threads() == before

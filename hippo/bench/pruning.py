@@ -102,7 +102,8 @@ def _request(
     prefill = time.perf_counter() - began - sum(listener.seconds for listener in kinds.values())
     if len(answer) < 2:
         return
-    expected = reader.extend(answer[:-1]).softmax(-1)
+    expected = reader.extend(answer[:-1])
+    common = min(expected.shape[-1], draft.get_output_embeddings().weight.shape[0])  # one may be padded
     family = family_of(draft)
     there = on_device(inputs, draft.device)
     draft_prompt, draft_embeds = family.place(draft, there), family.embed(draft, there)
@@ -113,8 +114,8 @@ def _request(
             began = time.perf_counter()
             kept = pruner.keep(signals, ratio)
             scoring = time.perf_counter() - began + (heard.seconds if heard else 0.0)
-            rows = _draft_rows(family, draft, draft_prompt, draft_embeds, kept, answer[:-1])
-            right = (rows.argmax(-1).cpu() == torch.tensor(answer[1:])).tolist()
+            rows = _draft_rows(family, draft, draft_prompt, draft_embeds, kept, answer[:-1])[:, :common].cpu()
+            right = (rows.argmax(-1) == torch.tensor(answer[1:])).tolist()
             counts = replay(right, gamma, limit - 1)
             yield Sample(
                 *labels,
@@ -124,7 +125,7 @@ def _request(
                 counts.tokens_per_target_forward,
                 counts.acceptance_rate,
                 counts.run_between_rejections,
-                _overlap(expected, rows.softmax(-1)),
+                float(torch.minimum(expected[:, :common].cpu().softmax(-1), rows.softmax(-1)).sum(-1).mean()),
                 edge_excess(kept, prompt.grid),
                 scoring / prefill,
             )
@@ -135,12 +136,6 @@ def _draft_rows(family: Family, draft: Any, prompt: Prompt, embeds: Tensor, kept
     reader, stays = CachedModel.of(family, draft), prompt.keep(kept).to(embeds.device)
     reader.prefill(embeds[stays], prompt.positions[:, stays], prompt.next_position)
     return reader.extend(answer)
-
-
-def _overlap(p: Tensor, q: Tensor) -> float:
-    """Mean over places of sum min(p, q): the share of drafts that sampling would accept. p, q: (n, vocabulary)."""
-    common = min(p.shape[-1], q.shape[-1])
-    return float(torch.minimum(p[:, :common].cpu(), q[:, :common].cpu()).sum(-1).mean())
 
 
 def edge_excess(kept: Tensor, grid: VideoGrid) -> float:

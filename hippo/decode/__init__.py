@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from hippo.decode.ar import decode_ar
-from hippo.decode.gamma import Gamma
+from hippo.decode.gamma import LARGEST, Gamma
 from hippo.decode.parallel import decode_parallel
 from hippo.decode.sampling import Chooser, Sampling, logits_processors
 from hippo.decode.serial import decode_serial
@@ -17,6 +17,7 @@ DECODERS: dict[str, Decoder] = {"ar": decode_ar, "serial": decode_serial, "paral
 
 __all__ = [
     "DECODERS",
+    "LARGEST",
     "Chooser",
     "Decoder",
     "Gamma",

@@ -18,18 +18,18 @@ def decode_parallel(session: Session, drafter: Drafter) -> Iterator[list[int]]:
     """
     pending: list[int] = []
     while not session.done:
-        gamma, lead = session.plan()
-        if pending:
-            lead = 0
+        gamma, lead = session.plan(drafter, len(pending))
         drafter.propose(lead + gamma)
         pending = pending or drafter.collect(lead)
         rows = session.forward(pending)
         verdict = session.verify(rows, pending + drafter.collect(1))
         if verdict.own is None:
-            yield session.commit(verdict)
+            tokens = session.commit(verdict)
             pending = [] if session.done else drafter.collect(gamma - 1)
         else:
             session.rollback(len(pending) - len(verdict.accepted))
             drafter.settle(len(session.tokens) + len(verdict.accepted), [verdict.own])
-            yield session.commit(verdict)
+            tokens = session.commit(verdict)
             pending = []
+        session.end_round()
+        yield tokens

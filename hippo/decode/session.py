@@ -11,6 +11,7 @@ from torch import Tensor
 from hippo.decode.gamma import Gamma, Plan
 from hippo.decode.sampling import Chooser
 from hippo.decode.stop import StopRule
+from hippo.draft import Drafter
 from hippo.forward import CachedModel
 from hippo.report.stats import Stats
 
@@ -43,7 +44,7 @@ class Session:
         self._chooser, self._stop, self._stats = chooser, stop, stats
         self.tokens: list[int] = []
         self._beside = beside
-        self._began = time.perf_counter()
+        self._began, self._before, self._planned = 0.0, 0, False
 
     @property
     def done(self) -> bool:
@@ -55,13 +56,21 @@ class Session:
         """Why the answer ended: eos, length or stop; empty while it has not."""
         return self._stop.reason or ""
 
-    def plan(self) -> Plan:
-        """How many tokens to propose now: never more than the answer may still hold."""
-        self._began = time.perf_counter()
-        left = self._stop.length - len(self.tokens)
-        gamma, lead = self._gamma.next()
-        self._beside(gamma > 0)
-        return Plan(min(gamma, left), min(lead, left - min(gamma, left)))
+    def plan(self, drafter: Drafter, pending: int = 0) -> Plan:
+        """Begin a round: how many tokens to propose in it, `pending` ones waiting to be checked. Never more than the
+        answer may still hold, and none while the draft is not there yet or no longer."""
+        self._began, self._before = time.perf_counter(), len(self.tokens)
+        self._planned = drafter.ready()
+        gamma, lead = self._gamma.next() if self._planned else Plan(0, 0)
+        self._beside(not drafter.lost and (gamma > 0 or not self._planned))
+        left = max(0, self._stop.length - len(self.tokens) - pending)
+        gamma = min(gamma, left)
+        return Plan(gamma, 0 if pending else min(lead, left - gamma))
+
+    def end_round(self) -> None:
+        """End a round, everything it waited for included."""
+        if self._planned:
+            self._gamma.saw_round(len(self.tokens) - self._before, time.perf_counter() - self._began)
 
     def start(self, logits: Tensor) -> list[int]:
         """Commit the first token, from the prefill's logits (vocabulary,). Returns it."""
@@ -93,7 +102,6 @@ class Session:
         self._stats.accepted += accepted
         self._stats.rejections += rejected
         self._gamma.saw_verdict(accepted, accepted + rejected)
-        self._gamma.saw_round(len(tokens), time.perf_counter() - self._began)
         self._chooser.commit(tokens)
         self.tokens += tokens
         return tokens

@@ -13,6 +13,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
 
 import torch
@@ -44,18 +45,26 @@ class Forked:
     """A fork that runs `run` and ends with the code it returns. pipe: the one open file it keeps, beside stderr."""
 
     def __init__(self, run: Callable[[], int], pipe: int) -> None:
-        with warnings.catch_warnings():
-            # Python counts the idle threads of numerical libraries, which prepare for forks themselves.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            self.pid = os.fork()
+        """Raises OSError if there is no room for another process."""
         self._code: int | None = None
-        if self.pid == 0:
-            code = 1
-            try:
-                _leave(pipe)
-                code = run()
-            finally:
-                os._exit(code)  # nothing that belongs to the parent is flushed or finalised here
+        # No Ctrl-C between the fork and the moment when the child is on its own.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        try:
+            with warnings.catch_warnings():
+                # Python counts the idle threads of numerical libraries, which prepare for forks themselves.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                self.pid = os.fork()
+            if self.pid == 0:
+                code = 1
+                try:
+                    _leave(pipe)
+                    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+                    with torch.autocast("cpu", enabled=False):
+                        code = run()
+                finally:
+                    os._exit(code)  # nothing that belongs to the parent is flushed or finalised here
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def poll(self) -> int | None:
         """See Child."""
@@ -86,11 +95,16 @@ class Forked:
 def _leave(pipe: int) -> None:
     """Let go of what the parent shares: signals, its terminal's Ctrl-C, and open files, which it may want to close."""
     os.setpgid(0, 0)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE):
-        signal.signal(number, signal.SIG_DFL if number != signal.SIGPIPE else signal.SIG_IGN)
+    signal.set_wakeup_fd(-1)
+    for number in signal.valid_signals():
+        if callable(signal.getsignal(number)):
+            signal.signal(number, signal.SIG_DFL)
     nothing = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1):
         os.dup2(nothing, descriptor)
-    os.closerange(3, pipe)
-    os.closerange(pipe + 1, os.sysconf("SC_OPEN_MAX"))
+    sys.stderr = sys.__stderr__
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2 and int(name) != pipe:
+            with suppress(OSError):  # the listing's own
+                os.close(int(name))
     gc.freeze()  # looking for garbage among the parent's objects would copy their memory

@@ -26,7 +26,7 @@ class Drafter:
         self._process, self._stats, self._on_step = process, stats, on_step
         self._ready = False
         self._began = 0  # the process's epoch in which this request began
-        self._asked = 0
+        self._asked = self._proposals = 0
         self._arrived: deque[int] = deque()
         self._patience_ends = float("inf")
 
@@ -41,15 +41,25 @@ class Drafter:
         if self._process is not None:
             self._patience_ends = time.monotonic() + _PATIENCE * self._process.timeout
 
-    def propose(self, count: int) -> None:
-        """Ask for `count` tokens after everything proposed so far. Returns at once; does nothing before the draft has
-        read its prompt."""
+    @property
+    def lost(self) -> bool:
+        """Whether there is no draft, or no longer."""
+        return self._process is None
+
+    def ready(self) -> bool:
+        """Whether the draft has read its prompt and can propose; looks without waiting."""
         while self._process is not None and not self._ready and self._has_news():
             self._receive()
         if self._process is not None and not self._ready and time.monotonic() > self._patience_ends:
             self._lose(DraftLost(f"the draft did not read its prompt in {_PATIENCE * self._process.timeout:g} s"))
-        if self._ready and count:
+        return self._ready
+
+    def propose(self, count: int) -> None:
+        """Ask for `count` tokens after everything proposed so far. Returns at once."""
+        if count and self._ready:
             self._asked += count
+            self._proposals += 1
+            self._stats.gamma += (count - self._stats.gamma) / self._proposals
             self._send(Propose(count))
 
     def collect(self, count: int) -> list[int]:

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 import weakref
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -47,19 +48,13 @@ class DraftProcess:
         self._child: Child
         with theirs:
             pipe = theirs.fileno()
+            forked = None
             if may_fork(device, threads):
-                self._child = Forked(lambda: work(pipe, source, dtype, device, threads), pipe)
-            else:
+                with suppress(OSError):  # too little memory for a copy of this process
+                    forked = Forked(lambda: work(pipe, source, dtype, device, threads), pipe)
+            if forked is None:
                 self._copy = _copy_of(source) if isinstance(source, nn.Module) else None
-                arguments = [str(pipe), self._copy or str(source), dtype, device, str(threads)]
-                self._child = subprocess.Popen(
-                    [sys.executable, "-m", "hippo.draft.worker", *arguments],
-                    pass_fds=[pipe],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    env=os.environ | {"OMP_NUM_THREADS": str(threads), "TRANSFORMERS_VERBOSITY": "error"},
-                    process_group=0,  # Ctrl-C is for the process that talks to the user
-                )
+            self._child = forked or _fresh(pipe, [self._copy or str(source), dtype, device, str(threads)])
         self._pipe = Connection(ours.detach())
         self.timeout = timeout
         self.loaded: Loaded | None = None
@@ -141,6 +136,18 @@ class DraftProcess:
         except subprocess.TimeoutExpired:
             return f"the pipe to the draft's process broke ({type(error).__name__})"
         return f"the draft's process died with {f'signal {-code}' if code < 0 else f'code {code}'}"
+
+
+def _fresh(pipe: int, arguments: list[str]) -> subprocess.Popen[bytes]:
+    """A new interpreter that runs the worker; the last argument is its number of threads."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "hippo.draft.worker", str(pipe), *arguments],
+        pass_fds=[pipe],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        env=os.environ | {"OMP_NUM_THREADS": arguments[-1], "TRANSFORMERS_VERBOSITY": "error"},
+        process_group=0,  # Ctrl-C is for the process that talks to the user
+    )
 
 
 def _copy_of(model: Any) -> str:

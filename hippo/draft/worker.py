@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hippo.draft.messages import Begin, End, Failed, Keep, Loaded, Propose, Ready, Settle, Token, put, take, unpacked
 from hippo.families import Prompt, family_of
-from hippo.forward import CachedModel
+from hippo.forward import CachedModel, fused
 
 
 class Worker:
@@ -28,6 +28,7 @@ class Worker:
         self._model = model
         self._family = family_of(model)
         self._device = next(model.parameters()).device
+        fused(self._family.language_model(model))  # now rather than in the first answer
         self._epoch = self._began = 0
         self._forget()
 

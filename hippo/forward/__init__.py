@@ -1,6 +1,6 @@
 """Running a text model over its KV cache: prefill, extend by a few tokens, roll back."""
 
 from hippo.forward.cached_model import CachedModel
-from hippo.forward.fused import why_not_fused
+from hippo.forward.fused import fused, why_not_fused
 
-__all__ = ["CachedModel", "why_not_fused"]
+__all__ = ["CachedModel", "fused", "why_not_fused"]

@@ -13,6 +13,7 @@ from hippo.families import Family
 from hippo.forward.fused import FusedDecoder, fused
 from hippo.forward.kv_cache import KVCache
 
+_MOST_SPARE = 4096  # tokens of room made in advance, whatever the longest answer may be
 _TABLE = 512  # positions whose cosines and sines are computed at a time
 
 
@@ -21,14 +22,17 @@ class CachedModel:
 
     language_model: inputs_embeds, position_ids, attention_mask, past_key_values -> last_hidden_state.
     head: hidden states -> logits. lookup: token ids -> input embeddings. may_fuse: false for transformers' own forward.
+    spare: tokens that are likely to follow the prompt.
     """
 
-    def __init__(self, language_model: Any, head: nn.Module, lookup: nn.Module, may_fuse: bool = True) -> None:
+    def __init__(
+        self, language_model: Any, head: nn.Module, lookup: nn.Module, may_fuse: bool = True, spare: int = 256
+    ) -> None:
         self._language_model, self._head, self._lookup = language_model, head, lookup
         self._may_fuse = may_fuse
         self._fused: FusedDecoder | None = None
         devices = {parameter.device for parameter in language_model.parameters()}
-        self._kv = KVCache(language_model.config, together=len(devices) == 1)
+        self._kv = KVCache(language_model.config, len(devices) == 1, min(spare, _MOST_SPARE))
         self._rotary: tuple[Tensor, Tensor] | None = None
         self._first = 0
         self._next: Tensor = torch.zeros(1, dtype=torch.long)
@@ -36,10 +40,10 @@ class CachedModel:
         self.seconds = 0.0  # the last extend took this long
 
     @classmethod
-    def of(cls, family: Family, model: Any, may_fuse: bool = True) -> CachedModel:
+    def of(cls, family: Family, model: Any, may_fuse: bool = True, spare: int = 256) -> CachedModel:
         """A fresh one for a model of a family."""
         head, lookup = model.get_output_embeddings(), model.get_input_embeddings()
-        return cls(family.language_model(model), head, lookup, may_fuse)
+        return cls(family.language_model(model), head, lookup, may_fuse, spare)
 
     @torch.inference_mode()
     def prefill(self, embeds: Tensor, positions: Tensor, next_position: Tensor) -> Tensor:

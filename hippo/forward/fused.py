@@ -48,20 +48,15 @@ class FusedDecoder:
         self._heads, self._key_heads = config.num_attention_heads, config.num_key_value_heads
         self._size, self._scaling = attention.head_dim, attention.scaling
         self._activation = language_model.layers[0].mlp.act_fn
-        self._sources: list[tuple[nn.Linear, int]] = []
+        self._sections: list[int] = (getattr(config, "rope_parameters", None) or {}).get("mrope_section") or []
         self._layers = [self._join(layer) for layer in language_model.layers]
         _require_equal(self, language_model)
-
-    @property
-    def current(self) -> bool:
-        """Whether the model still computes with the weights that were joined; not after .to() or new parameters."""
-        return all(linear.weight.data_ptr() == pointer for linear, pointer in self._sources)
 
     def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines for `forward` at positions (axes, n): (n, 1, d) each, the sign of the rotation included."""
         like = self._norm.new_empty(0)
-        cos, sin = self._rotary_embedding(like, positions if len(positions) == 1 else positions[:, None])
-        cos, sin = (x.reshape(-1, 1, self._size) for x in (cos, sin))
+        both = self._rotary_embedding(like, positions if len(positions) == 1 else positions[:, None])
+        cos, sin = (self._merged(x).reshape(-1, 1, self._size) for x in both)
         return cos, torch.cat([-sin[..., : self._size // 2], sin[..., self._size // 2 :]], dim=-1)
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], kv: KVCache) -> Tensor:
@@ -90,6 +85,12 @@ class FusedDecoder:
             x = torch.addmm(x, self._activation(gate).mul_(up), layer.down)
         return F.rms_norm(x, width, self._norm, self._epsilon)
 
+    def _merged(self, x: Tensor) -> Tensor:
+        """M-RoPE's three axes made one, which transformers before 5.20 or so leaves to its attention layers."""
+        if x.ndim < 4:
+            return x
+        return torch.cat([part[i % 3] for i, part in enumerate(x.split(2 * self._sections, dim=-1))], dim=-1)
+
     def _mask(self, count: int, length: int, groups: int, like: Tensor) -> Tensor:
         """(1, groups * count, length): minus infinity where a new token must not see a later one."""
         if count == 1:
@@ -101,44 +102,63 @@ class FusedDecoder:
     def _join(self, layer: Any) -> _Layer:
         attention, mlp = layer.self_attn, layer.mlp
         projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-        biases = [linear.bias for linear in projections]
         return _Layer(
-            layer.input_layernorm.weight,
-            self._joined(projections),
-            None if biases[0] is None else torch.cat(biases),
+            layer.input_layernorm.weight.detach(),
+            _joined([linear.weight for linear in projections]).t(),
+            None if attention.q_proj.bias is None else _joined([linear.bias for linear in projections]),
             attention.o_proj.weight.detach().t(),
-            layer.post_attention_layernorm.weight,
-            self._joined((mlp.gate_proj, mlp.up_proj)),
+            layer.post_attention_layernorm.weight.detach(),
+            _joined([mlp.gate_proj.weight, mlp.up_proj.weight]).t(),
             mlp.down_proj.weight.detach().t(),
         )
 
-    def _joined(self, linears: tuple[nn.Linear, ...]) -> Tensor:
-        """The transposed weights of several products of one input, side by side; theirs become views of it."""
-        joined = torch.cat([linear.weight.detach() for linear in linears])
-        for linear, part in zip(linears, joined.split([len(linear.weight) for linear in linears]), strict=True):
-            linear.weight.data = part
-            self._sources.append((linear, part.data_ptr()))
-        return joined.t()
+
+def _joined(parameters: list[nn.Parameter]) -> Tensor:
+    """Parameters one after the other in one tensor; they become views of it, so that a change to them is seen."""
+    joined = torch.cat([parameter.detach() for parameter in parameters])
+    for parameter, part in zip(parameters, joined.split([len(p) for p in parameters]), strict=True):
+        parameter.data = part
+    return joined
 
 
-_known: WeakKeyDictionary[nn.Module, FusedDecoder | NotFusable] = WeakKeyDictionary()
+# For each text model: what it was made of when it was looked at, and its fused form or why there is none.
+_known: WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], FusedDecoder | str]] = WeakKeyDictionary()
 
 
 def fused(language_model: nn.Module) -> FusedDecoder | None:
-    """The fused form of a text model, made once; None where there is none."""
-    known = _known.get(language_model)
-    if known is None or (isinstance(known, FusedDecoder) and not known.current):
+    """The fused form of a text model, made once and again when the model has changed; None where there is none."""
+    if torch.is_autocast_enabled("cpu"):
+        return None
+    if language_model not in _known or _known[language_model][0] != _made_of(language_model):
+        verdict: FusedDecoder | str
         try:
-            known = FusedDecoder(language_model)
+            # Parameters are given new storage here, which must not be inference tensors: the model may be trained on.
+            with torch.inference_mode(False), torch.no_grad():
+                verdict = FusedDecoder(language_model)
         except NotFusable as reason:
-            known = reason
-        _known[language_model] = known
-    return known if isinstance(known, FusedDecoder) else None
+            verdict = str(reason)
+        except Exception as error:
+            # Models come in more shapes than can be foreseen, and there is a forward that fits them all: their own.
+            verdict = f"it is not what was expected ({type(error).__name__}: {error})"
+        _known[language_model] = _made_of(language_model), verdict
+    verdict = _known[language_model][1]
+    return verdict if isinstance(verdict, FusedDecoder) else None
 
 
 def why_not_fused(language_model: nn.Module) -> str:
     """Why a text model keeps transformers' own forward; empty if it does not."""
-    return "" if fused(language_model) else str(_known[language_model])
+    return "" if fused(language_model) else str(_known.get(language_model, ((), "autocast is on"))[1])
+
+
+def _made_of(model: nn.Module) -> tuple[Any, ...]:
+    """Changes when a module, a parameter's storage or a hook does."""
+    parts: list[Any] = []
+    for module in model.modules():
+        parts.append(
+            (id(module), len(module._forward_hooks), len(module._forward_pre_hooks), "forward" in module.__dict__)
+        )
+        parts += [None if p is None else (p.data_ptr(), p.dtype) for p in module._parameters.values()]
+    return tuple(parts)
 
 
 def _require_fusable(model: Any) -> None:

@@ -9,22 +9,22 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-_SPARE = 256  # tokens of room beyond what is asked for, so that growing is rare
+_SPARE = 256  # tokens of room beyond what is needed, so that growing is rare
 
 
 class Room:
     """One buffer for the keys and values of some layers. transformers' own cache copies all keys and values whenever a
     token is appended; layers that share a room write into it, and one step can look at all of them at once."""
 
-    def __init__(self, layers: int) -> None:
-        self._layers = layers
+    def __init__(self, layers: int, spare: int = _SPARE) -> None:
+        self._layers, self._spare = layers, spare
         self._tensor: Tensor | None = None
 
     def holding(self, end: int, like: Tensor) -> Tensor:
         """The buffer, (layers, 2, H_kv, capacity, d), with room for `end` tokens of keys `like` (1, H_kv, n, d)."""
         if self._tensor is None or end > self._tensor.shape[-2]:
             old = self._tensor
-            shape = self._layers, 2, like.shape[1], end + _SPARE, like.shape[-1]
+            shape = self._layers, 2, like.shape[1], end + self._spare, like.shape[-1]
             self._tensor = torch.empty(shape, dtype=like.dtype, device=like.device)
             if old is not None:
                 self._tensor[..., : old.shape[-2], :] = old
@@ -63,17 +63,18 @@ class RoomyLayer(DynamicLayer):
 class KVCache:
     """The keys and values of one request.
 
-    config: the text model's. together: whether all layers are on one device and may share one room. Layers that
-    transformers gives a kind of their own (sliding windows, linear attention) keep it, and record what rollbacks need.
+    config: the text model's. together: whether all layers are on one device and may share one room. spare: tokens to
+    make room for beyond the prompt, since growing holds everything twice for a moment. Layers that transformers gives a
+    kind of their own (sliding windows, linear attention) keep it, and record what rollbacks need.
     """
 
-    def __init__(self, config: Any, together: bool) -> None:
+    def __init__(self, config: Any, together: bool, spare: int = _SPARE) -> None:
         self.cache = DynamicCache(config=config)  # what transformers' forward is given
         layers: list[Any] = self.cache.layers
-        self._room = Room(len(layers)) if together else None
+        self._room = Room(len(layers), spare) if together else None
         for index, layer in enumerate(layers):
             if type(layer) is DynamicLayer:
-                layers[index] = RoomyLayer(self._room or Room(1), index if self._room else 0)
+                layers[index] = RoomyLayer(self._room or Room(1, spare), index if self._room else 0)
             elif hasattr(layer, "activate_past_recording"):
                 layer.activate_past_recording()
 

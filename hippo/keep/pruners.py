@@ -78,8 +78,11 @@ def keep_specvlm(signals: Signals, keep_ratio: float) -> Tensor:
     return torch.cat([top, _evenly(others, count - len(top))]).sort().values
 
 
-def keep_fused(attention: float, temporal: float, spatial: float) -> Callable[[Signals, float], Tensor]:
-    """A pruner of scores normalised per frame and summed with these weights; those of weight 0 are not computed."""
+def keep_fused(
+    attention: float, temporal: float, spatial: float, floor: float = 0.0
+) -> Callable[[Signals, float], Tensor]:
+    """A pruner of scores normalised per frame and summed with these weights; those of weight 0 are not computed.
+    floor: see `spend`."""
 
     def keep(signals: Signals, keep_ratio: float) -> Tensor:
         grid = signals.grid
@@ -91,16 +94,16 @@ def keep_fused(attention: float, temporal: float, spatial: float) -> Callable[[S
             if weight:
                 scores.append(score(signals.features, grid))
                 weights.append(weight)
-        return _best(fuse(scores, weights, grid), signals, keep_ratio)
+        return _best(fuse(scores, weights, grid), signals, keep_ratio, floor)
 
     return keep
 
 
-def _best(score: Tensor, signals: Signals, keep_ratio: float) -> Tensor:
+def _best(score: Tensor, signals: Signals, keep_ratio: float, floor: float = 0.0) -> Tensor:
     """The tokens with the highest score, (V,), on the CPU; evenly spread ones if the score says nothing."""
     if not score.isfinite().all() or bool((score == score[0]).all()):
         return _uniform_instead(signals, keep_ratio)
-    return spend(score.cpu(), budget(keep_ratio, signals.grid), signals.grid)
+    return spend(score.cpu(), budget(keep_ratio, signals.grid), signals.grid, floor)
 
 
 def _uniform_instead(signals: Signals, keep_ratio: float) -> Tensor:
@@ -129,6 +132,8 @@ PRUNERS = {
         Pruner("attention-debiased", keep_attention, attention="debiased"),
         Pruner("hippo-debiased", keep_fused(1.0, 1.0, 1.0), attention="debiased"),
         Pruner("hippo-early", keep_fused(1.0, 1.0, 1.0), attention="early"),
+        Pruner("hippo-half-floor", keep_fused(1.0, 1.0, 1.0, floor=0.5), attention="all"),
+        Pruner("hippo-even-budget", keep_fused(1.0, 1.0, 1.0, floor=1.0), attention="all"),
         Pruner("hippo-without-attention", keep_fused(0.0, 1.0, 1.0)),
         Pruner("hippo-without-temporal", keep_fused(1.0, 0.0, 1.0), attention="all"),
         Pruner("hippo-without-spatial", keep_fused(1.0, 1.0, 0.0), attention="all"),

@@ -26,7 +26,8 @@ class Seconds:
 
 @dataclass
 class Stats:
-    """Counts of one request. target_forwards: those after the prefill. checked, accepted: drafted tokens."""
+    """Counts of one request. target_forwards: those after the prefill. checked, accepted: drafted tokens. gamma: mean
+    number of tokens asked of the draft at a time."""
 
     method: str = ""
     new_tokens: int = 0

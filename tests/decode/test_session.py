@@ -7,10 +7,17 @@ from hippo.decode.session import Verdict
 from hippo.report.stats import Stats
 
 
-def make(eos=(), length=100, gamma=2):
+class Draft:
+    """Stands for a Drafter that is ready, not yet, or lost."""
+
+    def __init__(self, ready=True, lost=False):
+        self.ready, self.lost = lambda: ready, lost
+
+
+def make(eos=(), length=100, gamma=2, **options):
     stats = Stats()
     chooser = Chooser(Sampling(), [], torch.tensor([1]))
-    return Session(None, chooser, StopRule(eos, length), Gamma(gamma, True), stats), stats
+    return Session(None, chooser, StopRule(eos, length), Gamma(gamma, True), stats, **options), stats
 
 
 def rows(*tokens):
@@ -38,7 +45,17 @@ def test_what_the_stop_rule_cuts_off_is_not_counted():
 def test_gamma_never_reaches_past_the_end():
     session, _ = make(length=4, gamma=9)
     session.start(rows(4)[0])
-    assert session.plan() == (3, 0)
+    assert session.plan(Draft()) == (3, 0)
+    assert session.plan(Draft(), pending=2) == (1, 0) and session.plan(Draft(), pending=5) == (0, 0)
+
+
+def test_nothing_is_planned_without_a_draft_and_cores_go_to_who_works():
+    told = []
+    session, _ = make(beside=told.append)
+    assert session.plan(Draft(ready=False)) == (0, 0)  # it reads its prompt
+    assert session.plan(Draft()) == (2, 0)
+    assert session.plan(Draft(ready=False, lost=True)) == (0, 0)
+    assert told == [True, True, False]
 
 
 def test_eos_as_the_first_token():

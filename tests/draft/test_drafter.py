@@ -42,6 +42,7 @@ def drafter(*says):
 
 def test_nothing_is_asked_of_a_draft_that_is_not_ready():
     made, script, _, _ = drafter()
+    assert not made.ready() and not made.lost
     made.propose(3)
     assert made.collect(3) == [] and not any(isinstance(m, Propose) for m in script.told)
 
@@ -50,15 +51,20 @@ def test_tokens_come_in_order_and_no_more_than_asked_for():
     made, script, stats, steps = drafter(Ready(1, 0.5), Token(2, 7, 0.1), Token(2, 8, 0.2))
     made.prefill(torch.tensor([1, 2]))
     made.settle(0, [5])
+    assert made.ready()
     made.propose(2)
     assert made.collect(1) == [7] and made.collect(5) == [8] and made.collect(1) == []
     assert stats.seconds.draft_prefill == 0.5 and stats.draft_forwards == 2 and steps == [0.1, 0.2]
     assert script.told[1:] == [Keep([1, 2]), Settle(0, [5]), Propose(2)]
+    made.propose(0)
+    made.propose(5)
+    assert script.told[-1] == Propose(5) and len(script.told) == 5 and stats.gamma == 3.5
 
 
 def test_what_was_said_before_a_verdict_is_dropped():
     made, _, stats, steps = drafter(Ready(1, 0.0), Token(2, 7, 0.1), Token(3, 9, 0.1))
     made.settle(0, [5])
+    assert made.ready()
     made.propose(1)
     made.settle(1, [6])
     made.propose(1)
@@ -68,6 +74,7 @@ def test_what_was_said_before_a_verdict_is_dropped():
 
 def test_a_late_ready_of_an_earlier_request_is_not_this_ones():
     made, script, _, _ = drafter(Ready(0, 0.0))
+    assert not made.ready()
     made.propose(1)
     assert not any(isinstance(m, Propose) for m in script.told)
 
@@ -75,8 +82,9 @@ def test_a_late_ready_of_an_earlier_request_is_not_this_ones():
 def test_a_lost_draft_is_closed_and_every_call_is_a_no_op():
     made, script, stats, _ = drafter(Ready(1, 0.0), DraftLost("gone"))
     made.settle(0, [5])
+    assert made.ready()
     made.propose(2)
-    assert made.collect(2) == [] and stats.draft_lost == "gone" and script.closed
+    assert made.collect(2) == [] and stats.draft_lost == "gone" and script.closed and made.lost and not made.ready()
     made.propose(1)
     made.settle(1, [1])
     made.end()
@@ -86,15 +94,13 @@ def test_a_lost_draft_is_closed_and_every_call_is_a_no_op():
 def test_a_draft_that_never_gets_ready_is_given_up():
     made, script, stats, _ = drafter()
     made.prefill(torch.tensor([0]))
-    made.propose(1)
-    assert not stats.draft_lost
+    assert not made.ready() and not stats.draft_lost
     time.sleep(0.02)
-    made.propose(1)
-    assert "did not read its prompt" in stats.draft_lost and script.closed
+    assert not made.ready() and "did not read its prompt" in stats.draft_lost and script.closed
 
 
 def test_no_draft_at_all():
     made = Drafter(None, Stats(), print)
     made.begin({}, 1)
     made.propose(1)
-    assert made.collect(1) == []
+    assert made.collect(1) == [] and made.lost and not made.ready()

@@ -1,6 +1,7 @@
 """The draft's process: starting either way, failing to start, ending."""
 
 import os
+import signal
 import threading
 import time
 
@@ -51,13 +52,32 @@ def test_a_killed_process_is_noticed_and_named(way):
     process.close()
 
 
-def test_a_fork_keeps_no_file_of_its_parent_open():
+@pytest.mark.parametrize("way", ["forked"], indirect=True)
+def test_a_fork_keeps_no_file_and_no_handler_of_its_parent(way):
     reading, writing = os.pipe()
+    before = signal.signal(signal.SIGUSR1, lambda *_: None)
     process = DraftProcess(model("qwen2_5_vl", 7, 1), "auto", "cpu", 20.0)
+    signal.signal(signal.SIGUSR1, before)
     process.wait_loaded()
     os.close(writing)
+    os.set_blocking(reading, False)
     assert os.read(reading, 1) == b"", "the last writer closed it"
     os.close(reading)
+    os.kill(process.pid, signal.SIGUSR1)
+    with pytest.raises(DraftLost, match=f"signal {signal.SIGUSR1}"):
+        process.receive()
+    process.close()
+
+
+def test_where_there_is_no_room_for_a_fork_a_fresh_process_is_started(monkeypatch):
+    monkeypatch.setattr(module, "may_fork", lambda *_: True)
+
+    def full():
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(os, "fork", full)
+    process = DraftProcess(model("qwen2_5_vl", 7, 1), "auto", "cpu", 20.0)
+    assert not isinstance(process._child, Forked) and process.wait_loaded().vocabulary == 160
     process.close()
 
 

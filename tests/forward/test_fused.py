@@ -1,6 +1,8 @@
 """The fused forward against transformers' own, and what keeps a model from it."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -38,10 +40,18 @@ def test_it_computes_what_transformers_does(family):
     assert ours.length == theirs.length
 
 
+def used(net):
+    """Answer once, as a request would."""
+    one = CachedModel.of(family_of(net), net)
+    one.prefill(torch.randn(4, 64), torch.arange(4).expand(3, -1), torch.full((3,), 4))
+    one.extend([1, 2])
+    return one
+
+
 def test_the_weights_are_shared_not_copied_and_the_model_is_unchanged():
     net = copy.deepcopy(model("qwen2_5_vl"))
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    one = fused(net.model.language_model)
+    one = used(net)._fused
     attention = net.model.language_model.layers[0].self_attn
     assert attention.q_proj.weight.untyped_storage().data_ptr() == one._layers[0].qkv.untyped_storage().data_ptr()
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
@@ -49,21 +59,62 @@ def test_the_weights_are_shared_not_copied_and_the_model_is_unchanged():
     assert all(torch.equal(value, before[name]) for name, value in copied.items())
 
 
-def test_a_model_still_saves(tmp_path):
+def test_a_model_still_saves_and_trains(tmp_path):
     net = copy.deepcopy(model("qwen2_5_vl"))
-    fused(net.model.language_model)
+    used(net)
     net.save_pretrained(tmp_path)
     saved = type(net).from_pretrained(tmp_path).state_dict()
     assert all(torch.equal(value, saved[name]) for name, value in net.state_dict().items())
+    net(input_ids=torch.tensor([[1, 2, 3]]), labels=torch.tensor([[1, 2, 3]])).loss.backward()
+    assert net.model.language_model.layers[0].self_attn.q_proj.weight.grad.abs().sum() > 0
 
 
-def test_new_weights_are_noticed():
+def test_a_model_that_is_done_with_is_let_go():
+    for dtype in (torch.float32, torch.bfloat16):
+        net = copy.deepcopy(model("qwen2_5_vl")).to(dtype)
+        text = weakref.ref(net.model.language_model)
+        fused(text())
+        del net
+        gc.collect()
+        assert text() is None
+
+
+def doubled(text):
+    text.layers[1].self_attn.q_proj = Halved(text.layers[1].self_attn.q_proj)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text.layers[1].self_attn.k_proj.bias.data.add_(1.0),
+        lambda text: text.layers[1].mlp.gate_proj.weight.data.mul_(2.0),
+        lambda text: setattr(text.layers[0].mlp.down_proj, "weight", nn.Parameter(torch.randn(64, 96))),
+        lambda text: setattr(text.norm, "weight", nn.Parameter(torch.rand(64))),
+        doubled,
+        lambda text: text.layers[0].mlp.register_forward_hook(lambda module, inputs, output: output * 2),
+        lambda text: text.double().float(),
+    ],
+)
+def test_a_model_changed_after_its_first_answer_answers_as_it_then_is(change):
+    net = copy.deepcopy(model("qwen2_5_vl"))
+    used(net)
+    change(net.model.language_model)
+    torch.manual_seed(1)
+    embeds, positions = torch.randn(6, 64), torch.arange(6).expand(3, -1)
+    rows = []
+    for may_fuse in (True, False):
+        one = CachedModel.of(family_of(net), net, may_fuse)
+        one.prefill(embeds, positions, positions[:, -1] + 1)
+        rows.append(one.extend([3, 4, 5]))
+    torch.testing.assert_close(rows[0], rows[1], rtol=1e-3, atol=1e-3)
+
+
+def test_a_model_is_looked_at_again_when_what_kept_it_is_gone():
     text = copy.deepcopy(model("qwen2_5_vl")).model.language_model
-    first = fused(text)
-    assert fused(text) is first
-    projection = text.layers[1].self_attn.k_proj
-    projection.weight = nn.Parameter(projection.weight.detach() * 2)
-    assert fused(text) is not first
+    hook = text.layers[0].register_forward_hook(lambda *_: None)
+    assert "hooks" in why_not_fused(text)
+    hook.remove()
+    assert fused(text) is not None
 
 
 @pytest.mark.parametrize(
