@@ -221,7 +221,8 @@ def generate(
     inputs: a processor's output, batch of one. tokenizer: to get `text` as well as `token_ids`, and for stop strings.
     options: see `VideoLLM.generate`. The draft is copied once into a process of its own, which lives as long as the
     target does, or until the target is given another draft. On a CPU, some of the target's projections come to share
-    storage (query, key and value; gate and up); their values stay, and they can be trained and saved. Raises HippoError.
+    storage (query, key and value; gate and up); their values stay, and they can be trained and saved. Raises
+    HippoError.
     """
     stats = Stats()
     token_ids: list[int] = []
