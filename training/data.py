@@ -23,7 +23,19 @@ CELL = 28  # pixels a side of one merged video token
 COLOUR_NAMES = list(COLOURS)
 KINDS = ("none", *DIRECTIONS, "appear", "vanish", "recolour", "grow", "shrink")  # what an object is doing
 # Columns of the labels of a cell, see label_cells.
-COLOUR, SHAPE, TONE, TEXTURE, BOX, CAME, THERE, RANK, SLOT, KIND = 0, 1, 2, 3, slice(4, 7), slice(7, 9), 9, 10, 11, 12
+COLOUR, SHAPE, TONE, TEXTURE, BOX, CAME, THERE, RANK, SLOT, KIND, MET = (
+    0,
+    1,
+    2,
+    3,
+    slice(4, 7),
+    slice(7, 9),
+    9,
+    10,
+    11,
+    12,
+    13,
+)
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
@@ -37,7 +49,7 @@ class Modal(random.Random):
 
 @dataclass
 class Sample:
-    """One clip: patches (P, 1176); cells (V, 13) labels; grid (steps, rows, columns) of patches; seconds per grid
+    """One clip: patches (P, 1176); cells (V, 14) labels; grid (steps, rows, columns) of patches; seconds per grid
     step; texts as (prompt ids, answer ids)."""
 
     patches: torch.Tensor
@@ -66,13 +78,14 @@ def _patch_order(side: int) -> np.ndarray:
 
 
 def label_cells(scene: Scene, times: list[float], side: int, left: int = 0, top: int = 0) -> torch.Tensor:
-    """What stands in each cell of each grid step: (V, 13) of colour, shape, tone, texture classes (0 is none for the
+    """What stands in each cell of each grid step: (V, 14) of colour, shape, tone, texture classes (0 is none for the
     first two); the object's centre relative to the cell, its radius, and how far it came since the step before, all in
     cells; 1 where an object is; which object of the scene; the slot of its event at that time (0: none), and the
-    kind of that event, a class of KINDS. The step after an object vanished, its cells still have its slot and kind.
+    kind of that event, a class of KINDS; one more than the number of the object it is about to meet (0: none). The step
+    after an object vanished, its cells still have its slot and kind.
     The picture is the square of `side` pixels at (left, top) of a frame of SIDE pixels."""
     steps, half = len(times) // 2, side // CELL
-    cells = torch.zeros(steps, half, half, 13)
+    cells = torch.zeros(steps, half, half, 14)
     cells[..., TONE], cells[..., TEXTURE] = TONES.index(scene.tone), TEXTURES.index(scene.texture)
     centres = torch.arange(half) * CELL + CELL / 2
     best = torch.full((steps, half, half), 1e9)
@@ -91,6 +104,7 @@ def label_cells(scene: Scene, times: list[float], side: int, left: int = 0, top:
             if event:
                 kind = event.detail if event.detail in DIRECTIONS else event.kind
                 cells[step, inside, SLOT], cells[step, inside, KIND] = slots.index(event.start) + 1, KINDS.index(kind)
+                cells[step, inside, MET] = 0 if event.other is None else event.other + 1
             if not look.visible:
                 continue
             best[step][inside] = distance[inside]
@@ -102,7 +116,7 @@ def label_cells(scene: Scene, times: list[float], side: int, left: int = 0, top:
             for channel, value in zip((COLOUR, SHAPE, THERE, RANK), values, strict=True):
                 cells[step, inside, channel] = value
             if event is None:
-                cells[step, inside, SLOT] = cells[step, inside, KIND] = 0
+                cells[step, inside, SLOT] = cells[step, inside, KIND] = cells[step, inside, MET] = 0
     return cells.flatten(0, 2)
 
 
@@ -147,12 +161,15 @@ class Clips(IterableDataset):
     def __iter__(self):  # type: ignore[no-untyped-def]
         for count in itertools.count():
             most = int(self.objects)
-            yield self.sample(self.first_seed + count, most if most < 4 else None)
+            if most == 4:  # the world's own mixture, and as many clips with several objects
+                yield self.sample(self.first_seed + count, None if count % 2 else 4, 1 if count % 2 else 2)
+            else:
+                yield self.sample(self.first_seed + count, most)
 
-    def sample(self, seed: int, most: int | None = None) -> Sample:
-        """The sample of a seed; most: objects at most."""
+    def sample(self, seed: int, most: int | None = None, least: int = 1) -> Sample:
+        """The sample of a seed; least, most: how many objects."""
         rng = random.Random(f"train-{seed}")
-        scene = make_scene(seed) if most is None else make_scene(seed, rng.randint(1, most))
+        scene = make_scene(seed) if most is None else make_scene(seed, rng.randint(least, most))
         count = rng.choice(self.frames)
         jitter = rng.random()
         times = [min(1.0, (i + jitter) / (count - 1 + jitter * 0.999)) for i in range(count)]

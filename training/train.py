@@ -30,6 +30,7 @@ from data import (
     FIRST_TRAINING_SEED,
     KIND,
     KINDS,
+    MET,
     RANK,
     SHAPE,
     SLOT,
@@ -67,8 +68,8 @@ class Trainer:
         self.model = make_model(args.model, self.processor)
         width = self.model.config.text_config.hidden_size
         # Linear read-outs that only training uses: a cell's content; its place; how far its object came; which object
-        # that is, and the slot and the kind of what it is doing.
-        sizes = {"cells": 9 + 7 + 3 + 4 + 3, "place": 8 + 8, "motion": 2, "events": 4 + 8 + len(KINDS)}
+        # that is, and the slot and the kind of what it is doing; whom it meets.
+        sizes = {"cells": 9 + 7 + 3 + 4 + 3, "place": 8 + 8, "motion": 2, "events": 4 + 8 + len(KINDS), "met": 5}
         self.heads = nn.ModuleDict({name: nn.Linear(width, size) for name, size in sizes.items()})
         self.step, self.elapsed = 0, 0.0
         self.objects = torch.ones((), dtype=torch.int64).share_memory_()
@@ -88,24 +89,24 @@ class Trainer:
             if stage == "grow":
                 self.model = grow(self.model, TARGET_LAYERS)
             self.model.load_state_dict(state["model"])
-            self.heads.load_state_dict(state["heads"])
+            self.heads.load_state_dict(state["heads"], strict=False)
             self.step, self.elapsed = state["step"], state["elapsed"]
             self.objects.fill_(state["objects"])
         elif self.args.model == "draft" and (RUNS / "target.speak.pt").exists():
             before = torch.load(RUNS / "target.speak.pt", weights_only=True)
             self.model.load_state_dict({k: v for k, v in before["model"].items() if k in self.model.state_dict()})
-            self.heads.load_state_dict(before["heads"])
+            self.heads.load_state_dict(before["heads"], strict=False)
         elif self.args.bundled:
             self.model = unbundled(self.args.model, self.model, grown=stage == "grow")
             if stage == "speak" and earlier:
                 before = torch.load(self._path("vision"), weights_only=True)
                 eyes = {k: v for k, v in before["model"].items() if ".visual." in k}
                 self.model.load_state_dict(eyes, strict=False)
-                self.heads.load_state_dict(before["heads"])
+                self.heads.load_state_dict(before["heads"], strict=False)
         elif earlier:
             before = torch.load(self._path(earlier[-1]), weights_only=True)
             self.model.load_state_dict(before["model"])
-            self.heads.load_state_dict(before["heads"])
+            self.heads.load_state_dict(before["heads"], strict=False)
             if stage == "grow":
                 self.model = grow(self.model, TARGET_LAYERS)
         if self.device.type == "cpu":
@@ -119,7 +120,8 @@ class Trainer:
         if stage == "speak" and not self.args.thaw:
             self.model.model.visual.requires_grad_(False)
         self.optimizers = self._optimizers()
-        for optimizer, saved in zip(self.optimizers, state["optimizers"] if state else [], strict=bool(state)):
+        saved_optimizers = state["optimizers"] if state and not self.args.restart else []
+        for optimizer, saved in zip(self.optimizers, saved_optimizers, strict=bool(saved_optimizers)):
             optimizer.load_state_dict(saved)
 
     def _optimizers(self) -> list[torch.optim.Optimizer]:
@@ -245,7 +247,8 @@ class Trainer:
         for name, logits, channel in (("slot", slot, SLOT), ("kind", kind, KIND)):
             total = total + (F.cross_entropy(logits, cells[:, channel].long(), reduction="none") * weight).sum()
             notes[name] = (logits.argmax(-1) == cells[:, channel])[doing].float().mean().item()
-        return total, notes
+        met = self.heads["met"](hidden[doing]).float()
+        return total + F.cross_entropy(met, cells[doing, MET].long()), notes
 
     def speak(self, batch: list[Sample]) -> tuple[torch.Tensor, dict[str, float]]:
         """Every text of a clip in one row: all see the prefix with the video, none sees another text."""
