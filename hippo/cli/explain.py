@@ -61,17 +61,23 @@ def explain(
         with common.loaded(target, None, device, dtype, start_draft=False) as llm:
             with common.answering() as (_, progress):
                 clip = read_video(video, frames=frames, fps=fps, progress=partial(progress, "reading frames"))
-                _, signals = llm.pair.look(llm.inputs(clip, prompt))
+                inputs = llm.inputs(clip, prompt)
+                # A prefill for each kind of attention: nearly always one.
+                kinds = dict.fromkeys(["all", *(pruner.attention or "all" for pruner in chosen)])
+                signals = {kind: llm.pair.look(inputs, kind)[1] for kind in kinds}
             with warnings.catch_warnings(record=True) as caught:
-                kept = {pruner.name: pruner.keep(signals, keep_ratio).cpu().numpy() for pruner in chosen}
-        grid = signals.grid
+                kept = {
+                    pruner.name: pruner.keep(signals[pruner.attention or "all"], keep_ratio).cpu().numpy()
+                    for pruner in chosen
+                }
+        grid = signals["all"].grid
         steps = shown(len(clip.frames), grid.frames)
         pictures, times = [clip.frames[step] for step in steps], [clip.timestamps[step] for step in steps]
         words = caption(kept, grid, times)
         with common.stderr.status("") as status:
             for name, draw in {
                 "kept.png": lambda path: kept_sheet(pictures, times, grid, kept).save(path),
-                "scores.png": lambda path: score_sheet(pictures, times, grid, _scores(signals)).save(path),
+                "scores.png": lambda path: score_sheet(pictures, times, grid, _scores(signals["all"])).save(path),
                 "kept.mp4": lambda path: _write_clip(clip, cells_of(next(iter(kept.values())), grid), path),
                 "caption.txt": lambda path: path.write_text(words + "\n"),
             }.items():

@@ -7,11 +7,13 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+import hippo
 from hippo.cli.app import app
 from hippo.cli.demo import CLIP
 from hippo.cli.explain import all_or_nothing, caption
 from hippo.errors import HippoError
 from hippo.families import VideoGrid
+from hippo.keep import pruner_named
 from hippo.video import read_video
 
 FILES = ["caption.txt", "kept.mp4", "kept.png", "scores.png"]
@@ -36,6 +38,17 @@ def test_json_agrees_with_itself_and_with_the_files(tmp_path):
     clip, source = read_video(out / "kept.mp4", frames=8), read_video(CLIP, frames=1)
     assert clip.duration == pytest.approx(source.duration, abs=0.1)
     assert all(side % 2 == 0 for side in clip.frames.shape[1:3]) and clip.source_fps >= 12
+
+
+def test_every_pruner_judges_by_the_attention_it_asks_for(tmp_path):
+    names = ["attention", "attention-debiased", "hippo-early", "uniform"]
+    done = explain(CLIP, "--out", tmp_path, "--frames", 4, "--pruners", ",".join(names), "--json")
+    kept = json.loads(done.stdout)["kept"]
+    with hippo.load("tiny", start_draft=False) as llm:
+        inputs = llm.inputs(CLIP, frames=4)
+        for name in names:
+            _, signals = llm.pair.look(inputs, pruner_named(name).attention or "all")
+            assert kept[name] == pruner_named(name).keep(signals, 0.1).tolist()
 
 
 def test_words_go_to_stdout_and_old_pictures_make_way(tmp_path):
