@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from fractions import Fraction
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from hippo.video import write_video
 from hippo.world.scene import COLOURS, Scene
 
 SIDE = 224
@@ -36,18 +38,9 @@ def frame_times(scene: Scene) -> list[float]:
 
 def write_clip(scene: Scene, path: Path, side: int = SIDE) -> None:
     """Write the scene as H.264 at 12 frames per second, its sides `side` pixels (even)."""
-    import av
-
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=Fraction(FPS))
-        stream.width = stream.height = side
-        stream.pix_fmt = "yuv420p"
-        stream.options = {"crf": "16", "preset": "veryfast"}
-        times = frame_times(scene)
-        for begin in range(0, len(times), 32):
-            for image in render(scene, times[begin : begin + 32], side):
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        container.mux(stream.encode())
+    times = frame_times(scene)
+    batches = (render(scene, times[begin : begin + 32], side) for begin in range(0, len(times), 32))
+    write_video(chain.from_iterable(batches), path, Fraction(FPS), (side, side))
 
 
 def _ground(scene: Scene, side: int) -> np.ndarray:
