@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from hippo.video import write_video
 from hippo.world.scene import COLOURS, Scene
 
 SIDE = 224
@@ -38,6 +37,8 @@ def frame_times(scene: Scene) -> list[float]:
 
 def write_clip(scene: Scene, path: Path, side: int = SIDE) -> None:
     """Write the scene as H.264 at 12 frames per second, its sides `side` pixels (even)."""
+    from hippo.video import write_video  # drawing alone needs no PyAV, so that a pair can be trained without it
+
     times = frame_times(scene)
     batches = (render(scene, times[begin : begin + 32], side) for begin in range(0, len(times), 32))
     write_video(chain.from_iterable(batches), path, Fraction(FPS), (side, side))
