@@ -11,5 +11,5 @@ stage() { echo "== $*"; "$python" train.py "$@" --bf16 2>>logs/errors.log | tee 
 stage vision target --minutes 10 --batch 64 --rate 3e-3
 stage speak target --minutes 95 --whole 0 --questions 2 --rate 2e-3 --ramp 0.3 0.35 0.42
 stage speak target --minutes 114 --whole 0 --questions 2 --rate 1.4e-3 --restart
-stage grow target --minutes 10 --rate 5e-4 --whole 0.15 --questions 2
-stage speak draft --minutes 22 --modal 0.95 --whole 0.02 --questions 2 --rate 2e-3
+stage speak target --minutes 122 --whole 0.5 --questions 1 --rate 6e-4 --restart
+stage speak draft --minutes 11 --modal 0.95 --whole 0.02 --questions 2 --rate 2e-3
