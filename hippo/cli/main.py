@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 from hippo.errors import HippoError
@@ -12,9 +13,13 @@ INTERRUPTED = 130
 def main() -> None:
     """Run the command line. Exit code 2 and one line on stderr for whatever the user can mend."""
     try:
-        from hippo.cli.app import app
-        from hippo.llm import out_of_memory_explained
-
+        # An interrupt inside a library's start-up code can end Python with a crash: it waits until all are imported.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            from hippo.cli.app import app
+            from hippo.llm import out_of_memory_explained
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         with out_of_memory_explained():
             app()
     except HippoError as error:
