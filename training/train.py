@@ -2,7 +2,7 @@
 
     python training/train.py vision target --minutes 8       # the vision tower learns to see: what stands in each cell
     python training/train.py speak target --minutes 60       # the language model learns to say it, video tokens dropped
-    python training/train.py grow target --minutes 30        # 6 text layers become 24 and learn on, every weight free
+    python training/train.py grow target --minutes 30        # 8 text layers become 24 and learn on, every weight free
     python training/train.py speak draft --minutes 30        # the draft begins with the target's eyes and first layers
 
 Each stage reads the newest stage before it and writes runs/<model>.<stage>.pt and, when it ends or is

@@ -6,7 +6,7 @@ import random
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -188,8 +188,3 @@ def summary(samples: Sequence[Sample]) -> dict[str, list[dict[str, Any]]]:
                 {"pruner": pruner, "keep_ratio": at, "prompt_kind": kind, "hippo_minus": mean, "low": low, "high": high}
             )
     return {"rows": rows, "paired": paired}
-
-
-def as_line(sample: Sample) -> dict[str, Any]:
-    """For JSON lines."""
-    return asdict(sample)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +11,7 @@ import typer
 from rich.progress import Progress
 
 from hippo.bench import plots
-from hippo.bench.pruning import Sample, as_line, study, summary
+from hippo.bench.pruning import Sample, study, summary
 from hippo.cli import common
 from hippo.errors import HippoError
 from hippo.keep import PRUNERS, pruner_named
@@ -60,7 +61,7 @@ def pruning(
     result = summary(samples)
     text = tables(result)
     if out is not None:
-        (out / "samples.jsonl").write_text("".join(jsonlib.dumps(as_line(s)) + "\n" for s in samples))
+        (out / "samples.jsonl").write_text("".join(jsonlib.dumps(asdict(s)) + "\n" for s in samples))
         (out / "summary.json").write_text(jsonlib.dumps(result, indent=1) + "\n")
         (out / "tables.md").write_text(text)
         plots.draw(result, out)
