@@ -171,13 +171,15 @@ class Pair:
             nonlocal scoring
             began = clock(device)
             attention = listeners[0].scores if listeners else None
-            kept = pruner.keep(Signals(prompt.grid, embeds[prompt.video_at], attention), options.keep_ratio)
+            signals = Signals(prompt.grid, embeds[prompt.video_at], attention)
+            kept = pruner.keep(signals, options.keep_ratio) if prompt.grid.tokens else prompt.video_at
             drafter.prefill(kept)
             stats.kept_tokens = len(kept)
             scoring += clock(device) - began
 
         # The draft reads its prompt as soon as its tokens are chosen, which can be before the target's prefill ends.
-        listeners = [self.listener(prompt, pruner.attention, keep)] if pruner.attention else []
+        listens = pruner.attention and prompt.grid.tokens
+        listeners = [self.listener(prompt, pruner.attention, keep)] if listens else []
         with listening(self.family.language_model(self.target), *listeners):
             if options.decoder != "ar" and not listeners:
                 keep()

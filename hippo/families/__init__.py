@@ -4,10 +4,12 @@ from typing import Any
 
 from hippo.errors import HippoError
 from hippo.families.base import Family, Prompt, VideoGrid
+from hippo.families.llava_next_video import LlavaNextVideo
 from hippo.families.llava_onevision import LlavaOnevision
 from hippo.families.qwen2_5_vl import Qwen2_5VL
+from hippo.families.qwen2_vl import Qwen2VL
 
-FAMILIES: tuple[Family, ...] = (Qwen2_5VL(), LlavaOnevision())
+FAMILIES: tuple[Family, ...] = (Qwen2VL(), Qwen2_5VL(), LlavaOnevision(), LlavaNextVideo())
 
 __all__ = ["FAMILIES", "Family", "Prompt", "VideoGrid", "family_of", "require_family"]
 

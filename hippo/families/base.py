@@ -26,14 +26,17 @@ class VideoGrid:
         return self.frames * self.rows * self.columns
 
 
+NO_VIDEO = VideoGrid(0, 0, 0)
+
+
 @dataclass(frozen=True)
 class Prompt:
     """One request as a language model receives it.
 
     input_ids: (L,) token ids, placeholders included.
     video_at: (V,) where the video's tokens stand in the prompt, ordered by frame, row, column. Tokens that belong to
-        the video but to no cell (LLaVA-OneVision's newline) are not among them and are never pruned.
-    grid: the video's grid, V = grid.tokens.
+        the video but to no cell (LLaVA-OneVision's newline) are not among them and are never pruned; nor are images.
+    grid: the video's grid, V = grid.tokens; NO_VIDEO if there is none.
     positions: (axes, L) rotary positions: 1 axis, or 3 for M-RoPE (time, height, width).
     next_position: (axes,) position of the first generated token; each further token adds one on every axis.
     """
@@ -67,6 +70,25 @@ def require_one_request(inputs: Mapping[str, Any]) -> Tensor:
     if mask is not None and not bool(mask.all()):
         raise HippoError("the prompt is padded", "pass it without padding")
     return input_ids
+
+
+def require_one_video(videos: int) -> None:
+    """Raises HippoError if a request holds more than one."""
+    if videos > 1:
+        raise HippoError(f"the request holds {videos} videos", "pass one video a request")
+
+
+def require_video_tokens(there: int, expected: int) -> None:
+    """Raises HippoError if the prompt has another number of the video's tokens than the video."""
+    if there != expected:
+        raise HippoError(
+            f"{there} video tokens in the prompt, {expected} in the video", "use the model's own processor"
+        )
+
+
+def filled(embeds: Tensor, here: Tensor, features: Tensor) -> Tensor:
+    """Embeddings (L, D) with `features` (n, D) in the n places where `here` (L,) is true."""
+    return embeds.masked_scatter(here[:, None], features.to(embeds))
 
 
 class Family(Protocol):

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from hippo.errors import HippoError
-from hippo.families.base import Prompt, VideoGrid, require_one_request
+from hippo.families.base import (
+    NO_VIDEO,
+    Prompt,
+    VideoGrid,
+    filled,
+    require_one_request,
+    require_one_video,
+    require_video_tokens,
+)
 
 
 class Qwen2_5VL:
@@ -17,18 +25,18 @@ class Qwen2_5VL:
 
     def place(self, model: Any, inputs: Mapping[str, Any]) -> Prompt:
         input_ids = require_one_request(inputs)
-        grids = inputs.get("video_grid_thw")
-        if inputs.get("pixel_values") is not None or grids is None or len(grids) != 1:
-            raise HippoError("the request does not hold exactly one video and no image", "pass one video a request")
-        merge = model.config.vision_config.spatial_merge_size
-        frames, rows, columns = (int(n) for n in grids[0])
-        grid = VideoGrid(frames, rows // merge, columns // merge)
+        images, videos = inputs.get("image_grid_thw"), inputs.get("video_grid_thw")
+        grid = NO_VIDEO
+        if videos is not None:
+            require_one_video(len(videos))
+            merge = model.config.vision_config.spatial_merge_size
+            frames, rows, columns = (int(n) for n in videos[0])
+            grid = VideoGrid(frames, rows // merge, columns // merge)
         video_at = (input_ids[0] == model.config.video_token_id).nonzero()[:, 0]
-        if len(video_at) != grid.tokens:
-            raise HippoError(
-                f"{len(video_at)} video tokens in the prompt, {grid.tokens} in the video",
-                "use the model's own processor",
-            )
+        require_video_tokens(len(video_at), grid.tokens)
+        if images is None and videos is None:
+            positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand(3, -1)
+            return Prompt(input_ids[0], video_at, grid, positions, positions[:, -1] + 1)
         kinds = inputs.get("mm_token_type_ids")
         if kinds is None:
             # generate() would silently fall back to text positions.
@@ -38,7 +46,8 @@ class Qwen2_5VL:
         positions, _ = model.model.get_rope_index(
             input_ids,
             mm_token_type_ids=kinds,
-            video_grid_thw=grids,
+            image_grid_thw=images,
+            video_grid_thw=videos,
             second_per_grid_ts=inputs.get("second_per_grid_ts"),
             attention_mask=inputs.get("attention_mask"),
         )
@@ -47,11 +56,17 @@ class Qwen2_5VL:
         return Prompt(input_ids[0], video_at, grid, positions[:, 0], positions[:, 0, -1] + 1)
 
     def embed(self, model: Any, inputs: Mapping[str, Any]) -> Tensor:
-        input_ids = inputs["input_ids"][0]
+        input_ids, config = inputs["input_ids"][0], model.config
         embeds = model.get_input_embeddings()(input_ids)
-        features = model.model.get_video_features(inputs["pixel_values_videos"], inputs["video_grid_thw"]).pooler_output
-        video = (input_ids == model.config.video_token_id)[:, None]
-        return embeds.masked_scatter(video, torch.cat(list(features)).to(embeds))
+        if inputs.get("pixel_values") is not None:
+            images = model.model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"]).pooler_output
+            embeds = filled(embeds, input_ids == config.image_token_id, torch.cat(list(images)))
+        if inputs.get("pixel_values_videos") is not None:
+            video = model.model.get_video_features(
+                inputs["pixel_values_videos"], inputs["video_grid_thw"]
+            ).pooler_output
+            embeds = filled(embeds, input_ids == config.video_token_id, torch.cat(list(video)))
+        return embeds
 
     def language_model(self, model: Any) -> nn.Module:
         return model.model.language_model

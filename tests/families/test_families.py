@@ -6,7 +6,7 @@ import torch
 from hippo.errors import HippoError
 from hippo.families import family_of
 from hippo.forward import CachedModel
-from tests.models import FAMILIES, generated, inputs, model
+from tests.models import FAMILIES, generated, inputs, model, text_only, with_image
 
 
 @pytest.fixture(params=FAMILIES)
@@ -45,8 +45,10 @@ def test_the_test_models_look_at_positions(name):
     assert squeezed.argmax(-1).tolist() != tokens
 
 
-def test_logits_are_those_of_generate(name):
-    target, request = model(name), inputs(name)
+@pytest.mark.parametrize("holds", ["video", "nothing", "image", "image and video"])
+def test_logits_are_those_of_generate(name, holds):
+    target, request = model(name), inputs(name) if "video" in holds else text_only(name)
+    request = with_image(name, request) if "image" in holds else request
     out = target.generate(
         **request, do_sample=False, max_new_tokens=12, return_dict_in_generate=True, output_logits=True
     )
@@ -59,10 +61,11 @@ def test_video_tokens_lie_in_frame_row_column_order(name):
     prompt = family_of(target).place(target, request)
     grid = prompt.grid
     assert len(prompt.video_at) == grid.tokens == grid.frames * grid.rows * grid.columns
-    if name == "qwen2_5_vl":
+    if name.startswith("qwen"):
         at = prompt.positions[:, prompt.video_at].view(3, grid.frames, grid.rows, grid.columns)
         assert (at[1].diff(dim=1) == 1).all() and (at[2].diff(dim=2) == 1).all()
         assert (at[0].diff(dim=0) > 0).all()
+    if name == "qwen2_5_vl":
         assert int(prompt.next_position[0]) <= int(prompt.positions.max()), "the clip must reach further than the text"
 
 
@@ -90,7 +93,10 @@ def test_requests_that_cannot_be_served_are_refused(name):
     two = {key: torch.cat([value, value]) for key, value in request.items()}
     with pytest.raises(HippoError, match="one request at a time"):
         family.place(target, two)
-    with pytest.raises(HippoError, match="one video"):
+    clips = [key for key in request if "video" in key or key == "second_per_grid_ts"]
+    with pytest.raises(HippoError, match="holds 2 videos"):
+        family.place(target, request | {key: torch.cat([request[key]] * 2) for key in clips})
+    with pytest.raises(HippoError, match="0 in the video"):
         family.place(target, {"input_ids": request["input_ids"]})
     mask = request["attention_mask"].clone()
     mask[0, 0] = 0
@@ -99,6 +105,13 @@ def test_requests_that_cannot_be_served_are_refused(name):
     short = request | {"attention_mask": None, "input_ids": request["input_ids"][:, 6:]}
     with pytest.raises(HippoError, match="video tokens in the prompt"):
         family.place(target, short)
+
+
+def test_an_image_is_looked_at_and_none_of_its_tokens_is_the_videos(name):
+    target, request = model(name), with_image(name, inputs(name))
+    prompt = family_of(target).place(target, request)
+    assert len(prompt.video_at) == prompt.grid.tokens == family_of(target).place(target, inputs(name)).grid.tokens
+    assert generated(target, request) != generated(target, request | {"pixel_values": -request["pixel_values"]})
 
 
 def test_an_unknown_family_is_named():
