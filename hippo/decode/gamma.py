@@ -1,21 +1,17 @@
-"""How many tokens the draft proposes at a time, and whether it is worth asking at all."""
+"""How many tokens to draft before the target checks them, and whether it is worth asking the draft at all."""
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from statistics import median
-from typing import NamedTuple
 
-LARGEST = 24
+LARGEST = 24  # drafted tokens that may wait to be checked
+# Found on simulated answers, as `hippo.bench.ideal` makes them, over a range of costs and acceptance.
+_WORTH_WAITING, _WORTH_CHECKING = 1.3, 0.7
+_FORGETS = 0.9  # a round, of the speed seen before
+_SUREST = 0.995  # no token is taken for certain
 _PATIENCE, _TRIAL, _REST, _LONGEST_REST = 6, 4, 16, 128  # rounds
-
-
-class Plan(NamedTuple):
-    """One round. gamma: tokens to propose while the target works (in turns: before it). lead: with nothing pending, the
-    tokens to wait for before the target starts. Both 0: the target goes on alone."""
-
-    gamma: int
-    lead: int
 
 
 class Costs:
@@ -60,31 +56,62 @@ class Costs:
 class Gamma:
     """A fixed number, or `auto`: chosen anew from the costs and the acceptance measured in this very answer.
 
-    overlapped: whether draft and target work at the same time. auto is the gamma, and overlapped the lead, with the
-    most expected tokens a second if each drafted token is accepted with the rate seen so far (our choice; the prior of
-    0.8 is worth 4 tokens). PEARL's gamma = T_target / T_draft with no lead is the case where nothing is ever rejected.
-    When rounds with a draft turn out slower than the target alone, the draft rests, and is tried again now and then.
+    overlapped: whether draft and target work at the same time.
+
+    A fixed number is PEARL's: with nothing pending the target starts at once, else it waits for all but one of so many
+    tokens. `auto`, overlapped, lets the draft run on (our choice). The target takes a token that is there if the chance
+    that it stands is worth the wider forward, and waits for one that is not if that is worth the time; the chance is
+    the product of the draft's own probabilities, corrected by how often they have held. In turns, `auto` is the
+    number with the most expected tokens a second if each drafted token is accepted with the rate seen so far; the
+    prior of 0.8 is worth 4 tokens. When rounds with a draft turn out slower than the target alone, the draft rests,
+    and is tried again now and then.
     """
 
     def __init__(self, value: int | str, overlapped: bool) -> None:
-        self._fixed = Plan(value, 0) if isinstance(value, int) else None
+        self._value = value if isinstance(value, int) else None
         self._overlapped = overlapped
         self._costs = Costs()
-        self._accepted, self._checked = 3.2, 4.0
+        self._accepted, self._checked, self._promised = 3.2, 4.0, 3.2
+        self._fresh = True  # nothing drafted stands beyond the answer
         self._alone: deque[float] = deque(maxlen=9)  # seconds a token, in rounds without a draft
         self._together: deque[tuple[int, float]] = deque(maxlen=_PATIENCE)
         self._resting, self._rest = 0, _REST
-        self._planned = Plan(0, 0)
-        self._waking = False
+        self._working = self._waking = False
+        self._tokens = self._seconds = 0.0
+        self._wait, self._check = 1.0, 0.0  # chances from which a token is worth it
+        self._in_turns = 4
 
-    def next(self) -> Plan:
-        """The plan for the next round."""
+    def works(self) -> bool:
+        """Begin a round: whether the draft works in it."""
         if self._resting:
             self._resting -= 1
-            self._planned, self._waking = Plan(0, 0), True
-        else:
-            self._planned = self._fixed or self._auto()
-        return self._planned
+            self._working, self._waking = False, True
+            return False
+        self._working = True
+        if self._value is None and self._costs.known:
+            self._set_bars() if self._overlapped else self._set_gamma()
+        return True
+
+    def asks(self, waiting: int) -> int:
+        """How many more tokens to ask for while so many are waiting to be drafted or checked."""
+        if self._value is not None:
+            return self._value
+        return LARGEST - waiting if self._overlapped else self._in_turns
+
+    def wants(self, window: Sequence[float], coming: float | None) -> bool:
+        """Whether the target shall check one more than the drafted tokens in `window`, given by their probabilities;
+        coming: that of the next one, None if it has to be waited for."""
+        if not self._overlapped:
+            return len(window) < (self._value or self._in_turns)
+        if self._value is not None:
+            return len(window) < (0 if self._fresh else self._value - 1)
+        trust = min(1.0, self._accepted / self._promised)
+        chance = 1.0
+        for sure in window:
+            chance *= min(_SUREST, trust * sure)
+        if coming is not None:
+            return chance * min(_SUREST, trust * coming) > self._check
+        return self._costs.known and chance * min(_SUREST, self._accepted / self._checked) > self._wait
 
     def saw_target(self, width: int, seconds: float) -> None:
         """One target forward over `width` tokens took this long."""
@@ -95,21 +122,25 @@ class Gamma:
         """One draft step took this long."""
         self._costs.saw_draft(seconds)
 
-    def saw_verdict(self, accepted: int, checked: int) -> None:
-        """So many drafted tokens stood of those checked."""
+    def saw_verdict(self, accepted: int, checked: Sequence[float]) -> None:
+        """The first `accepted` of the drafted tokens checked stood; they are given by their probabilities."""
         self._accepted += accepted
-        self._checked += checked
+        self._checked += len(checked)
+        self._promised += sum(checked)
+        self._fresh = accepted < len(checked) or not checked
 
     def saw_round(self, tokens: int, seconds: float) -> None:
         """The round planned last brought so many tokens in so many seconds."""
-        if self._fixed or not self._costs.known:
+        if self._value is not None or not self._costs.known:
             return
-        if not self._planned.gamma:
+        if not self._working:
             self._alone.append(seconds / tokens)
             return
         if self._waking:  # the draft had to read first what was said while it rested
             self._waking = False
             return
+        self._tokens = _FORGETS * self._tokens + tokens
+        self._seconds = _FORGETS * self._seconds + seconds
         self._together.append((tokens, seconds))
         if len(self._together) < (_TRIAL if self._rest > _REST else _PATIENCE):
             return
@@ -125,33 +156,20 @@ class Gamma:
         else:
             self._rest = _REST
 
-    def _auto(self) -> Plan:
-        if not self._costs.known:
-            return Plan(4, 0)
-        rate = min(0.995, self._accepted / self._checked)
+    def _set_bars(self) -> None:
+        """What a token must be worth: the seconds that waiting for it or checking it takes, in tokens at this speed."""
         fixed, slope = self._costs.target()
-        draft = self._costs.draft
-        tokens = [0.0]  # tokens[n + 1]: expected if n drafted ones are checked and the target's own follows
-        for n in range(LARGEST + 1):
-            tokens.append(tokens[-1] + rate**n)
+        # Before anything is known: two tokens a forward.
+        speed = (self._tokens + 2) / (self._seconds + fixed + slope)
+        self._wait = _WORTH_WAITING * speed * (self._costs.draft + slope)
+        self._check = _WORTH_CHECKING * speed * slope
 
-        def target(width: int) -> float:
-            return fixed + slope * width
+    def _set_gamma(self) -> None:
+        rate = min(_SUREST, self._accepted / self._checked)
+        fixed, slope = self._costs.target()
 
-        if not self._overlapped:
-            speeds = {gamma: tokens[gamma + 1] / (gamma * draft + target(gamma + 1)) for gamma in range(1, LARGEST + 1)}
-            return Plan(max(speeds, key=lambda gamma: speeds[gamma]), 0)
-        best, fastest = Plan(1, 0), 0.0
-        for gamma in range(1, LARGEST + 1):
-            # With tokens pending, rounds check gamma tokens and repeat while all are accepted.
-            again = rate**gamma
-            more = tokens[gamma] / (1 - again), max(target(gamma), gamma * draft) / (1 - again)
-            for lead in range(0, LARGEST - gamma + 1):
-                # With nothing pending, one checks lead + 1; if all stand, the rest of the chunk is waited for.
-                stays, checked = rate ** (lead + 1), lead * draft + target(lead + 1)
-                parts = max(checked, (lead + 1) * draft), max(checked, (lead + gamma) * draft)
-                seconds = (1 - stays) * parts[0] + stays * (parts[1] + more[1])
-                speed = (tokens[lead + 1] + stays * more[0]) / seconds
-                if speed > fastest:
-                    best, fastest = Plan(gamma, lead), speed
-        return best
+        def speed(gamma: int) -> float:
+            tokens = sum(rate**n for n in range(gamma + 1))  # the target's own follows those that stand
+            return tokens / (gamma * self._costs.draft + fixed + slope * (gamma + 1))
+
+        self._in_turns = max(range(1, LARGEST + 1), key=speed)

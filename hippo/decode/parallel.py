@@ -11,25 +11,19 @@ from hippo.draft import Drafter
 def decode_parallel(session: Session, drafter: Drafter) -> Iterator[list[int]]:
     """Yield the tokens of each round as they are committed.
 
-    With nothing pending a round is a pre-verify: only the first new drafted token is checked, while the rest of the
-    chunk is still being drafted. With tokens pending it is a post-verify: they and the first of the new chunk are
-    checked. A lead (our choice) turns a pre-verify into a post-verify by waiting for some tokens first, where that is
-    sooner. While the draft is not there yet, rests or is lost, rounds are plain autoregressive steps.
+    While the target checks a window of drafted tokens, the draft goes on; the first token after the window is checked
+    by the same forward. If all stand, what was drafted meanwhile waits for the next round (post-verify). With nothing
+    waiting only that first token is checked, if none is worth waiting for (pre-verify). While the draft is not there
+    yet, rests or is lost, rounds are plain autoregressive steps.
     """
-    pending: list[int] = []
     while not session.done:
-        gamma, lead = session.plan(drafter, len(pending))
-        drafter.propose(lead + gamma)
-        pending = pending or drafter.collect(lead)
-        rows = session.forward(pending)
-        verdict = session.verify(rows, pending + drafter.collect(1))
-        if verdict.own is None:
-            tokens = session.commit(verdict)
-            pending = [] if session.done else drafter.collect(gamma - 1)
-        else:
-            session.rollback(len(pending) - len(verdict.accepted))
+        session.plan(drafter)
+        window = session.window(drafter)
+        rows = session.forward(window)
+        verdict = session.verify(rows, window + drafter.collect(1))
+        if verdict.own is not None:
+            session.rollback(len(window) - len(verdict.accepted))
             drafter.settle(len(session.tokens) + len(verdict.accepted), [verdict.own])
-            tokens = session.commit(verdict)
-            pending = []
+        tokens = session.commit(verdict)
         session.end_round()
         yield tokens

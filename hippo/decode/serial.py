@@ -12,9 +12,8 @@ def decode_serial(session: Session, drafter: Drafter) -> Iterator[list[int]]:
     """Yield the tokens of each round as they are committed. Until the draft has read its prompt, and when it is lost,
     rounds are plain autoregressive steps."""
     while not session.done:
-        gamma = session.plan(drafter).gamma
-        drafter.propose(gamma)
-        drafted = drafter.collect(gamma)
+        session.plan(drafter)
+        drafted = session.window(drafter)
         verdict = session.verify(session.forward(drafted), drafted)
         assert verdict.own is not None
         session.rollback(len(drafted) - len(verdict.accepted))

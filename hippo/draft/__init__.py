@@ -1,6 +1,6 @@
 """The draft, in a process of its own."""
 
-from hippo.draft.drafter import Drafter
+from hippo.draft.drafter import Drafter, Proposal
 from hippo.draft.process import DraftProcess
 
-__all__ = ["DraftProcess", "Drafter"]
+__all__ = ["DraftProcess", "Drafter", "Proposal"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -17,6 +17,13 @@ from hippo.report.stats import Stats
 _PATIENCE = 10
 
 
+class Proposal(NamedTuple):
+    """A drafted token. sure: the draft's probability of it."""
+
+    id: int
+    sure: float
+
+
 class Drafter:
     """One request's draft. If its process is lost, every call becomes a no-op and the target carries on alone:
     `propose` asks nobody and `collect` returns no tokens. `stats.draft_lost` then says why."""
@@ -26,8 +33,8 @@ class Drafter:
         self._process, self._stats, self._on_step = process, stats, on_step
         self._ready = False
         self._began = 0  # the process's epoch in which this request began
-        self._asked = self._proposals = 0
-        self._arrived: deque[int] = deque()
+        self._asked = 0
+        self._arrived: deque[Proposal] = deque()
         self._patience_ends = float("inf")
 
     def begin(self, inputs: dict[str, Any], limit: int) -> None:
@@ -56,13 +63,22 @@ class Drafter:
 
     def propose(self, count: int) -> None:
         """Ask for `count` tokens after everything proposed so far. Returns at once."""
-        if count and self._ready:
+        if count > 0 and self._ready:
             self._asked += count
-            self._proposals += 1
-            self._stats.gamma += (count - self._stats.gamma) / self._proposals
             self._send(Propose(count))
 
-    def collect(self, count: int) -> list[int]:
+    @property
+    def waiting(self) -> int:
+        """Tokens asked for and not yet collected, drafted or not."""
+        return self._asked + len(self._arrived)
+
+    def coming(self) -> Proposal | None:
+        """The next proposed token if it is there; looks without waiting."""
+        while not self._arrived and self._asked > 0 and self._has_news():
+            self._receive()
+        return self._arrived[0] if self._arrived else None
+
+    def collect(self, count: int) -> list[Proposal]:
         """The next `count` proposed tokens, waiting for them; fewer if fewer were asked for or the draft is lost."""
         while len(self._arrived) < count and self._asked > 0 and self._process is not None:
             self._receive()
@@ -111,12 +127,12 @@ class Drafter:
             case Ready(epoch, seconds) if epoch == self._began:
                 self._ready = True
                 self._stats.seconds.draft_prefill = seconds
-            case Token(epoch, token, seconds):
+            case Token(epoch, token, sure, seconds):
                 self._stats.draft_forwards += epoch > self._began
                 if epoch == self._process.epoch:
                     self._on_step(seconds)
                     self._asked -= 1
-                    self._arrived.append(token)
+                    self._arrived.append(Proposal(token, sure))
 
     def _lose(self, lost: DraftLost) -> None:
         assert self._process is not None

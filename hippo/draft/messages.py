@@ -55,10 +55,12 @@ class Ready(NamedTuple):
 
 
 class Token(NamedTuple):
-    """One proposed token. epoch: how many Begin and Settle records the draft had seen; seconds: of its forward."""
+    """One proposed token. epoch: how many Begin and Settle records the draft had seen; sure: the draft's probability of
+    it; seconds: of its forward."""
 
     epoch: int
     id: int
+    sure: float
     seconds: float
 
 

@@ -97,10 +97,10 @@ class Worker:
         feed = [min(token, size - 1) for token in self._tokens[self._fed :]]
         logits = self._cached.extend(feed)[-1]
         self._fed = len(self._tokens)
-        token = int(logits[: self._limit].argmax())
-        self._tokens.append(token)
+        sure, token = (number.item() for number in logits[: self._limit].float().softmax(-1).max(-1))
+        self._tokens.append(int(token))
         self._wanted -= 1
-        put(self._pipe, Token(self._epoch, token, time.perf_counter() - began))
+        put(self._pipe, Token(self._epoch, int(token), sure, time.perf_counter() - began))
 
 
 def load_draft(source: str | Path | nn.Module, dtype: str, device: str) -> Any:

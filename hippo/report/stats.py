@@ -26,17 +26,17 @@ class Seconds:
 
 @dataclass
 class Stats:
-    """Counts of one request. target_forwards: those after the prefill. checked, accepted: drafted tokens. gamma: mean
-    number of tokens asked of the draft at a time."""
+    """Counts of one request. target_forwards: those after the prefill. draft_rounds: those of them beside which the
+    draft worked. checked, accepted: drafted tokens."""
 
     method: str = ""
     new_tokens: int = 0
     target_forwards: int = 0
     draft_forwards: int = 0
+    draft_rounds: int = 0
     checked: int = 0
     accepted: int = 0
     rejections: int = 0
-    gamma: float = 0.0
     prompt_tokens: int = 0
     video_tokens: int = 0
     kept_tokens: int = 0
@@ -59,11 +59,16 @@ class Stats:
         """Mean number of drafted tokens accepted in a row, across forwards (PEARL's MAT); an unbroken run is one."""
         return self.accepted / max(1, self.rejections)
 
+    @property
+    def gamma(self) -> float:
+        """Mean number of tokens drafted for a target forward, 0 without a draft."""
+        return self.draft_forwards / self.draft_rounds if self.draft_rounds else 0.0
+
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers, for JSON; draft_lost is a bool and draft_lost_reason says why."""
         counts = asdict(self)
         counts["draft_lost_reason"] = counts["draft_lost"]
         counts["draft_lost"] = bool(self.draft_lost)
-        for name in ("acceptance_rate", "tokens_per_target_forward", "run_between_rejections"):
+        for name in ("gamma", "acceptance_rate", "tokens_per_target_forward", "run_between_rejections"):
             counts[name] = getattr(self, name)
         return counts

@@ -1,50 +1,93 @@
-"""Choosing gamma and lead, and letting a draft rest that brings nothing."""
+"""How far to draft and what to wait for, and letting a draft rest that brings nothing."""
 
 import pytest
 
-from hippo.decode.gamma import LARGEST, Costs, Gamma, Plan
+from hippo.decode.gamma import LARGEST, Costs, Gamma
 
 
-def fed(overlapped, target=0.05, draft=0.005, slope=0.0, accepted=0, checked=0):
+def fed(overlapped, target=0.05, draft=0.005, slope=0.0, accepted=0, checked=0, sure=0.8):
     gamma = Gamma("auto", overlapped)
     for width in (1, 4, 9):
         gamma.saw_target(width, target + slope * width)
         gamma.saw_draft(draft)
-    gamma.saw_verdict(accepted, checked)
+    gamma.saw_verdict(accepted, [sure] * checked)
+    gamma.works()
     return gamma
 
 
-def test_a_number_stays_and_has_no_lead():
-    gamma = Gamma(5, overlapped=True)
+def waits_for(gamma, sure=0.9, most=60):
+    """How many tokens of this probability the target waits for."""
+    window = []
+    while len(window) < most and gamma.wants(window, None):
+        window.append(sure)
+    return len(window)
+
+
+def takes(gamma, *sure):
+    """How many of these tokens, all there, the target checks at once."""
+    return next((n for n in range(len(sure)) if not gamma.wants(sure[:n], sure[n])), len(sure))
+
+
+@pytest.mark.parametrize("overlapped", [True, False])
+def test_a_number_stays(overlapped):
+    gamma = Gamma(5, overlapped)
     gamma.saw_target(1, 1.0)
     gamma.saw_draft(0.001)
     for _ in range(50):
-        assert gamma.next() == Plan(5, 0)
+        assert gamma.works() and gamma.asks(0) == 5
         gamma.saw_round(1, 9.0)
 
 
-def test_overlapped_and_never_rejected_it_is_the_ratio_of_the_costs():
-    assert 6 <= fed(True, target=0.060, draft=0.010, accepted=10000, checked=10000).next().gamma <= 8
+def test_a_number_in_turns_is_how_many_are_checked():
+    assert waits_for(Gamma(5, overlapped=False)) == 5
 
 
-def test_overlapped_with_rejections_it_waits_for_a_lead_if_the_draft_is_cheap():
-    cheap, dear = (fed(True, draft=draft, accepted=80, checked=100).next() for draft in (0.001, 0.04))
-    assert cheap.lead > 2 and dear.lead == 0
+def test_a_number_overlapped_means_pre_verify_then_post_verify():
+    gamma = Gamma(5, overlapped=True)
+    gamma.works()
+    assert waits_for(gamma) == 0  # nothing pending: the target starts at once
+    gamma.saw_verdict(1, [0.9])
+    assert waits_for(gamma) == 4  # the fifth is checked as the first of the next
+    gamma.saw_verdict(4, [0.9] * 5)
+    assert waits_for(gamma) == 0
 
 
-def test_it_falls_with_what_a_wider_window_costs():
-    flat, steep = (fed(True, slope=slope, accepted=95, checked=100).next() for slope in (0.0, 0.02))
-    assert 1 <= steep.gamma < flat.gamma
+def test_a_cheap_draft_is_waited_for_and_a_dear_one_is_not():
+    cheap, dear = (waits_for(fed(True, draft=draft, accepted=90, checked=100)) for draft in (0.001, 0.04))
+    assert cheap > 3 and dear == 0
 
 
-def test_it_stays_within_bounds():
-    slow, fast = fed(True, target=1.0, draft=9.0), fed(True, target=9.0, draft=1e-9, accepted=100, checked=100)
-    assert slow.next() == Plan(1, 0) and 1 <= sum(fast.next()) <= LARGEST
+def test_the_target_waits_for_more_while_the_draft_is_sure():
+    gamma = fed(True, draft=0.001, accepted=90, checked=100, sure=0.9)
+    assert waits_for(gamma, sure=0.999) > waits_for(gamma, sure=0.8) > waits_for(gamma, sure=0.3)
+
+
+def test_an_unlikely_token_is_checked_only_if_a_wider_forward_is_cheap():
+    flat, steep = (fed(True, slope=slope, accepted=80, checked=100) for slope in (1e-6, 0.02))
+    likely = [0.99] * 5
+    assert takes(flat, *likely) == takes(steep, *likely) == 5
+    assert takes(flat, 0.99, 0.99, 0.1, 0.99) == 4 > takes(steep, 0.99, 0.99, 0.1, 0.99) == 2
+
+
+def test_probabilities_that_do_not_hold_are_trusted_less():
+    honest, boasting = (fed(True, slope=0.01, accepted=n, checked=100, sure=0.99) for n in (99, 30))
+    assert takes(honest, *[0.9] * 9) > takes(boasting, *[0.9] * 9)
+
+
+def test_before_anything_is_known_the_target_takes_what_is_there_and_waits_for_nothing():
+    gamma = Gamma("auto", overlapped=True)
+    gamma.works()
+    assert takes(gamma, 0.9, 0.1) == 2 and waits_for(gamma) == 0
+
+
+def test_the_draft_runs_on_but_not_too_far():
+    gamma = fed(True)
+    assert gamma.asks(0) == LARGEST and gamma.asks(LARGEST - 3) == 3 and gamma.asks(LARGEST) == 0
 
 
 def test_in_turns_it_falls_with_acceptance():
     good, bad = fed(False, accepted=950, checked=1000), fed(False, accepted=50, checked=1000)
-    assert bad.next().gamma == 1 < 5 < good.next().gamma
+    assert waits_for(bad) == bad.asks(0) == 1 < 5 < waits_for(good) == good.asks(0) <= LARGEST
 
 
 @pytest.mark.parametrize("overlapped", [True, False])
@@ -52,7 +95,7 @@ def test_a_draft_that_brings_nothing_rests_most_of_the_time(overlapped):
     gamma = fed(overlapped)
     drafted = 0
     for _ in range(300):
-        working = gamma.next().gamma > 0
+        working = gamma.works()
         drafted += working
         gamma.saw_round(1, 0.06 if working else 0.05)
     assert 0 < drafted < 30
@@ -61,14 +104,14 @@ def test_a_draft_that_brings_nothing_rests_most_of_the_time(overlapped):
 def test_a_draft_that_brings_something_never_rests():
     gamma = fed(True)
     for _ in range(300):
-        assert gamma.next().gamma > 0
+        assert gamma.works()
         gamma.saw_round(3, 0.06)
 
 
 def test_a_rested_draft_is_taken_back_when_it_has_become_good():
     gamma = fed(True)
     for round_ in range(400):
-        working = gamma.next().gamma > 0
+        working = gamma.works()
         gamma.saw_round(3 if working and round_ > 60 else 1, 0.06 if working else 0.05)
     assert working
 
@@ -78,14 +121,14 @@ def test_one_hiccup_of_the_machine_does_not_send_a_good_draft_to_rest():
     for _ in range(3):
         gamma.saw_round(1, 0.05)
     for number in range(60):
-        assert gamma.next().gamma > 0, number
+        assert gamma.works(), number
         gamma.saw_round(3, 0.4 if number == 20 else 0.06)
 
 
 def test_catching_up_after_a_rest_is_not_held_against_the_draft():
     gamma, rested, worked = fed(True), 0, 0
     for number in range(400):
-        working = gamma.next().gamma > 0
+        working = gamma.works()
         rested, behind = (0, rested) if working else (rested + 1, 0)
         good = number > 60
         worked += working and number > 300
@@ -104,9 +147,11 @@ def test_costs_are_a_line_that_outliers_do_not_bend():
 
 def test_a_steep_cost_stays_known_while_one_width_is_used():
     gamma = fed(False, target=0.010, slope=0.010, draft=0.001, accepted=85, checked=100)
-    first = gamma.next().gamma
+    first = gamma.asks(0)
     for _ in range(40):
-        width = gamma.next().gamma + 1
+        gamma.works()
+        width = gamma.asks(0) + 1
         gamma.saw_target(width, 0.010 + 0.010 * width)
-        gamma.saw_verdict(85, 100)
-    assert gamma.next().gamma == first
+        gamma.saw_verdict(85, [0.8] * 100)
+    gamma.works()
+    assert gamma.asks(0) == first

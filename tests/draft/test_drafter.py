@@ -5,7 +5,7 @@ from collections import deque
 
 import torch
 
-from hippo.draft.drafter import Drafter
+from hippo.draft.drafter import Drafter, Proposal
 from hippo.draft.messages import Keep, Propose, Ready, Settle, Token
 from hippo.draft.process import DraftLost
 from hippo.report.stats import Stats
@@ -33,6 +33,10 @@ class Script:
         self.closed = True
 
 
+def ids(proposals):
+    return [proposal.id for proposal in proposals]
+
+
 def drafter(*says):
     script, stats, steps = Script(*says), Stats(), []
     made = Drafter(script, stats, steps.append)
@@ -48,28 +52,40 @@ def test_nothing_is_asked_of_a_draft_that_is_not_ready():
 
 
 def test_tokens_come_in_order_and_no_more_than_asked_for():
-    made, script, stats, steps = drafter(Ready(1, 0.5), Token(2, 7, 0.1), Token(2, 8, 0.2))
+    made, script, stats, steps = drafter(Ready(1, 0.5), Token(2, 7, 0.9, 0.1), Token(2, 8, 0.9, 0.2))
     made.prefill(torch.tensor([1, 2]))
     made.settle(0, [5])
     assert made.ready()
     made.propose(2)
-    assert made.collect(1) == [7] and made.collect(5) == [8] and made.collect(1) == []
+    assert made.waiting == 2 and made.coming() == Proposal(7, 0.9)
+    assert ids(made.collect(1)) == [7] and made.waiting == 1
+    assert ids(made.collect(5)) == [8] and made.collect(1) == [] and made.coming() is None
     assert stats.seconds.draft_prefill == 0.5 and stats.draft_forwards == 2 and steps == [0.1, 0.2]
     assert script.told[1:] == [Keep([1, 2]), Settle(0, [5]), Propose(2)]
     made.propose(0)
     made.propose(5)
-    assert script.told[-1] == Propose(5) and len(script.told) == 5 and stats.gamma == 3.5
+    assert script.told[-1] == Propose(5) and len(script.told) == 5
 
 
 def test_what_was_said_before_a_verdict_is_dropped():
-    made, _, stats, steps = drafter(Ready(1, 0.0), Token(2, 7, 0.1), Token(3, 9, 0.1))
+    made, _, stats, steps = drafter(Ready(1, 0.0), Token(2, 7, 0.9, 0.1), Token(3, 9, 0.9, 0.1))
     made.settle(0, [5])
     assert made.ready()
     made.propose(1)
     made.settle(1, [6])
     made.propose(1)
-    assert made.collect(1) == [9]
+    assert ids(made.collect(1)) == [9]
     assert stats.draft_forwards == 2 and len(steps) == 1
+
+
+def test_looking_for_what_comes_does_not_wait():
+    made, script, _, _ = drafter(Ready(1, 0.0))
+    made.settle(0, [5])
+    assert made.ready()
+    made.propose(2)
+    assert made.coming() is None and made.waiting == 2
+    script.says.append(Token(2, 7, 0.5, 0.1))
+    assert made.coming() == made.coming() == Proposal(7, 0.5)
 
 
 def test_a_late_ready_of_an_earlier_request_is_not_this_ones():

@@ -46,7 +46,7 @@ def test_it_proposes_what_the_model_says_and_goes_on_after_a_rejection(pipe):
     put(pipe, Settle(0, expected[:1]))
     first = proposals(pipe, 4)
     assert [t.id for t in first] == expected[1:5]
-    assert all(t.epoch == epoch + 1 and t.seconds > 0 for t in first)
+    assert all(t.epoch == epoch + 1 and t.seconds > 0 and 0 < t.sure <= 1 for t in first)
     put(pipe, Settle(3, [expected[3]]))  # two of the four stand, then the token it had proposed itself
     again = proposals(pipe, 3)
     assert [t.id for t in again] == expected[4:7] and again[0].epoch == epoch + 2

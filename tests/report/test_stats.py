@@ -11,9 +11,15 @@ def test_definitions():
     assert stats.acceptance_rate == 0.8 and stats.run_between_rejections == 4.0
 
 
+def test_gamma_is_what_was_drafted_for_a_forward():
+    assert Stats(draft_forwards=30, draft_rounds=4, target_forwards=9).gamma == 7.5
+
+
 def test_nothing_happened():
     stats = Stats(new_tokens=1)
-    assert stats.tokens_per_target_forward == stats.acceptance_rate == stats.run_between_rejections == 0.0
+    assert (
+        stats.gamma == stats.tokens_per_target_forward == stats.acceptance_rate == stats.run_between_rejections == 0.0
+    )
 
 
 def test_json():
