@@ -14,24 +14,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hippo.bench.replay import replay
+from hippo.bench.oracle import search
+from hippo.bench.replay import Counts, replay
 from hippo.draft.worker import load_draft
 from hippo.families import Family, Prompt, VideoGrid, family_of
 from hippo.forward import CachedModel
 from hippo.inputs import on_device
 from hippo.keep import Pruner, Signals, listening, pruner_named
 from hippo.llm import VideoLLM
-from hippo.world import ask, make_scene, write_clip
+from hippo.video import read_video
+from hippo.world import Scene, ask, make_scene, write_clip
+from hippo.world.render import SIDE
 
 KINDS = ("description", "question")
 WITHOUT_RATIO = {"none": 1.0, "blind": 0.0}  # pruners that keep everything or nothing, whatever the ratio
+ORACLE = "oracle"  # beside the pruners: it knows the answer
+ORACLE_STEPS = 150
 _RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
 class Sample:
     """One pruner at one ratio on one request. overlap: mean of sum min(p, q) over the answer's places. edge_excess: see
-    `edge_excess`. scoring_share_of_prefill: seconds of scoring and choosing over those of the target's prefill."""
+    `edge_excess`; ground_edge_excess: the same among places that show no object, which have nothing but their place to
+    be chosen for. scoring_share_of_prefill: seconds of scoring and choosing over those of the target's prefill."""
 
     seed: int
     prompt_kind: str
@@ -43,6 +49,7 @@ class Sample:
     run_between_rejections: float
     overlap: float
     edge_excess: float
+    ground_edge_excess: float
     scoring_share_of_prefill: float
 
 
@@ -64,16 +71,18 @@ def study(
     gamma: int,
     progress: Callable[[float], None] = lambda share: None,
 ) -> Iterator[Sample]:
-    """Samples, request by request. seeds: (first, number of clips). gamma: of the serial decoder that is replayed."""
+    """Samples, request by request. seeds: (first, number of clips). pruners: names, ORACLE among them if it is wanted.
+    gamma: of the serial decoder that is replayed."""
     todo = list(requests(*seeds))
-    chosen = [pruner_named(name) for name in pruners]
+    chosen = [pruner_named(name) for name in pruners if name != ORACLE]
+    steps = ORACLE_STEPS if ORACLE in pruners else 0
     draft = load_draft(str(llm.pair.draft), "float32", "cpu")
     with tempfile.TemporaryDirectory() as folder:
         clip = Path(folder) / "clip.mp4"
         for done, (seed, kind, prompt) in enumerate(todo):
             if kind == "description":
                 write_clip(make_scene(seed), clip)
-            yield from _request(llm, draft, clip, prompt, (seed, kind), chosen, ratios, gamma)
+            yield from _request(llm, draft, clip, prompt, (seed, kind), chosen, ratios, gamma, steps)
             progress((done + 1) / len(todo))
 
 
@@ -87,12 +96,16 @@ def _request(
     pruners: Sequence[Pruner],
     ratios: Sequence[float],
     gamma: int,
+    oracle_steps: int,
 ) -> Iterator[Sample]:
     limit = 256
-    inputs = llm.inputs(clip, question)
-    answer = llm.generate(clip, question, method="ar", max_new_tokens=limit).token_ids
+    video = read_video(clip)
+    inputs = llm.inputs(video, question)
+    answer = llm.generate(video, question, method="ar", max_new_tokens=limit).token_ids
     here = on_device(inputs, llm.pair.target.device)
     prompt = llm.pair.family.place(llm.pair.target, here)
+    scene = make_scene(labels[0])
+    bare = ground(scene, [time / scene.duration for time in video.timestamps], prompt.grid)
     embeds = llm.pair.family.embed(llm.pair.target, here)
     reader = CachedModel.of(llm.pair.family, llm.pair.target)
     kinds = {pruner.attention: llm.pair.listener(prompt, pruner.attention) for pruner in pruners if pruner.attention}
@@ -107,6 +120,35 @@ def _request(
     family = family_of(draft)
     there = on_device(inputs, draft.device)
     draft_prompt, draft_embeds = family.place(draft, there), family.embed(draft, there)
+
+    def outcome(kept: Tensor) -> tuple[Counts, float]:
+        """What the replayed decoder counts, and the overlap, if the draft sees the video tokens `kept`."""
+        rows = _draft_rows(family, draft, draft_prompt, draft_embeds, kept, answer[:-1])[:, :common].cpu()
+        right = (rows.argmax(-1) == torch.tensor(answer[1:])).tolist()
+        both = torch.minimum(expected[:, :common].cpu().softmax(-1), rows.softmax(-1))
+        return replay(right, gamma, limit - 1), float(both.sum(-1).mean())
+
+    def sample(pruner: str, ratio: float, kept: Tensor, scoring: float) -> Sample:
+        counts, overlap = outcome(kept)
+        return Sample(
+            *labels,
+            pruner,
+            ratio,
+            len(answer),
+            counts.tokens_per_target_forward,
+            counts.acceptance_rate,
+            counts.run_between_rejections,
+            overlap,
+            edge_excess(kept, prompt.grid),
+            edge_excess(kept, prompt.grid, bare),
+            scoring / prefill,
+        )
+
+    def merit(kept: Tensor) -> float:
+        counts, overlap = outcome(kept)
+        return counts.tokens_per_target_forward + 0.01 * overlap  # overlap decides between equals
+
+    chosen: dict[float, list[Tensor]] = {}
     for pruner in pruners:
         heard = kinds.get(pruner.attention)
         signals = Signals(prompt.grid, embeds[prompt.video_at], heard.scores if heard else None)
@@ -114,21 +156,12 @@ def _request(
             began = time.perf_counter()
             kept = pruner.keep(signals, ratio)
             scoring = time.perf_counter() - began + (heard.seconds if heard else 0.0)
-            rows = _draft_rows(family, draft, draft_prompt, draft_embeds, kept, answer[:-1])[:, :common].cpu()
-            right = (rows.argmax(-1) == torch.tensor(answer[1:])).tolist()
-            counts = replay(right, gamma, limit - 1)
-            yield Sample(
-                *labels,
-                pruner.name,
-                ratio,
-                len(answer),
-                counts.tokens_per_target_forward,
-                counts.acceptance_rate,
-                counts.run_between_rejections,
-                float(torch.minimum(expected[:, :common].cpu().softmax(-1), rows.softmax(-1)).sum(-1).mean()),
-                edge_excess(kept, prompt.grid),
-                scoring / prefill,
-            )
+            chosen.setdefault(ratio, []).append(kept)
+            yield sample(pruner.name, ratio, kept, scoring)
+    if oracle_steps:
+        for ratio in ratios:
+            if ratio in chosen:
+                yield sample(ORACLE, ratio, search(chosen[ratio], merit, oracle_steps, labels[0]), 0.0)
 
 
 def _draft_rows(family: Family, draft: Any, prompt: Prompt, embeds: Tensor, kept: Tensor, answer: list[int]) -> Tensor:
@@ -138,13 +171,34 @@ def _draft_rows(family: Family, draft: Any, prompt: Prompt, embeds: Tensor, kept
     return reader.extend(answer)
 
 
-def edge_excess(kept: Tensor, grid: VideoGrid) -> float:
+def edge_excess(kept: Tensor, grid: VideoGrid, among: Tensor | None = None) -> float:
     """How much oftener than chance kept tokens lie in the first or last frame or at a frame's edge: their share of the
-    kept tokens over their share of all places, less one. 0 is no bias; nothing kept counts as 0. Our choice."""
+    kept tokens over their share of all places, less one. 0 is no bias; nothing kept counts as 0. Our choice.
+
+    among: (V,) bool, count only these places.
+    """
     edge = torch.zeros(grid.frames, grid.rows, grid.columns)
     edge[[0, -1]] = edge[:, [0, -1]] = edge[:, :, [0, -1]] = 1.0
     edge = edge.flatten()
-    return float(edge[kept].mean() / edge.mean() - 1) if len(kept) else 0.0
+    among = torch.ones(grid.tokens, dtype=torch.bool) if among is None else among
+    kept = kept[among[kept]]
+    return float(edge[kept].mean() / edge[among].mean() - 1) if len(kept) else 0.0
+
+
+def ground(scene: Scene, times: Sequence[float], grid: VideoGrid) -> Tensor:
+    """(V,) bool: the places where no object shows in any frame of their step. times: of the frames, shares of the clip,
+    equally many a step."""
+    bare = torch.ones(grid.frames, grid.rows, grid.columns, dtype=torch.bool)
+    across = ((torch.arange(grid.columns) + 0.5) / grid.columns)[None, :]
+    down = ((torch.arange(grid.rows) + 0.5) / grid.rows)[:, None]
+    reach = 0.71 / min(grid.rows, grid.columns)  # from a place's centre to its corner
+    for number, moment in enumerate(times):
+        step = number * grid.frames // len(times)
+        for thing in scene.things:
+            look = thing.look(moment)
+            if look.visible:
+                bare[step] &= (across - look.x) ** 2 + (down - look.y) ** 2 > (look.radius / SIDE + reach) ** 2
+    return bare.flatten()
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
@@ -175,7 +229,8 @@ def summary(samples: Sequence[Sample]) -> dict[str, list[dict[str, Any]]]:
                 "acceptance_rate": float(np.mean([s.acceptance_rate for s in group])),
                 "run_between_rejections": float(np.mean([s.run_between_rejections for s in group])),
                 "overlap": float(np.mean([s.overlap for s in group])),
-                "bias": float(np.mean([s.edge_excess for s in group])),
+                "bias": float(np.mean([s.ground_edge_excess for s in group])),
+                "edge_excess": float(np.mean([s.edge_excess for s in group])),
                 "scoring_share_of_prefill": float(np.median([s.scoring_share_of_prefill for s in group])),
             }
         )

@@ -11,7 +11,7 @@ import typer
 from rich.progress import Progress
 
 from hippo.bench import plots
-from hippo.bench.pruning import Sample, study, summary
+from hippo.bench.pruning import ORACLE, Sample, study, summary
 from hippo.cli import common
 from hippo.errors import HippoError
 from hippo.keep import PRUNERS, pruner_named
@@ -28,7 +28,10 @@ def _group() -> None:
 @app.command()
 def pruning(
     keep_ratio: Annotated[list[float] | None, typer.Option(help="A share to keep; may be given several times.")] = None,
-    pruners: Annotated[str, typer.Option(help="Names, separated by commas.")] = ",".join(PRUNERS),
+    pruners: Annotated[
+        str,
+        typer.Option(help=f"Names, separated by commas; {ORACLE} knows the answer and searches."),
+    ] = ",".join(PRUNERS),
     clips: Annotated[int, typer.Option(min=2, help="How many clips of the procedural world.")] = 100,
     first_seed: Annotated[int, typer.Option(min=0, help="The first clip's seed.")] = FIRST_SEED,
     gamma: Annotated[int, typer.Option(min=1, help="Tokens drafted at a time.")] = 8,
@@ -42,7 +45,10 @@ def pruning(
     Every clip is described, and asked about one object. Exact and without a clock: the draft's proposals are compared
     with the target's own text, and serial speculative decoding is replayed on them. Intervals are 95 % over clips.
     """
-    names = [pruner_named(name.strip()).name for name in pruners.split(",")]
+    names = [name.strip() for name in pruners.split(",")]
+    for name in names:
+        if name != ORACLE:
+            pruner_named(name)
     ratios = keep_ratio or [0.02, 0.05, 0.1, 0.2, 0.5, 1.0]
     for ratio in ratios:
         if not 0 < ratio <= 1:
@@ -74,7 +80,7 @@ def pruning(
 def tables(result: dict[str, Any]) -> str:
     """The rows, and what hippo wins over each other pruner, as Markdown."""
     lines = [
-        "| prompt | pruner | keep ratio | tokens per target forward (95 %) | acceptance | run | overlap | edge excess "
+        "| prompt | pruner | keep ratio | tokens per target forward (95 %) | acceptance | run | overlap | bias "
         "| scoring / prefill |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]

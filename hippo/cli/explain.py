@@ -63,21 +63,22 @@ def explain(
                 clip = read_video(video, frames=frames, fps=fps, progress=partial(progress, "reading frames"))
                 inputs = llm.inputs(clip, prompt)
                 # A prefill for each kind of attention: nearly always one.
-                kinds = dict.fromkeys(["all", *(pruner.attention or "all" for pruner in chosen)])
+                usual = pruner_named("hippo").attention
+                kinds = dict.fromkeys([usual, *(pruner.attention or usual for pruner in chosen)])
                 signals = {kind: llm.pair.look(inputs, kind)[1] for kind in kinds}
             with warnings.catch_warnings(record=True) as caught:
                 kept = {
-                    pruner.name: pruner.keep(signals[pruner.attention or "all"], keep_ratio).cpu().numpy()
+                    pruner.name: pruner.keep(signals[pruner.attention or usual], keep_ratio).cpu().numpy()
                     for pruner in chosen
                 }
-        grid = signals["all"].grid
+        grid = signals[usual].grid
         steps = shown(len(clip.frames), grid.frames)
         pictures, times = [clip.frames[step] for step in steps], [clip.timestamps[step] for step in steps]
         words = caption(kept, grid, times)
         with common.stderr.status("") as status:
             for name, draw in {
                 "kept.png": lambda path: kept_sheet(pictures, times, grid, kept).save(path),
-                "scores.png": lambda path: score_sheet(pictures, times, grid, _scores(signals["all"])).save(path),
+                "scores.png": lambda path: score_sheet(pictures, times, grid, _scores(signals[usual])).save(path),
                 "kept.mp4": lambda path: _write_clip(clip, cells_of(next(iter(kept.values())), grid), path),
                 "caption.txt": lambda path: path.write_text(words + "\n"),
             }.items():
@@ -161,13 +162,14 @@ def _spread(counts: np.ndarray, times: Sequence[float]) -> str:
 def _scores(signals: Signals) -> dict[str, np.ndarray]:
     """Each score, (V,) float32; the fused one as the pruner hippo has it."""
     assert signals.attention is not None
+    temporal, spatial = (score(signals.features, signals.grid) for score in (temporal_score, spatial_score))
     scores = {
         "the question's attention": signals.attention,
-        "temporal novelty": temporal_score(signals.features, signals.grid),
-        "spatial detail": spatial_score(signals.features, signals.grid),
+        "temporal novelty": temporal,
+        "spatial detail": spatial,
+        "all three, fused": fuse(signals.grid, attention=signals.attention, temporal=temporal, spatial=spatial),
     }
-    fused = fuse(list(scores.values()), [1.0] * len(scores), signals.grid)
-    return {label: score.float().cpu().numpy() for label, score in (scores | {"all three, fused": fused}).items()}
+    return {label: score.float().cpu().numpy() for label, score in scores.items()}
 
 
 def _write_clip(clip: Video, cells: np.ndarray, path: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -22,12 +20,29 @@ def normalise_per_frame(score: Tensor, grid: VideoGrid) -> Tensor:
     return (centred / spread).masked_fill(flat, 0.0).flatten()
 
 
-def fuse(scores: Sequence[Tensor], weights: Sequence[float], grid: VideoGrid) -> Tensor:
-    """The weighted sum of scores, each (V,), after `normalise_per_frame`. Returns (V,) float32."""
-    total = torch.zeros(grid.tokens, device=scores[0].device)
-    for score, weight in zip(scores, weights, strict=True):
-        total = total + weight * normalise_per_frame(score, grid)
-    return total
+def normalise(score: Tensor) -> Tensor:
+    """All of a video's scores, (V,), to mean 0 and standard deviation 1 together: frames stay unequal."""
+    return normalise_per_frame(score, VideoGrid(1, 1, len(score)))
+
+
+def fuse(
+    grid: VideoGrid,
+    *,
+    attention: Tensor | None = None,
+    temporal: Tensor | None = None,
+    spatial: Tensor | None = None,
+    weight: float = 3.0,
+    attention_per_frame: bool = False,
+) -> Tensor:
+    """The sum of those scores that are given, each (V,), after normalising. Returns (V,) float32.
+
+    Change and detail are normalised within each frame and weigh 1. Attention weighs `weight` and is normalised over the
+    whole video, unless `attention_per_frame`: which frames the question looks at counts (our choice, measured).
+    """
+    parts = [normalise_per_frame(score, grid) for score in (temporal, spatial) if score is not None]
+    if attention is not None:
+        parts.append(weight * (normalise_per_frame(attention, grid) if attention_per_frame else normalise(attention)))
+    return torch.stack([part.to(parts[0].device) for part in parts]).sum(dim=0)
 
 
 def budget(keep_ratio: float, grid: VideoGrid) -> int:
@@ -48,3 +63,22 @@ def spend(fused: Tensor, count: int, grid: VideoGrid, floor: float = 0.0) -> Ten
         best = frames.topk(least, dim=1).indices
         boosted.scatter_add_(1, best, torch.full_like(best, 1_000_000, dtype=boosted.dtype))
     return boosted.flatten().topk(count).indices.sort().values
+
+
+def spend_without_repeats(fused: Tensor, features: Tensor, count: int, grid: VideoGrid, alike: float = 0.95) -> Tensor:
+    """Like `spend`, but of tokens that look nearly the same only the best is taken, as far as others are left.
+
+    fused: (V,). features: (V, D), on the same device. alike: cosine from which two tokens count as the same. Looks at
+    the best 3 x count tokens, (3 count)^2 cosines. Returns the kept indices, sorted, (count,) int64. Our choice.
+    """
+    order = fused.topk(min(3 * count, grid.tokens)).indices
+    directions = torch.nn.functional.normalize(features[order].float(), dim=-1)
+    same = (directions @ directions.T > alike).cpu()
+    taken, repeats = torch.zeros(len(order), dtype=torch.bool), torch.zeros(len(order), dtype=torch.bool)
+    left = count
+    for index in range(len(order)):
+        if left and not repeats[index]:
+            taken[index], left = True, left - 1
+            repeats |= same[index]
+    taken[(~taken).nonzero()[:left, 0]] = True
+    return order.cpu()[taken].sort().values

@@ -5,13 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hippo.errors import HippoError
 from hippo.families import VideoGrid
-from hippo.keep.fusion import budget, fuse, spend
+from hippo.keep.fusion import budget, fuse, spend, spend_without_repeats
 from hippo.keep.spatial import spatial_score
 from hippo.keep.temporal import temporal_score
 
@@ -79,31 +80,37 @@ def keep_specvlm(signals: Signals, keep_ratio: float) -> Tensor:
 
 
 def keep_fused(
-    attention: float, temporal: float, spatial: float, floor: float = 0.0
+    attention: bool = True,
+    temporal: bool = True,
+    spatial: bool = True,
+    floor: float = 0.0,
+    repeats: bool = True,
+    **how: Any,
 ) -> Callable[[Signals, float], Tensor]:
-    """A pruner of scores normalised per frame and summed with these weights; those of weight 0 are not computed.
-    floor: see `spend`."""
+    """A pruner of the sum of some of the three scores; those left out are not computed. floor: see `spend`. repeats:
+    whether tokens that look the same may all be kept. how: see `fuse`."""
 
     def keep(signals: Signals, keep_ratio: float) -> Tensor:
-        grid = signals.grid
-        scores, weights = [], []
-        if attention:
-            assert signals.attention is not None
-            scores, weights = [signals.attention], [attention]
-        for weight, score in ((temporal, temporal_score), (spatial, spatial_score)):
-            if weight:
-                scores.append(score(signals.features, grid))
-                weights.append(weight)
-        return _best(fuse(scores, weights, grid), signals, keep_ratio, floor)
+        fused = fuse(
+            signals.grid,
+            attention=signals.attention if attention else None,
+            temporal=temporal_score(signals.features, signals.grid) if temporal else None,
+            spatial=spatial_score(signals.features, signals.grid) if spatial else None,
+            **how,
+        )
+        return _best(fused, signals, keep_ratio, floor, repeats)
 
     return keep
 
 
-def _best(score: Tensor, signals: Signals, keep_ratio: float, floor: float = 0.0) -> Tensor:
+def _best(score: Tensor, signals: Signals, keep_ratio: float, floor: float = 0.0, repeats: bool = True) -> Tensor:
     """The tokens with the highest score, (V,), on the CPU; evenly spread ones if the score says nothing."""
     if not score.isfinite().all() or bool((score == score[0]).all()):
         return _uniform_instead(signals, keep_ratio)
-    return spend(score.cpu(), budget(keep_ratio, signals.grid), signals.grid, floor)
+    count = budget(keep_ratio, signals.grid)
+    if not repeats:
+        return spend_without_repeats(score.to(signals.features.device), signals.features, count, signals.grid)
+    return spend(score.cpu(), count, signals.grid, floor)
 
 
 def _uniform_instead(signals: Signals, keep_ratio: float) -> Tensor:
@@ -116,27 +123,30 @@ def _evenly(tokens: Tensor, count: int) -> Tensor:
     return tokens[((torch.arange(count) + 0.5) * len(tokens) / count).long()] if count else tokens[:0]
 
 
-# "hippo" is the method; equal weights are our choice. The others are controls.
+# "hippo" is the method, with what the study found best; the others are controls.
 PRUNERS = {
     pruner.name: pruner
     for pruner in (
         Pruner("none", keep_all),
         Pruner("uniform", keep_uniform),
-        Pruner("hippo", keep_fused(1.0, 1.0, 1.0), attention="all"),
+        Pruner("hippo", keep_fused(), attention="early"),
         Pruner("blind", keep_none),
         Pruner("random", keep_random),
         Pruner("attention", keep_attention, attention="all"),
-        Pruner("specvlm", keep_specvlm, attention="all"),
-        Pruner("temporal", keep_fused(0.0, 1.0, 0.0)),
-        Pruner("spatial", keep_fused(0.0, 0.0, 1.0)),
+        Pruner("attention-early", keep_attention, attention="early"),
         Pruner("attention-debiased", keep_attention, attention="debiased"),
-        Pruner("hippo-debiased", keep_fused(1.0, 1.0, 1.0), attention="debiased"),
-        Pruner("hippo-early", keep_fused(1.0, 1.0, 1.0), attention="early"),
-        Pruner("hippo-half-floor", keep_fused(1.0, 1.0, 1.0, floor=0.5), attention="all"),
-        Pruner("hippo-even-budget", keep_fused(1.0, 1.0, 1.0, floor=1.0), attention="all"),
-        Pruner("hippo-without-attention", keep_fused(0.0, 1.0, 1.0)),
-        Pruner("hippo-without-temporal", keep_fused(1.0, 0.0, 1.0), attention="all"),
-        Pruner("hippo-without-spatial", keep_fused(1.0, 1.0, 0.0), attention="all"),
+        Pruner("specvlm", keep_specvlm, attention="all"),
+        Pruner("temporal", keep_fused(attention=False, spatial=False)),
+        Pruner("spatial", keep_fused(attention=False, temporal=False)),
+        Pruner("hippo-all-layers", keep_fused(), attention="all"),
+        Pruner("hippo-debiased", keep_fused(), attention="debiased"),
+        Pruner("hippo-per-frame", keep_fused(weight=1.0, attention_per_frame=True), attention="all"),
+        Pruner("hippo-half-floor", keep_fused(floor=0.5), attention="early"),
+        Pruner("hippo-even-budget", keep_fused(floor=1.0), attention="early"),
+        Pruner("hippo-without-repeats", keep_fused(repeats=False), attention="early"),
+        Pruner("hippo-without-attention", keep_fused(attention=False)),
+        Pruner("hippo-without-temporal", keep_fused(temporal=False), attention="early"),
+        Pruner("hippo-without-spatial", keep_fused(spatial=False), attention="early"),
     )
 }
 

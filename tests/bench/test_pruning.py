@@ -7,14 +7,15 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from hippo.bench.pruning import Sample, edge_excess, interval, requests, study, summary
+from hippo.bench import pruning
+from hippo.bench.pruning import Sample, edge_excess, ground, interval, requests, study, summary
 from hippo.cli.app import app
 from hippo.families import VideoGrid
 from hippo.world import make_scene
 
 
 def sample(seed, pruner, value, ratio=0.1):
-    return Sample(seed, "question", pruner, ratio, 20, value, 0.5, 1.0, 0.5, 0.0, 0.01)
+    return Sample(seed, "question", pruner, ratio, 20, value, 0.5, 1.0, 0.5, 0.0, 0.0, 0.01)
 
 
 def test_each_clip_is_described_and_asked_about_an_object():
@@ -33,6 +34,27 @@ def test_edge_excess():
     inside = [16 * frame + 4 * row + column for frame in (1, 2) for row in (1, 2) for column in (1, 2)]
     assert edge_excess(torch.tensor(inside), grid) == -1
     assert edge_excess(torch.arange(16), grid) == pytest.approx(64 / 56 - 1)
+
+
+def test_edge_excess_among_some_places():
+    grid = VideoGrid(4, 4, 4)
+    middle = torch.zeros(4, 4, 4, dtype=torch.bool)
+    middle[1:3, 1:3] = True  # eight of these sixteen are at a frame's edge
+    among = middle.flatten()
+    assert edge_excess(among.nonzero()[:, 0], grid, among) == 0
+    inner = torch.tensor([16 + 5, 0, 3])  # the last two are not among them
+    assert edge_excess(inner, grid, among) == -1
+
+
+def test_ground_is_where_no_object_shows():
+    scene, grid = make_scene(50000), VideoGrid(3, 8, 8)
+    times = [0.0, 0.1, 0.4, 0.5, 0.9, 1.0]
+    bare = ground(scene, times, grid).view(3, 8, 8)
+    for number, time in enumerate(times):
+        for look in (thing.look(time) for thing in scene.things):
+            if look.visible:
+                assert not bare[number // 2, min(7, int(look.y * 8)), min(7, int(look.x * 8))]
+    assert 0.3 < bare.float().mean() < 1
 
 
 def test_an_interval_holds_the_mean_and_narrows():
@@ -57,6 +79,14 @@ def test_a_draft_that_sees_everything_overlaps_more_than_a_blind_one(tiny):
     assert len(seen) == 8 and all(math.isfinite(s.overlap) and 0 < s.overlap <= 1 for s in seen)
     overlap = {name: sum(s.overlap for s in seen if s.pruner == name) for name in ("none", "blind")}
     assert overlap["none"] > overlap["blind"]
+
+
+def test_the_oracle_is_at_least_as_good_as_what_it_starts_from(tiny, monkeypatch):
+    monkeypatch.setattr(pruning, "ORACLE_STEPS", 3)
+    seen = list(study(tiny, (50000, 2), ["uniform", "hippo", "oracle"], [0.05], 8))
+    by = {(s.pruner, s.seed, s.prompt_kind): s.tokens_per_target_forward for s in seen}
+    for (pruner, *request), value in by.items():
+        assert by["oracle", *request] >= value, pruner
 
 
 def test_the_command_writes_samples_tables_and_plots(tmp_path):

@@ -41,7 +41,7 @@ def test_json_agrees_with_itself_and_with_the_files(tmp_path):
 
 
 def test_every_pruner_judges_by_the_attention_it_asks_for(tmp_path):
-    names = ["attention", "attention-debiased", "hippo-early", "uniform"]
+    names = ["attention", "attention-debiased", "hippo-all-layers", "uniform"]
     done = explain(CLIP, "--out", tmp_path, "--frames", 4, "--pruners", ",".join(names), "--json")
     kept = json.loads(done.stdout)["kept"]
     with hippo.load("tiny", start_draft=False) as llm:

@@ -1,9 +1,10 @@
 """Normalising, fusing and spending."""
 
+import pytest
 import torch
 
 from hippo.families import VideoGrid
-from hippo.keep.fusion import budget, fuse, normalise_per_frame, spend
+from hippo.keep.fusion import budget, fuse, normalise, normalise_per_frame, spend, spend_without_repeats
 
 GRID = VideoGrid(3, 2, 2)
 
@@ -20,9 +21,22 @@ def test_equal_scores_become_zero():
     assert normalise_per_frame(torch.full((12,), 5.0), GRID).tolist() == [0.0] * 12
 
 
-def test_weights_weigh():
-    a, b = torch.rand(12), torch.rand(12)
-    assert torch.equal(fuse([a, b], [1.0, 0.0], GRID), normalise_per_frame(a, GRID))
+def test_over_the_whole_video_frames_stay_unequal():
+    score = torch.arange(12.0)
+    frames = normalise(score).view(3, 4).mean(dim=1)
+    assert frames[0] < frames[1] < frames[2] and abs(float(normalise(score).mean())) < 1e-6
+    assert float(normalise(score).std(unbiased=False)) == pytest.approx(1)
+
+
+def test_scores_that_are_given_are_summed_and_attention_weighs_three():
+    attention, temporal, spatial = torch.rand(3, 12)
+    parts = [normalise_per_frame(temporal, GRID), normalise_per_frame(spatial, GRID)]
+    every = fuse(GRID, attention=attention, temporal=temporal, spatial=spatial)
+    torch.testing.assert_close(every, 3 * normalise(attention) + parts[0] + parts[1])
+    assert torch.equal(fuse(GRID, temporal=temporal), parts[0])
+    torch.testing.assert_close(
+        fuse(GRID, attention=attention, weight=2.0, attention_per_frame=True), 2 * normalise_per_frame(attention, GRID)
+    )
 
 
 def test_the_budget_is_the_ratio_but_at_least_one_token():
@@ -38,3 +52,11 @@ def test_a_floor_gives_every_frame_its_share():
     fused = torch.tensor([0.1, 0.2, 0.3, 0.4, 5, 6, 7, 8, 0.5, 0.6, 0.7, 9.0])
     kept = spend(fused, 6, GRID, floor=0.5)
     assert kept.tolist() == [3, 4, 5, 6, 7, 11]
+
+
+def test_of_tokens_that_look_the_same_the_best_is_kept():
+    fused = torch.arange(12.0)
+    looks = torch.eye(12)
+    looks[8:11] = looks[11].clone()
+    assert spend_without_repeats(fused, looks, 3, GRID).tolist() == [6, 7, 11]
+    assert spend_without_repeats(fused, torch.ones(12, 5), 3, GRID).tolist() == [9, 10, 11], "nothing else is left"
