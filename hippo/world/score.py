@@ -17,7 +17,8 @@ class Score:
     """Counts over the statements of one or more texts. Each pair is (right, made).
 
     colour, shape: of every statement that names an object, whether an object of that look is there at any time.
-    motion: of every move, turn, meeting or standing still, whether that very object does that in that direction.
+    motion: of every move, turn, meeting or standing still, whether that very object does that in that direction, with
+    that partner. directions: of every move, turn or meeting, the object and its direction alone.
     events: appearing, vanishing, growing, shrinking and changes of colour. places: every named place, with its object.
     order: of every right event after another right one, whether it comes no sooner. told: of the facts of the scenes,
     how many were told. unread: sentences that no phrase matches.
@@ -26,6 +27,7 @@ class Score:
     colour: tuple[int, int] = (0, 0)
     shape: tuple[int, int] = (0, 0)
     motion: tuple[int, int] = (0, 0)
+    directions: tuple[int, int] = (0, 0)
     events: tuple[int, int] = (0, 0)
     places: tuple[int, int] = (0, 0)
     order: tuple[int, int] = (0, 0)
@@ -47,6 +49,7 @@ def score(text: str, scene: Scene) -> Score:
     looks = {(s.colour, s.shape) for s in truth if s.shape}
     looks |= {(s.new_colour, s.shape) for s in truth if s.kind == "recolour"}
     places = {(s.colour, s.shape, s.place) for s in truth if s.place}
+    ways = {(s.colour, s.shape, s.direction) for s in truth if s.direction}
     starts = iter([event.start for event in scene.events])
     left: dict[tuple[str, ...], list[float]] = defaultdict(list)
     for statement in truth:
@@ -68,6 +71,8 @@ def score(text: str, scene: Scene) -> Score:
             last = start
         if said.kind in MOTIONS:
             total += Score(motion=(told, 1))
+            if said.direction:
+                total += Score(directions=((said.colour, said.shape, said.direction) in ways, 1))
         elif said.kind in EVENTS:
             total += Score(events=(told, 1))
         if said.place:

@@ -44,6 +44,16 @@ def test_a_wrong_colour_a_wrong_shape_and_a_wrong_motion():
     assert wrong.motion[0] == wrong.motion[1] - 1 and wrong.colour[0] == wrong.colour[1] == wrong.shape[0]
 
 
+def test_a_wrong_partner_is_a_wrong_motion_in_the_right_direction():
+    scene = next(s for s in map(make_scene, range(999)) if len(s.things) == 3 and s.events[0].kind == "meet")
+    meeting = scene.events[0]
+    met, third = scene.things[meeting.other], scene.things[3 - meeting.object - meeting.other]
+    name = f"{meeting.other_colour} {met.shape}"
+    said = next(s for s in describe(scene, random.Random(0)).split(". ") if name in s and s.startswith("First"))
+    wrong = score(said.replace(name, f"{third.first.colour} {third.shape}") + ".", scene)
+    assert wrong.motion == (0, 1) and wrong.directions == (1, 1)
+
+
 def test_a_colour_and_a_shape_of_different_objects_are_both_wrong():
     scene = next(s for s in map(make_scene, range(999)) if len({t.shape for t in s.things}) == len(s.things) == 2)
     one, other = scene.things
