@@ -2,7 +2,7 @@
 
     python training/train.py vision target --minutes 8       # the vision tower learns to see: what stands in each cell
     python training/train.py speak target --minutes 60       # the language model learns to say it, video tokens dropped
-    python training/train.py grow target --minutes 30        # 8 text layers become 24 and learn on, every weight free
+    python training/train.py grow target --minutes 15        # 8 text layers become 24 and learn on
     python training/train.py speak draft --minutes 30        # the draft begins with the target's eyes and first layers
 
 Each stage reads the newest stage before it and writes runs/<model>.<stage>.pt and, when it ends or is
@@ -41,7 +41,7 @@ from data import (
     Glances,
     Sample,
 )
-from tiny import SEED_LAYERS, TARGET_LAYERS, grow, make_model, make_processor, save
+from tiny import SEED_LAYERS, TARGET_LAYERS, grow, make_model, make_processor, save, thin
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -56,7 +56,7 @@ RUNS = Path(__file__).parent / "runs"
 TINY = BUNDLED / "tiny"
 STAGES = ("vision", "speak", "grow")
 WAYS = ("left", "right", "upwards", "downwards")
-EVENTS_AFTER = {"target": 5, "draft": 3}  # text layers after which video tokens shall know what happens
+EVENTS_AFTER = 5  # text layers after which video tokens shall know what happens
 READY = 0.93  # share of directions right from which clips get one more object
 
 
@@ -94,9 +94,11 @@ class Trainer:
             self.objects.fill_(state["objects"])
         elif self.args.model == "draft" and (RUNS / "target.speak.pt").exists():
             before = torch.load(RUNS / "target.speak.pt", weights_only=True)
-            self.model.load_state_dict({k: v for k, v in before["model"].items() if k in self.model.state_dict()})
+            target = make_model("target", self.processor)
+            target.load_state_dict(before["model"])
             self.heads.load_state_dict(before["heads"], strict=False)
-        elif self.args.bundled:
+            thin(target, self.model, self._inner_activations(target))
+        elif self.args.bundled and "speak" not in earlier:
             self.model = unbundled(self.args.model, self.model, grown=stage == "grow")
             if stage == "speak" and earlier:
                 before = torch.load(self._path("vision"), weights_only=True)
@@ -117,12 +119,27 @@ class Trainer:
             parameter.requires_grad_(True)
         if stage == "vision":
             self.model.model.language_model.requires_grad_(False)
-        if stage == "speak" and not self.args.thaw:
+        if stage != "vision" and not self.args.thaw:
             self.model.model.visual.requires_grad_(False)
         self.optimizers = self._optimizers()
         saved_optimizers = state["optimizers"] if state and not self.args.restart else []
         for optimizer, saved in zip(self.optimizers, saved_optimizers, strict=bool(saved_optimizers)):
             optimizer.load_state_dict(saved)
+
+    @torch.no_grad()
+    def _inner_activations(self, target: Any) -> dict[int, torch.Tensor]:
+        """Mean absolute activation of each layer's inner units in the target, on rows as the draft sees them."""
+        used: dict[int, torch.Tensor] = {}
+        for index, layer in enumerate(target.model.language_model.layers):
+            layer.mlp.down_proj.register_forward_pre_hook(
+                lambda _, inputs, index=index: used.update({index: inputs[0].float().abs().mean(dim=(0, 1))})
+            )
+        clips = Clips(self.processor, FIRST_TRAINING_SEED, 1.0, 1, (16,), torch.tensor(4))
+        draft, self.model = self.model, target.to(self.device)
+        self.heads.to(self.device)
+        self.speak([clips.sample(FIRST_TRAINING_SEED + i) for i in range(32)])
+        self.model = draft
+        return used
 
     def _optimizers(self) -> list[torch.optim.Optimizer]:
         """Muon for the matrices inside blocks, AdamW for all else; one learning rate serves both."""
@@ -199,7 +216,7 @@ class Trainer:
         """Projected video tokens of each sample, (V, width)."""
         grid = torch.tensor([s.grid for s in batch], device=self.device)
         patches = torch.cat([s.patches for s in batch]).to(self.device)
-        with torch.set_grad_enabled(self.args.stage != "speak" or self.args.thaw):
+        with torch.set_grad_enabled(self.args.stage == "vision" or self.args.thaw):
             return list(self.model.model.get_video_features(patches, grid).pooler_output)
 
     def see(self, batch: list[Sample]) -> tuple[torch.Tensor, dict[str, float]]:
@@ -288,12 +305,11 @@ class Trainer:
             cells = torch.cat([s.cells[row["kept"]] for s, row in zip(batch, rows, strict=True)]).to(self.device)
             at = torch.cat([row["kept"] for row in rows]).to(self.device)
             placed, notes["placed"] = self.place_loss(out.hidden_states[2][where], at)
-            after = EVENTS_AFTER[self.args.model]
-            moved, notes["moved"] = self.motion_loss(out.hidden_states[after - 1][where], cells)
-            happened, seen = self.events_loss(out.hidden_states[after][where], cells)
+            moved, notes["moved"] = self.motion_loss(out.hidden_states[EVENTS_AFTER - 1][where], cells)
+            happened, seen = self.events_loss(out.hidden_states[EVENTS_AFTER][where], cells)
             notes |= seen
             loss = loss + 0.3 * placed + 0.5 * moved + 0.5 * happened
-        if self.args.stage == "grow" or self.args.thaw:
+        if self.args.thaw:
             seen, _ = self.cells_loss(torch.cat(videos), torch.cat([s.cells for s in batch]).to(self.device))
             loss = loss + 0.1 * seen
         return loss, notes
@@ -342,7 +358,7 @@ class Trainer:
             count = int(total * rng.choice((0.05, 0.1, 0.1, 0.1, 0.15, 0.25)))
             if dice < self.args.whole + 0.5:
                 grid = VideoGrid(sample.grid[0], sample.grid[1] // 2, sample.grid[2] // 2)
-                telling = fuse([temporal_score(features, grid), spatial_score(features, grid)], (1.0, 1.0), grid)
+                telling = fuse(grid, temporal=temporal_score(features, grid), spatial=spatial_score(features, grid))
                 return spend(telling.cpu() + rng.choice((0.0, 1.0, 3.0)) * noise, count, grid)
             pull = rng.choice((0.0, 0.5, 1.0, 2.0))
             return (noise + pull * objects).topk(count).indices.sort().values
