@@ -21,6 +21,9 @@ import transformers
 import hippo
 from hippo.checkpoints import BUNDLED
 from hippo.cli.demo import CLIP
+from hippo.families import family_of
+from hippo.forward import CachedModel
+from hippo.keep import Signals, pruner_named
 from hippo.llm import DEFAULT_PROMPT, VideoLLM
 from hippo.options import make_options
 from hippo.report.baseline import transformers_generate
@@ -82,6 +85,40 @@ def measure(llm: VideoLLM, wrong: VideoLLM, clip: Path, runs: int, tokens: int) 
     return rows
 
 
+def step_costs(llm: VideoLLM, draft: Any, clip: Path, steps: int = 60) -> list[dict[str, Any]]:
+    """Seconds of one decode step of each model after the clip's prompt, one thread each,
+    the draft with a tenth of the video tokens; our forwards, and transformers' own."""
+    inputs, threads = llm.inputs(clip), torch.get_num_threads()
+    torch.set_num_threads(1)
+    rows = []
+    try:
+        for name, may_fuse in (("ours", True), ("transformers", False)):
+            seconds = {
+                role: step_seconds(model, inputs, may_fuse, share, steps)
+                for role, model, share in (("target", llm.pair.target, 1.0), ("draft", draft, 0.1))
+            }
+            rows.append({"forward": name, **seconds, "ratio": seconds["target"] / seconds["draft"]})
+    finally:
+        torch.set_num_threads(threads)
+    return rows
+
+
+@torch.no_grad()
+def step_seconds(model: Any, inputs: dict[str, Any], may_fuse: bool, share: float, steps: int) -> float:
+    """The median decode step of one model that sees this share of the video tokens."""
+    family = family_of(model)
+    prompt, embeds = family.place(model, inputs), family.embed(model, inputs)
+    kept = pruner_named("uniform").keep(Signals(prompt.grid, embeds[prompt.video_at], None), share)
+    stays = prompt.keep(kept)
+    cached = CachedModel.of(family, model, may_fuse=may_fuse)
+    cached.prefill(embeds[stays], prompt.positions[:, stays], prompt.next_position)
+    seconds = []
+    for _ in range(steps):
+        cached.extend([0])
+        seconds.append(cached.seconds)
+    return median(seconds[steps // 4 :])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", default=str(BUNDLED / "tiny" / "target"))
@@ -97,10 +134,11 @@ def main() -> None:
         bad = always_wrong(args.draft, folder)
         with hippo.load(args.target, args.draft) as llm, hippo.load(args.target, bad) as wrong:
             rows = measure(llm, wrong, args.video, args.runs, args.max_new_tokens)
+            draft = transformers.AutoModelForImageTextToText.from_pretrained(args.draft, dtype=llm.pair.target.dtype)
+            steps = step_costs(llm, draft.eval(), args.video)
     if args.json:
-        print(
-            json.dumps({"rows": rows, "torch": torch.__version__, "transformers": transformers.__version__}, indent=1)
-        )
+        versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+        print(json.dumps({"rows": rows, "steps": steps, **versions}, indent=1))
         return
     print("| method | tokens | end to end vs generate() | decode vs generate() | vs our ar | tokens a target forward "
           "| acceptance | gamma | scoring / prefill | identical |")  # fmt: skip
@@ -120,6 +158,9 @@ def main() -> None:
             "yes" if row["identical"] else "NO",
         ]
         print("| " + " | ".join(cells) + " |")
+    print("\n| one decode step | target | draft, a tenth of the video | ratio |\n| --- | --- | --- | --- |")
+    for row in steps:
+        print(f"| {row['forward']} | {1e3 * row['target']:.2f} ms | {1e3 * row['draft']:.2f} ms | {row['ratio']:.1f} |")
 
 
 if __name__ == "__main__":
