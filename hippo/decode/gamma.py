@@ -12,6 +12,8 @@ _WORTH_WAITING, _WORTH_CHECKING = 1.3, 0.7
 _FORGETS = 0.9  # a round, of the speed seen before
 _SUREST = 0.995  # no token is taken for certain
 _PATIENCE, _TRIAL, _REST, _LONGEST_REST = 6, 4, 16, 128  # rounds
+_BARREN, _BARREN_AGAIN = 5, 2  # rounds without one accepted token; the second once the draft has rested
+_BARREN_REST = 64
 
 
 class Costs:
@@ -63,8 +65,8 @@ class Gamma:
     that it stands is worth the wider forward, and waits for one that is not if that is worth the time; the chance is
     the product of the draft's own probabilities, corrected by how often they have held. In turns, `auto` is the
     number with the most expected tokens a second if each drafted token is accepted with the rate seen so far; the
-    prior of 0.8 is worth 4 tokens. When rounds with a draft turn out slower than the target alone, the draft rests,
-    and is tried again now and then.
+    prior of 0.8 is worth 4 tokens. When rounds with a draft turn out slower than the target alone, or nothing
+    at all is accepted, the draft rests, and is tried again now and then.
     """
 
     def __init__(self, value: int | str, overlapped: bool) -> None:
@@ -76,6 +78,7 @@ class Gamma:
         self._alone: deque[float] = deque(maxlen=9)  # seconds a token, in rounds without a draft
         self._together: deque[tuple[int, float]] = deque(maxlen=_PATIENCE)
         self._resting, self._rest = 0, _REST
+        self._barren, self._fruitful = 0, False  # since the draft began or rested
         self._working = self._waking = False
         self._tokens = self._seconds = 0.0
         self._wait, self._check = 1.0, 0.0  # chances from which a token is worth it
@@ -92,11 +95,20 @@ class Gamma:
             self._set_bars() if self._overlapped else self._set_gamma()
         return True
 
+    @property
+    def waking(self) -> bool:
+        """Whether the draft works again after a rest, and must first read what was said meanwhile."""
+        return self._working and self._waking
+
     def asks(self, waiting: int) -> int:
         """How many more tokens to ask for while so many are waiting to be drafted or checked."""
         if self._value is not None:
             return self._value
-        return LARGEST - waiting if self._overlapped else self._in_turns
+        if not self._overlapped:
+            return self._in_turns
+        # A few times as far as it will get: what is drafted beyond a rejection only warms the machine.
+        reach = round(4 / (1 - min(_SUREST, self._accepted / self._checked)))
+        return min(LARGEST, reach) - waiting
 
     def wants(self, window: Sequence[float], coming: float | None) -> bool:
         """Whether the target shall check one more than the drafted tokens in `window`, given by their probabilities;
@@ -128,6 +140,8 @@ class Gamma:
         self._checked += len(checked)
         self._promised += sum(checked)
         self._fresh = accepted < len(checked) or not checked
+        self._barren += bool(checked)
+        self._fruitful |= accepted > 0
 
     def saw_round(self, tokens: int, seconds: float) -> None:
         """The round planned last brought so many tokens in so many seconds."""
@@ -141,6 +155,10 @@ class Gamma:
             return
         self._tokens = _FORGETS * self._tokens + tokens
         self._seconds = _FORGETS * self._seconds + seconds
+        if not self._fruitful and self._barren >= (_BARREN if self._rest == _REST else _BARREN_AGAIN):
+            self._rest = max(self._rest, _BARREN_REST)
+            self._send_to_rest()
+            return
         self._together.append((tokens, seconds))
         if len(self._together) < (_TRIAL if self._rest > _REST else _PATIENCE):
             return
@@ -151,10 +169,14 @@ class Gamma:
             if speed > 0.8 * sum(self._costs.target()):
                 self._resting = _TRIAL  # to see how fast the target is when nothing disturbs it
         elif speed > median(self._alone):
-            self._resting, self._rest = self._rest, min(2 * self._rest, _LONGEST_REST)
-            self._together.clear()
+            self._send_to_rest()
         else:
             self._rest = _REST
+
+    def _send_to_rest(self) -> None:
+        self._resting, self._rest = self._rest, min(2 * self._rest, _LONGEST_REST)
+        self._together.clear()
+        self._barren, self._fruitful = 0, False
 
     def _set_bars(self) -> None:
         """What a token must be worth: the seconds that waiting for it or checking it takes, in tokens at this speed."""

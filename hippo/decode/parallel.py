@@ -20,7 +20,7 @@ def decode_parallel(session: Session, drafter: Drafter) -> Iterator[list[int]]:
         session.plan(drafter)
         window = session.window(drafter)
         rows = session.forward(window)
-        verdict = session.verify(rows, window + drafter.collect(1))
+        verdict = session.verify(rows, window + session.following(drafter))
         if verdict.own is not None:
             session.rollback(len(window) - len(verdict.accepted))
             drafter.settle(len(session.tokens) + len(verdict.accepted), [verdict.own])

@@ -83,6 +83,11 @@ class Session:
             sure.append(more[0].sure)
         return window
 
+    def following(self, drafter: Drafter) -> list[Proposal]:
+        """The first drafted token after the window, which the same forward checks. It is waited for, unless the draft
+        is still reading what was said while it rested."""
+        return [] if self._gamma.waking and drafter.coming() is None else drafter.collect(1)
+
     @property
     def _left(self) -> int:
         """Tokens that the answer may still hold."""

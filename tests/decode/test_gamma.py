@@ -81,8 +81,9 @@ def test_before_anything_is_known_the_target_takes_what_is_there_and_waits_for_n
 
 
 def test_the_draft_runs_on_but_not_too_far():
-    gamma = fed(True)
+    gamma = fed(True, accepted=95, checked=100)
     assert gamma.asks(0) == LARGEST and gamma.asks(LARGEST - 3) == 3 and gamma.asks(LARGEST) == 0
+    assert 0 < fed(True, accepted=5, checked=100).asks(0) < 6
 
 
 def test_in_turns_it_falls_with_acceptance():
@@ -99,6 +100,17 @@ def test_a_draft_that_brings_nothing_rests_most_of_the_time(overlapped):
         drafted += working
         gamma.saw_round(1, 0.06 if working else 0.05)
     assert 0 < drafted < 30
+
+
+@pytest.mark.parametrize("overlapped", [True, False])
+def test_a_draft_that_is_never_right_is_found_out_soon(overlapped):
+    gamma, worked = fed(overlapped), 0
+    for _ in range(100):
+        if gamma.works():
+            worked += 1
+            gamma.saw_verdict(0, [0.9])
+        gamma.saw_round(1, 0.05)  # as if it cost nothing
+    assert 6 <= worked <= 8
 
 
 def test_a_draft_that_brings_something_never_rests():

@@ -90,6 +90,18 @@ def test_the_window_ends_where_the_draft_does():
     assert [proposal.id for proposal in session.window(draft)] == [7, 8]
 
 
+def test_a_draft_that_reads_after_a_rest_is_not_waited_for():
+    session, _ = make(gamma=2)
+    draft = Draft()
+    session.plan(draft)
+    draft.collect = lambda count: ["collected"]
+    assert session.following(draft) == ["collected"]
+    session._gamma._waking = True
+    assert session.following(draft) == []
+    draft.tokens = proposals(3)
+    assert session.following(draft) == ["collected"], "it is there"
+
+
 def test_eos_as_the_first_token():
     session, _ = make(eos=[4])
     assert session.start(rows(4)[0]) == [4] and session.done and session.finish == "eos"
