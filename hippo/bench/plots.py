@@ -17,24 +17,29 @@ def require() -> None:
 
 def draw(result: dict[str, list[dict[str, Any]]], folder: Path) -> None:
     """accepted.png: tokens per target forward over the keep ratio, a line a pruner, a panel a kind of prompt.
-    edges.png: edge excess, likewise. result: see `hippo.bench.pruning.summary`."""
+    edges.png: bias, likewise. result: see `hippo.bench.pruning.summary`."""
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     kinds = sorted({row["prompt_kind"] for row in result["rows"]})
     for name, value, label in (
         ("accepted.png", "tokens_per_target_forward", "tokens per target forward"),
-        ("edges.png", "bias", "edge excess"),
+        ("edges.png", "bias", "bias"),
     ):
-        figure = Figure(figsize=(6.4 * len(kinds), 4.8), layout="constrained")
-        for panel, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
+        figure = Figure(figsize=(6.4 * len(kinds) + 2.4, 5.6), layout="constrained")
+        panels = figure.subplots(1, len(kinds), squeeze=False)[0]
+        for panel, kind in zip(panels, kinds, strict=True):
             rows = [row for row in result["rows"] if row["prompt_kind"] == kind]
             for number, pruner in enumerate(dict.fromkeys(row["pruner"] for row in rows)):
                 line = sorted((row["keep_ratio"], row[value]) for row in rows if row["pruner"] == pruner)
-                style = {"marker": "o", "linewidth": 3 if pruner == "hippo" else 1, "color": f"C{number % 10}"}
+                style: dict[str, Any] = {"color": colormaps["tab20"](number % 20), "label": pruner}
                 if len(line) == 1 and pruner in ("none", "blind"):
-                    panel.axhline(line[0][1], linestyle=":", color=style["color"], label=pruner)
+                    panel.axhline(line[0][1], linestyle=":", **style)
+                elif pruner == "hippo":
+                    panel.plot(*zip(*line, strict=True), marker="o", linewidth=3.5, zorder=3, **style | {"color": "k"})
                 else:
-                    panel.plot(*zip(*line, strict=True), label=pruner, **style)
+                    dashed = "--" if pruner.startswith("hippo-") else "-"
+                    panel.plot(*zip(*line, strict=True), marker=".", linewidth=1, linestyle=dashed, **style)
             panel.set(title=kind, xlabel="keep ratio", ylabel=label, xscale="log")
-            panel.legend(fontsize="small")
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", fontsize="small")
         figure.savefig(folder / name, dpi=110)
