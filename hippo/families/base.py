@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -86,9 +86,21 @@ def require_video_tokens(there: int, expected: int) -> None:
         )
 
 
-def filled(embeds: Tensor, here: Tensor, features: Tensor) -> Tensor:
-    """Embeddings (L, D) with `features` (n, D) in the n places where `here` (L,) is true."""
-    return embeds.masked_scatter(here[:, None], features.to(embeds))
+def embedded(
+    model: Any, inputs: Mapping[str, Any], images: Callable[[], Sequence[Tensor]], video: Callable[[], Tensor]
+) -> Tensor:
+    """(L, D) embeddings of a prompt, with the features of its images and its video in their places.
+
+    images, video: return them, (n, D) an image and (V, D); only called if the inputs hold such pixels.
+    """
+    input_ids, config = inputs["input_ids"][0], model.config
+    embeds = model.get_input_embeddings()(input_ids)
+    if inputs.get("pixel_values") is not None:
+        here = (input_ids == config.image_token_id)[:, None]
+        embeds = embeds.masked_scatter(here, torch.cat(list(images())).to(embeds))
+    if inputs.get("pixel_values_videos") is not None:
+        embeds = embeds.masked_scatter((input_ids == config.video_token_id)[:, None], video().to(embeds))
+    return embeds
 
 
 class Family(Protocol):

@@ -12,7 +12,7 @@ from hippo.families.base import (
     NO_VIDEO,
     Prompt,
     VideoGrid,
-    filled,
+    embedded,
     require_one_request,
     require_one_video,
     require_video_tokens,
@@ -35,15 +35,13 @@ class LlavaNextVideo:
         return Prompt(input_ids[0], video_at, grid, positions, positions[:, -1] + 1)
 
     def embed(self, model: Any, inputs: Mapping[str, Any]) -> Tensor:
-        input_ids, config = inputs["input_ids"][0], model.config
-        embeds = model.get_input_embeddings()(input_ids)
-        if inputs.get("pixel_values") is not None:
-            images = model.model.get_image_features(inputs["pixel_values"], inputs["image_sizes"]).pooler_output
-            embeds = filled(embeds, input_ids == config.image_token_id, torch.cat(list(images)))
-        if inputs.get("pixel_values_videos") is not None:
-            video = model.model.get_video_features(inputs["pixel_values_videos"]).pooler_output
-            embeds = filled(embeds, input_ids == config.video_token_id, video.flatten(0, 1))
-        return embeds
+        of = model.model
+        return embedded(
+            model,
+            inputs,
+            lambda: of.get_image_features(inputs["pixel_values"], inputs["image_sizes"]).pooler_output,
+            lambda: of.get_video_features(inputs["pixel_values_videos"]).pooler_output.flatten(0, 1),
+        )
 
     def language_model(self, model: Any) -> nn.Module:
         return model.model.language_model

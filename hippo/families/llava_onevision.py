@@ -12,7 +12,7 @@ from hippo.families.base import (
     NO_VIDEO,
     Prompt,
     VideoGrid,
-    filled,
+    embedded,
     require_one_request,
     require_one_video,
     require_video_tokens,
@@ -36,20 +36,20 @@ class LlavaOnevision:
         return Prompt(input_ids[0], tokens[:-1], grid, positions, positions[:, -1] + 1)
 
     def embed(self, model: Any, inputs: Mapping[str, Any]) -> Tensor:
-        input_ids, config = inputs["input_ids"][0], model.config
-        embeds = model.get_input_embeddings()(input_ids)
-        if inputs.get("pixel_values") is not None:
-            images = model.model.get_image_features(
-                inputs["pixel_values"], inputs["image_sizes"], batch_num_images=inputs.get("batch_num_images")
-            ).pooler_output
-            embeds = filled(embeds, input_ids == config.image_token_id, torch.cat(list(images)))
-        if inputs.get("pixel_values_videos") is not None:
-            video = model.model.get_video_features(inputs["pixel_values_videos"]).pooler_output.flatten(0, 1)
-            here = input_ids == config.video_token_id
-            if len(video) < int(here.sum()):  # transformers before 5.20 or so adds the newline in forward() only
-                video = torch.cat([video, model.model.image_newline[None].to(video)])
-            embeds = filled(embeds, here, video)
-        return embeds
+        of = model.model
+
+        def images() -> list[Tensor]:
+            sizes, counts = inputs["image_sizes"], inputs.get("batch_num_images")
+            return of.get_image_features(inputs["pixel_values"], sizes, batch_num_images=counts).pooler_output
+
+        def video() -> Tensor:
+            features = of.get_video_features(inputs["pixel_values_videos"]).pooler_output.flatten(0, 1)
+            if len(features) < int((inputs["input_ids"] == model.config.video_token_id).sum()):
+                # transformers before 5.20 or so adds the newline in forward() only
+                features = torch.cat([features, of.image_newline[None].to(features)])
+            return features
+
+        return embedded(model, inputs, images, video)
 
     def language_model(self, model: Any) -> nn.Module:
         return model.model.language_model

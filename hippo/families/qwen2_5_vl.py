@@ -13,7 +13,7 @@ from hippo.families.base import (
     NO_VIDEO,
     Prompt,
     VideoGrid,
-    filled,
+    embedded,
     require_one_request,
     require_one_video,
     require_video_tokens,
@@ -56,17 +56,15 @@ class Qwen2_5VL:
         return Prompt(input_ids[0], video_at, grid, positions[:, 0], positions[:, 0, -1] + 1)
 
     def embed(self, model: Any, inputs: Mapping[str, Any]) -> Tensor:
-        input_ids, config = inputs["input_ids"][0], model.config
-        embeds = model.get_input_embeddings()(input_ids)
-        if inputs.get("pixel_values") is not None:
-            images = model.model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"]).pooler_output
-            embeds = filled(embeds, input_ids == config.image_token_id, torch.cat(list(images)))
-        if inputs.get("pixel_values_videos") is not None:
-            video = model.model.get_video_features(
-                inputs["pixel_values_videos"], inputs["video_grid_thw"]
-            ).pooler_output
-            embeds = filled(embeds, input_ids == config.video_token_id, torch.cat(list(video)))
-        return embeds
+        of = model.model
+        return embedded(
+            model,
+            inputs,
+            lambda: of.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"]).pooler_output,
+            lambda: torch.cat(
+                list(of.get_video_features(inputs["pixel_values_videos"], inputs["video_grid_thw"]).pooler_output)
+            ),
+        )
 
     def language_model(self, model: Any) -> nn.Module:
         return model.model.language_model
