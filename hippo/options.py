@@ -22,7 +22,7 @@ class Options:
     """One request's settings. decoder and pruner are set by `method` unless they are given.
 
     keep_ratio: share of the video tokens that the draft sees, in (0, 1]. gamma: tokens a draft proposes at a time, or
-    "auto". stop: strings that end the answer.
+    "auto", see `hippo.decode.gamma`. stop: strings that end the answer.
     """
 
     method: str = "hippo"

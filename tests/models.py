@@ -24,6 +24,13 @@ from transformers import (
 
 VOCABULARY = 160
 VIDEO, IMAGE, START, END = 150, 151, 152, 153
+QWEN_TOKENS = {
+    "image_token_id": IMAGE,
+    "video_token_id": VIDEO,
+    "vision_start_token_id": START,
+    "vision_end_token_id": END,
+}
+MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}}
 FAMILIES = ("qwen2_5_vl", "llava_onevision", "qwen2_vl", "llava_next_video")
 
 
@@ -60,8 +67,7 @@ def text(layers: int, vocabulary: int) -> dict[str, Any]:
 def qwen(seed: int = 0, layers: int = 3, vocabulary: int = VOCABULARY) -> Any:
     """A random Qwen2.5-VL."""
     config = Qwen2_5_VLConfig(
-        text_config=text(layers, vocabulary)
-        | {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}},
+        text_config=text(layers, vocabulary) | MROPE,
         vision_config={
             "depth": 2,
             "hidden_size": 32,
@@ -72,10 +78,7 @@ def qwen(seed: int = 0, layers: int = 3, vocabulary: int = VOCABULARY) -> Any:
             "fullatt_block_indexes": [1],
             "tokens_per_second": 4,
         },
-        image_token_id=IMAGE,
-        video_token_id=VIDEO,
-        vision_start_token_id=START,
-        vision_end_token_id=END,
+        **QWEN_TOKENS,
     )
     return scaled(Qwen2_5_VLForConditionalGeneration(config), seed)
 
@@ -84,13 +87,9 @@ def qwen(seed: int = 0, layers: int = 3, vocabulary: int = VOCABULARY) -> Any:
 def qwen2(seed: int = 0, layers: int = 3, vocabulary: int = VOCABULARY) -> Any:
     """A random Qwen2-VL."""
     config = Qwen2VLConfig(
-        text_config=text(layers, vocabulary)
-        | {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}},
+        text_config=text(layers, vocabulary) | MROPE,
         vision_config={"depth": 2, "embed_dim": 32, "mlp_ratio": 2, "num_heads": 2, "hidden_size": 64},
-        image_token_id=IMAGE,
-        video_token_id=VIDEO,
-        vision_start_token_id=START,
-        vision_end_token_id=END,
+        **QWEN_TOKENS,
     )
     return scaled(Qwen2VLForConditionalGeneration(config), seed)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from statistics import median
 
 LARGEST = 24  # drafted tokens that may wait to be checked
-# Found on simulated answers, as `hippo.bench.ideal` makes them, over a range of costs and acceptance.
+# Found by hand on simulated answers over a range of costs and acceptance; their neighbours do nearly as well.
 _WORTH_WAITING, _WORTH_CHECKING = 1.3, 0.7
 _FORGETS = 0.9  # a round, of the speed seen before
 _SUREST = 0.995  # no token is taken for certain
