@@ -19,6 +19,7 @@ from hippo.world.render import SIDE
 from hippo.world.scene import COLOURS, DIRECTIONS, SHAPES, TEXTURES, TONES, Event
 
 FIRST_TRAINING_SEED = 1_000_000  # held-out seeds are those below
+ANOTHER = 1_000_000_000  # from a seed to the next one tried in its place
 CELL = 28  # pixels a side of one merged video token
 COLOUR_NAMES = list(COLOURS)
 KINDS = ("none", *DIRECTIONS, "appear", "vanish", "recolour", "grow", "shrink")  # what an object is doing
@@ -81,8 +82,8 @@ def label_cells(scene: Scene, times: list[float], side: int, left: int = 0, top:
     """What stands in each cell of each grid step: (V, 14) of colour, shape, tone, texture classes (0 is none for the
     first two); the object's centre relative to the cell, its radius, and how far it came since the step before, all in
     cells; 1 where an object is; which object of the scene; the slot of its event at that time (0: none), and the
-    kind of that event, a class of KINDS; one more than the number of the object it is about to meet (0: none). The step
-    after an object vanished, its cells still have its slot and kind.
+    kind of that event, a class of KINDS; one more than the number of the object it has met (0: none), for both of them.
+    The step after an object vanished, its cells still have its slot and kind.
     The picture is the square of `side` pixels at (left, top) of a frame of SIDE pixels."""
     steps, half = len(times) // 2, side // CELL
     cells = torch.zeros(steps, half, half, 14)
@@ -104,7 +105,6 @@ def label_cells(scene: Scene, times: list[float], side: int, left: int = 0, top:
             if event:
                 kind = event.detail if event.detail in DIRECTIONS else event.kind
                 cells[step, inside, SLOT], cells[step, inside, KIND] = slots.index(event.start) + 1, KINDS.index(kind)
-                cells[step, inside, MET] = 0 if event.other is None else event.other + 1
             if not look.visible:
                 continue
             best[step][inside] = distance[inside]
@@ -112,12 +112,23 @@ def label_cells(scene: Scene, times: list[float], side: int, left: int = 0, top:
             box = (dx / CELL, dy / CELL, torch.full_like(dx, look.radius / CELL))
             cells[step, inside, BOX] = torch.stack(box, dim=-1)[inside]
             cells[step, inside, CAME] = torch.tensor(came)
-            values = (COLOUR_NAMES.index(look.colour) + 1, SHAPES.index(thing.shape) + 1, 1, rank)
-            for channel, value in zip((COLOUR, SHAPE, THERE, RANK), values, strict=True):
+            met = _met(scene, rank, until)
+            values = (COLOUR_NAMES.index(look.colour) + 1, SHAPES.index(thing.shape) + 1, 1, rank, met)
+            for channel, value in zip((COLOUR, SHAPE, THERE, RANK, MET), values, strict=True):
                 cells[step, inside, channel] = value
             if event is None:
-                cells[step, inside, SLOT] = cells[step, inside, KIND] = cells[step, inside, MET] = 0
+                cells[step, inside, SLOT] = cells[step, inside, KIND] = 0
     return cells.flatten(0, 2)
+
+
+def _met(scene: Scene, rank: int, time: float) -> int:
+    """One more than the number of the object that object `rank` has met, or nearly, by `time`; 0: none. Nobody meets
+    twice."""
+    for event in scene.events:
+        if event.other is not None and time > event.start + 0.7 * (event.end - event.start):
+            if rank in (event.object, event.other):
+                return 1 + (event.other if rank == event.object else event.object)
+    return 0
 
 
 def _event_at(events: list[Event], since: float, until: float) -> Event | None:
@@ -149,12 +160,20 @@ def worn(frames: np.ndarray, rng: random.Random) -> np.ndarray:
 class Clips(IterableDataset):
     """Endless samples. modal: share of texts in the commonest phrasing; questions: how many a clip; objects: the most
     objects a clip may hold, a shared tensor so that the trainer can raise it. With one object whatever stands out
-    is the right thing to look at, so looking is learned in minutes; with many from the start it is not."""
+    is the right thing to look at, so looking is learned in minutes; with many from the start it is not. meetings: the
+    share of clips that are chosen for having a meeting, which one clip in seven has by itself."""
 
     def __init__(  # type: ignore[no-untyped-def]
-        self, processor, first_seed: int, modal: float, questions: int, frames: tuple[int, ...], objects: torch.Tensor
+        self,
+        processor,
+        first_seed: int,
+        modal: float,
+        questions: int,
+        frames: tuple[int, ...],
+        objects: torch.Tensor,
+        meetings: float = 0.0,
     ):
-        self.objects = objects
+        self.objects, self.meetings = objects, meetings
         self.tokenizer = processor.tokenizer
         self.first_seed, self.modal, self.questions, self.frames = first_seed, modal, questions, frames
 
@@ -169,7 +188,11 @@ class Clips(IterableDataset):
     def sample(self, seed: int, most: int | None = None, least: int = 1) -> Sample:
         """The sample of a seed; least, most: how many objects."""
         rng = random.Random(f"train-{seed}")
-        scene = make_scene(seed) if most is None else make_scene(seed, rng.randint(least, most))
+        scene = make_scene(seed, None if most is None else rng.randint(least, most))
+        if most != 1 and rng.random() < self.meetings:
+            while not any(event.kind == "meet" for event in scene.events):
+                seed += ANOTHER
+                scene = make_scene(seed, None if most is None else rng.randint(max(2, least), most))
         count = rng.choice(self.frames)
         jitter = rng.random()
         times = [min(1.0, (i + jitter) / (count - 1 + jitter * 0.999)) for i in range(count)]

@@ -57,6 +57,7 @@ TINY = BUNDLED / "tiny"
 STAGES = ("vision", "speak", "grow")
 WAYS = ("left", "right", "upwards", "downwards")
 EVENTS_AFTER = 5  # text layers after which video tokens shall know what happens
+MET_AFTER = 6  # and whom their object has met: a layer later, when the other's tokens know which object they show
 READY = 0.93  # share of directions right from which clips get one more object
 
 
@@ -68,7 +69,7 @@ class Trainer:
         self.model = make_model(args.model, self.processor)
         width = self.model.config.text_config.hidden_size
         # Linear read-outs that only training uses: a cell's content; its place; how far its object came; which object
-        # that is, and the slot and the kind of what it is doing; whom it meets.
+        # that is, and the slot and the kind of what it is doing; whom it has met.
         sizes = {"cells": 9 + 7 + 3 + 4 + 3, "place": 8 + 8, "motion": 2, "events": 4 + 8 + len(KINDS), "met": 5}
         self.heads = nn.ModuleDict({name: nn.Linear(width, size) for name, size in sizes.items()})
         self.step, self.elapsed = 0, 0.0
@@ -176,7 +177,8 @@ class Trainer:
         if args.stage == "vision":
             clips: IterableDataset = Glances(seeds)
         else:
-            clips = Clips(self.processor, seeds, args.modal, args.questions, (16, 16, 16, 12, 20), self.objects)
+            frames = (16, 16, 16, 12, 20)
+            clips = Clips(self.processor, seeds, args.modal, args.questions, frames, self.objects, args.meetings)
         loader = iter(DataLoader(clips, batch_size=args.batch, collate_fn=list, num_workers=1, prefetch_factor=4))
         began, saved = time.time() - self.elapsed, time.time()
         losses: list[float] = []
@@ -264,8 +266,15 @@ class Trainer:
         for name, logits, channel in (("slot", slot, SLOT), ("kind", kind, KIND)):
             total = total + (F.cross_entropy(logits, cells[:, channel].long(), reduction="none") * weight).sum()
             notes[name] = (logits.argmax(-1) == cells[:, channel])[doing].float().mean().item()
-        met = self.heads["met"](hidden[doing]).float()
-        return total + F.cross_entropy(met, cells[doing, MET].long()), notes
+        return total, notes
+
+    def met_loss(self, hidden: torch.Tensor, cells: torch.Tensor) -> tuple[torch.Tensor, float]:
+        """Tokens of an object shall know which other it has met: what "and meets the" looks for."""
+        there = cells[:, THERE] > 0
+        met, label = self.heads["met"](hidden[there]).float(), cells[there, MET].long()
+        weight = torch.where(label > 0, 1.0, 0.2)
+        loss = (F.cross_entropy(met, label, reduction="none") * weight).sum() / weight.sum()
+        return loss, (met.argmax(-1) == label)[label > 0].float().mean().nan_to_num().item()
 
     def speak(self, batch: list[Sample]) -> tuple[torch.Tensor, dict[str, float]]:
         """Every text of a clip in one row: all see the prefix with the video, none sees another text."""
@@ -308,7 +317,8 @@ class Trainer:
             moved, notes["moved"] = self.motion_loss(out.hidden_states[EVENTS_AFTER - 1][where], cells)
             happened, seen = self.events_loss(out.hidden_states[EVENTS_AFTER][where], cells)
             notes |= seen
-            loss = loss + 0.3 * placed + 0.5 * moved + 0.5 * happened
+            met, notes["met"] = self.met_loss(out.hidden_states[MET_AFTER][where], cells)
+            loss = loss + 0.3 * placed + 0.5 * moved + 0.5 * happened + 0.5 * met
         if self.args.thaw:
             seen, _ = self.cells_loss(torch.cat(videos), torch.cat([s.cells for s in batch]).to(self.device))
             loss = loss + 0.1 * seen
@@ -399,6 +409,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=3, help="questions a clip, beside its description")
     parser.add_argument("--modal", type=float, default=0.3, help="share of clips told in the commonest phrasing")
     parser.add_argument("--whole", type=float, default=0.05, help="share of clips shown with every video token")
+    parser.add_argument("--meetings", type=float, default=0, help="share of clips chosen for having a meeting")
     parser.add_argument(
         "--ramp", type=float, nargs="*", default=[],
         help="one object first; another once directions are right, at the latest from these shares of --minutes",
