@@ -23,7 +23,7 @@ from hippo.checkpoints import BUNDLED
 from hippo.cli.demo import CLIP
 from hippo.families import family_of
 from hippo.forward import CachedModel
-from hippo.keep import Signals, pruner_named
+from hippo.keep import pruner_named, signals_of
 from hippo.llm import DEFAULT_PROMPT, VideoLLM
 from hippo.options import make_options
 from hippo.report.baseline import transformers_generate
@@ -108,7 +108,7 @@ def step_seconds(model: Any, inputs: dict[str, Any], may_fuse: bool, share: floa
     """The median decode step of one model that sees this share of the video tokens."""
     family = family_of(model)
     prompt, embeds = family.place(model, inputs), family.embed(model, inputs)
-    kept = pruner_named("uniform").keep(Signals(prompt.grid, embeds[prompt.video_at], None), share)
+    kept = pruner_named("uniform").keep_all_of(signals_of(prompt, embeds.tokens[prompt.video_at], None), share)
     stays = prompt.keep(kept)
     cached = CachedModel.of(family, model, may_fuse=may_fuse)
     cached.prefill(embeds[stays], prompt.positions[:, stays], prompt.next_position)

@@ -19,7 +19,7 @@ from hippo.errors import HippoError
 from hippo.families import Prompt, family_of
 from hippo.forward import CachedModel, fused
 from hippo.inputs import on_device
-from hippo.keep import Listener, Signals, listening, pruner_named
+from hippo.keep import Listener, Signals, listening, pruner_named, signals_of
 from hippo.options import Options
 from hippo.report.stats import Stats
 from hippo.threads import sharing
@@ -88,8 +88,8 @@ class Pair:
                 self._owner = None
 
     @torch.no_grad()
-    def look(self, inputs: dict[str, Any], kind: str = "all") -> tuple[Prompt, Signals]:
-        """Only look at one request: where its tokens stand, and what pruners judge its video tokens by. kind: of
+    def look(self, inputs: dict[str, Any], kind: str = "all") -> tuple[Prompt, list[Signals]]:
+        """Only look at one request: where its tokens stand, and what pruners judge each video's tokens by. kind: of
         attention, see `Pruner`."""
         here = on_device(inputs, self.target.device)
         prompt = self.family.place(self.target, here)
@@ -98,7 +98,7 @@ class Pair:
         listener = self.listener(prompt, kind)
         with listening(self.family.language_model(self.target), listener):
             CachedModel.of(self.family, self.target).prefill(embeds, prompt.positions, prompt.next_position)
-        return prompt, Signals(prompt.grid, embeds[prompt.video_at], listener.scores)
+        return prompt, signals_of(prompt, embeds.tokens[prompt.video_at], listener.scores)
 
     def _answer(
         self, inputs: dict[str, Any], options: Options, stats: Stats, decode: Callable[[list[int]], str] | None
@@ -171,14 +171,14 @@ class Pair:
             nonlocal scoring
             began = clock(device)
             attention = listeners[0].scores if listeners else None
-            signals = Signals(prompt.grid, embeds[prompt.video_at], attention)
-            kept = pruner.keep(signals, options.keep_ratio) if prompt.grid.tokens else prompt.video_at
+            videos = signals_of(prompt, embeds.tokens[prompt.video_at], attention)
+            kept = pruner.keep_all_of(videos, options.keep_ratio)
             drafter.prefill(kept)
             stats.kept_tokens = len(kept)
             scoring += clock(device) - began
 
         # The draft reads its prompt as soon as its tokens are chosen, which can be before the target's prefill ends.
-        listens = pruner.attention and prompt.grid.tokens
+        listens = pruner.attention and len(prompt.video_at)
         listeners = [self.listener(prompt, pruner.attention, keep)] if listens else []
         with listening(self.family.language_model(self.target), *listeners):
             if options.decoder != "ar" and not listeners:
@@ -186,7 +186,7 @@ class Pair:
             logits = target.prefill(embeds, prompt.positions, prompt.next_position)
         prefilled = clock(device)
         scoring += sum(listener.seconds for listener in listeners)
-        stats.prompt_tokens, stats.video_tokens = len(prompt.input_ids), prompt.grid.tokens
+        stats.prompt_tokens, stats.video_tokens = len(prompt.input_ids), len(prompt.video_at)
         stats.seconds.vision = seen - begin
         stats.seconds.prefill, stats.seconds.scoring = prefilled - seen - scoring, scoring
         return logits

@@ -203,6 +203,13 @@ def with_image(family: str, request: dict[str, torch.Tensor], seed: int = 0) -> 
     return longer
 
 
+def with_second_video(family: str, request: dict[str, torch.Tensor], seed: int = 1) -> dict[str, torch.Tensor]:
+    """A request followed by another, of another video, in one prompt."""
+    second = inputs(family, seed=seed, frames=6 if family.startswith("qwen") else 8)
+    side_by_side = ("input_ids", "attention_mask", "mm_token_type_ids")
+    return {key: torch.cat([value, second[key]], dim=1 if key in side_by_side else 0) for key, value in request.items()}
+
+
 def generated(target: Any, request: dict[str, Any], **options: Any) -> list[int]:
     """What transformers' generate() says, prompt left out."""
     options = {"do_sample": False, "max_new_tokens": 24} | options

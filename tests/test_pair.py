@@ -16,7 +16,7 @@ from hippo.options import make_options
 from hippo.pair import Pair
 from hippo.report.stats import Stats
 from tests.drafts import draft
-from tests.models import FAMILIES, generated, inputs, model, text_only, with_image
+from tests.models import FAMILIES, generated, inputs, model, text_only, with_image, with_second_video
 
 pytestmark = pytest.mark.usefixtures("patient_targets")
 
@@ -128,7 +128,13 @@ def test_one_token_after_the_video(family):
 @pytest.mark.parametrize("method", ["ar", "sd", "pearl", "hippo"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_prompts_without_a_video_and_with_an_image(family, method):
-    for request in (text_only(family), with_image(family, text_only(family)), with_image(family, inputs(family))):
+    requests = (
+        text_only(family),
+        with_image(family, text_only(family)),
+        with_image(family, inputs(family)),
+        with_second_video(family, inputs(family)),
+    )
+    for request in requests:
         tokens, stats = answer(pair(family, "other"), request, method=method, keep_ratio=0.2)
         assert tokens == generated(model(family), request)
         assert stats.kept_tokens <= stats.video_tokens and (stats.video_tokens > 0) == (

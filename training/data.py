@@ -125,9 +125,9 @@ def _met(scene: Scene, rank: int, time: float) -> int:
     """One more than the number of the object that object `rank` has met, or nearly, by `time`; 0: none. Nobody meets
     twice."""
     for event in scene.events:
-        if event.other is not None and time > event.start + 0.7 * (event.end - event.start):
-            if rank in (event.object, event.other):
-                return 1 + (event.other if rank == event.object else event.object)
+        there = event.start + 0.7 * (event.end - event.start)
+        if event.other is not None and rank in (event.object, event.other) and time > there:
+            return 1 + (event.other if rank == event.object else event.object)
     return 0
 
 

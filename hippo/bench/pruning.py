@@ -17,7 +17,7 @@ from torch import Tensor
 from hippo.bench.oracle import search
 from hippo.bench.replay import Counts, replay
 from hippo.draft.worker import load_draft
-from hippo.families import Family, Prompt, VideoGrid, family_of
+from hippo.families import Embeds, Family, Prompt, VideoGrid, family_of
 from hippo.forward import CachedModel
 from hippo.inputs import on_device
 from hippo.keep import Pruner, Signals, listening, pruner_named
@@ -104,8 +104,9 @@ def _request(
     answer = llm.generate(video, question, method="ar", max_new_tokens=limit).token_ids
     here = on_device(inputs, llm.pair.target.device)
     prompt = llm.pair.family.place(llm.pair.target, here)
+    grid = prompt.grids[0]
     scene = make_scene(labels[0])
-    bare = ground(scene, [time / scene.duration for time in video.timestamps], prompt.grid)
+    bare = ground(scene, [time / scene.duration for time in video.timestamps], grid)
     embeds = llm.pair.family.embed(llm.pair.target, here)
     reader = CachedModel.of(llm.pair.family, llm.pair.target)
     kinds = {pruner.attention: llm.pair.listener(prompt, pruner.attention) for pruner in pruners if pruner.attention}
@@ -139,8 +140,8 @@ def _request(
             counts.acceptance_rate,
             counts.run_between_rejections,
             overlap,
-            edge_excess(kept, prompt.grid),
-            edge_excess(kept, prompt.grid, bare),
+            edge_excess(kept, grid),
+            edge_excess(kept, grid, bare),
             scoring / prefill,
         )
 
@@ -151,7 +152,7 @@ def _request(
     chosen: dict[float, list[Tensor]] = {}
     for pruner in pruners:
         heard = kinds.get(pruner.attention)
-        signals = Signals(prompt.grid, embeds[prompt.video_at], heard.scores if heard else None)
+        signals = Signals(grid, embeds.tokens[prompt.video_at], heard.scores if heard else None)
         for ratio in [WITHOUT_RATIO[pruner.name]] if pruner.name in WITHOUT_RATIO else ratios:
             began = time.perf_counter()
             kept = pruner.keep(signals, ratio)
@@ -164,9 +165,9 @@ def _request(
                 yield sample(ORACLE, ratio, search(chosen[ratio], merit, oracle_steps, labels[0]), 0.0)
 
 
-def _draft_rows(family: Family, draft: Any, prompt: Prompt, embeds: Tensor, kept: Tensor, answer: list[int]) -> Tensor:
+def _draft_rows(family: Family, draft: Any, prompt: Prompt, embeds: Embeds, kept: Tensor, answer: list[int]) -> Tensor:
     """(len(answer), vocabulary) logits of a draft that sees the video tokens `kept`."""
-    reader, stays = CachedModel.of(family, draft), prompt.keep(kept).to(embeds.device)
+    reader, stays = CachedModel.of(family, draft), prompt.keep(kept).to(draft.device)
     reader.prefill(embeds[stays], prompt.positions[:, stays], prompt.next_position)
     return reader.extend(answer)
 

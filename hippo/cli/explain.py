@@ -65,7 +65,7 @@ def explain(
                 # A prefill for each kind of attention: nearly always one.
                 usual = pruner_named("hippo").attention
                 kinds = dict.fromkeys([usual, *(pruner.attention or usual for pruner in chosen)])
-                signals = {kind: llm.pair.look(inputs, kind)[1] for kind in kinds}
+                signals = {kind: llm.pair.look(inputs, kind)[1][0] for kind in kinds}
             with warnings.catch_warnings(record=True) as caught:
                 kept = {
                     pruner.name: pruner.keep(signals[pruner.attention or usual], keep_ratio).cpu().numpy()

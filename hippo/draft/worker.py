@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hippo.draft.messages import Begin, End, Failed, Keep, Loaded, Propose, Ready, Settle, Token, put, take, unpacked
-from hippo.families import Prompt, family_of
+from hippo.families import Embeds, Prompt, family_of
 from hippo.forward import CachedModel, fused
 
 
@@ -34,7 +34,7 @@ class Worker:
 
     def _forget(self) -> None:
         self._prompt: Prompt | None = None
-        self._embeds: Tensor | None = None
+        self._embeds: Embeds | None = None
         self._cached: CachedModel | None = None
         self._tokens: list[int] = []  # generated and proposed
         self._fed = 0  # of them, in the KV cache

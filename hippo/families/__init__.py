@@ -3,7 +3,7 @@
 from typing import Any
 
 from hippo.errors import HippoError
-from hippo.families.base import Family, Prompt, VideoGrid
+from hippo.families.base import Embeds, Family, Prompt, VideoGrid
 from hippo.families.llava_next_video import LlavaNextVideo
 from hippo.families.llava_onevision import LlavaOnevision
 from hippo.families.qwen2_5_vl import Qwen2_5VL
@@ -11,7 +11,7 @@ from hippo.families.qwen2_vl import Qwen2VL
 
 FAMILIES: tuple[Family, ...] = (Qwen2VL(), Qwen2_5VL(), LlavaOnevision(), LlavaNextVideo())
 
-__all__ = ["FAMILIES", "Family", "Prompt", "VideoGrid", "family_of", "require_family"]
+__all__ = ["FAMILIES", "Embeds", "Family", "Prompt", "VideoGrid", "family_of", "require_family"]
 
 
 def family_of(model: Any) -> Family:

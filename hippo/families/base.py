@@ -26,31 +26,29 @@ class VideoGrid:
         return self.frames * self.rows * self.columns
 
 
-NO_VIDEO = VideoGrid(0, 0, 0)
-
-
 @dataclass(frozen=True)
 class Prompt:
     """One request as a language model receives it.
 
     input_ids: (L,) token ids, placeholders included.
-    video_at: (V,) where the video's tokens stand in the prompt, ordered by frame, row, column. Tokens that belong to
-        the video but to no cell (LLaVA-OneVision's newline) are not among them and are never pruned; nor are images.
-    grid: the video's grid, V = grid.tokens; NO_VIDEO if there is none.
+    video_at: (V,) where the videos' tokens stand in the prompt, one video after the other, each ordered by frame, row,
+        column. Tokens that belong to a video but to no cell (LLaVA-OneVision's newline) are not among them and are
+        never pruned; nor are images.
+    grids: the grid of each video, V is the sum of their tokens; empty if there is none.
     positions: (axes, L) rotary positions: 1 axis, or 3 for M-RoPE (time, height, width).
     next_position: (axes,) position of the first generated token; each further token adds one on every axis.
     """
 
     input_ids: Tensor
     video_at: Tensor
-    grid: VideoGrid
+    grids: tuple[VideoGrid, ...]
     positions: Tensor
     next_position: Tensor
 
     @property
     def question_at(self) -> Tensor:
-        """(T,) prompt indices of the text after the video, or of the last token alone where there is none."""
-        after = torch.arange(int(self.video_at[-1]) + 1, len(self.input_ids), device=self.input_ids.device)
+        """(T,) prompt indices of the text after the last video, or of the last token alone where there is none."""
+        after = torch.arange(int(self.video_at.max()) + 1, len(self.input_ids), device=self.input_ids.device)
         after = after[self.input_ids[after] != self.input_ids[self.video_at[-1]]]
         return after if len(after) else torch.tensor([len(self.input_ids) - 1], device=self.input_ids.device)
 
@@ -60,6 +58,26 @@ class Prompt:
         stays[self.video_at.cpu()] = False
         stays[self.video_at.cpu()[kept.cpu()]] = True
         return stays.nonzero()[:, 0]
+
+
+class Embeds:
+    """(L, D) embeddings of a prompt, as its language model receives them. A family whose video tokens enter deeper
+    layers too has a subclass that knows how."""
+
+    def __init__(self, tokens: Tensor) -> None:
+        self.tokens = tokens
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, which: Tensor | slice) -> Embeds:
+        """Those of some of the prompt's tokens, in order."""
+        return Embeds(self.tokens[which])
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What the language model's forward takes besides `inputs_embeds`."""
+        return {}
 
 
 def require_one_request(inputs: Mapping[str, Any]) -> Tensor:
@@ -72,26 +90,22 @@ def require_one_request(inputs: Mapping[str, Any]) -> Tensor:
     return input_ids
 
 
-def require_one_video(videos: int) -> None:
-    """Raises HippoError if a request holds more than one."""
-    if videos > 1:
-        raise HippoError(f"the request holds {videos} videos", "pass one video a request")
-
-
-def require_video_tokens(there: int, expected: int) -> None:
-    """Raises HippoError if the prompt has another number of the video's tokens than the video."""
+def require_video_tokens(there: int, grids: Sequence[VideoGrid], beside: int = 0) -> None:
+    """Raises HippoError if the prompt has another number of video tokens than its videos. beside: tokens of each video
+    that belong to no cell."""
+    expected = sum(grid.tokens + beside for grid in grids)
     if there != expected:
         raise HippoError(
-            f"{there} video tokens in the prompt, {expected} in the video", "use the model's own processor"
+            f"{there} video tokens in the prompt, {expected} in the videos", "use the model's own processor"
         )
 
 
 def embedded(
-    model: Any, inputs: Mapping[str, Any], images: Callable[[], Sequence[Tensor]], video: Callable[[], Tensor]
-) -> Tensor:
-    """(L, D) embeddings of a prompt, with the features of its images and its video in their places.
+    model: Any, inputs: Mapping[str, Any], images: Callable[[], Sequence[Tensor]], videos: Callable[[], Tensor]
+) -> Embeds:
+    """Embeddings of a prompt, with the features of its images and its videos in their places.
 
-    images, video: return them, (n, D) an image and (V, D); only called if the inputs hold such pixels.
+    images, videos: return them, (n, D) an image and (V, D); only called if the inputs hold such pixels.
     """
     input_ids, config = inputs["input_ids"][0], model.config
     embeds = model.get_input_embeddings()(input_ids)
@@ -99,8 +113,8 @@ def embedded(
         here = (input_ids == config.image_token_id)[:, None]
         embeds = embeds.masked_scatter(here, torch.cat(list(images())).to(embeds))
     if inputs.get("pixel_values_videos") is not None:
-        embeds = embeds.masked_scatter((input_ids == config.video_token_id)[:, None], video().to(embeds))
-    return embeds
+        embeds = embeds.masked_scatter((input_ids == config.video_token_id)[:, None], videos().to(embeds))
+    return Embeds(embeds)
 
 
 class Family(Protocol):
@@ -111,8 +125,9 @@ class Family(Protocol):
     def place(self, model: Any, inputs: Mapping[str, Any]) -> Prompt:
         """Where everything stands, without running the model. Raises HippoError for inputs it cannot serve."""
 
-    def embed(self, model: Any, inputs: Mapping[str, Any]) -> Tensor:
-        """(L, D) input embeddings of the whole prompt, the video's projected tokens in their places."""
+    def embed(self, model: Any, inputs: Mapping[str, Any]) -> Embeds:
+        """Input embeddings of the whole prompt, the videos' projected tokens in their places."""
 
     def language_model(self, model: Any) -> nn.Module:
-        """The text stack: inputs_embeds, position_ids, attention_mask, past_key_values -> last_hidden_state."""
+        """The text stack: inputs_embeds, position_ids, attention_mask, past_key_values and `Embeds.arguments` ->
+        last_hidden_state."""

@@ -6,15 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hippo.families.base import (
-    NO_VIDEO,
+    Embeds,
     Prompt,
     VideoGrid,
     embedded,
     require_one_request,
-    require_one_video,
     require_video_tokens,
 )
 
@@ -24,17 +23,17 @@ class LlavaNextVideo:
 
     def place(self, model: Any, inputs: Mapping[str, Any]) -> Prompt:
         input_ids = require_one_request(inputs)
-        pixels, grid = inputs.get("pixel_values_videos"), NO_VIDEO
+        pixels = inputs.get("pixel_values_videos")
+        grids: tuple[VideoGrid, ...] = ()
         if pixels is not None:
-            require_one_video(len(pixels))
             side = pixels.shape[-1] // model.config.vision_config.patch_size // model.config.spatial_pool_stride
-            grid = VideoGrid(pixels.shape[1], side, side)
+            grids = (VideoGrid(pixels.shape[1], side, side),) * len(pixels)
         video_at = (input_ids[0] == model.config.video_token_id).nonzero()[:, 0]
-        require_video_tokens(len(video_at), grid.tokens)
+        require_video_tokens(len(video_at), grids)
         positions = torch.arange(len(input_ids[0]), device=input_ids.device)[None]
-        return Prompt(input_ids[0], video_at, grid, positions, positions[:, -1] + 1)
+        return Prompt(input_ids[0], video_at, grids, positions, positions[:, -1] + 1)
 
-    def embed(self, model: Any, inputs: Mapping[str, Any]) -> Tensor:
+    def embed(self, model: Any, inputs: Mapping[str, Any]) -> Embeds:
         of = model.model
         return embedded(
             model,

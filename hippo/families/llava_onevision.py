@@ -1,4 +1,4 @@
-"""LLaVA-OneVision: plain one-dimensional positions, frames pooled to a square grid, one newline after the video."""
+"""LLaVA-OneVision: plain one-dimensional positions, frames pooled to a square grid, one newline after each video."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from hippo.families.base import (
-    NO_VIDEO,
+    Embeds,
     Prompt,
     VideoGrid,
     embedded,
     require_one_request,
-    require_one_video,
     require_video_tokens,
 )
 
@@ -24,32 +23,34 @@ class LlavaOnevision:
 
     def place(self, model: Any, inputs: Mapping[str, Any]) -> Prompt:
         input_ids = require_one_request(inputs)
-        pixels, grid = inputs.get("pixel_values_videos"), NO_VIDEO
+        pixels = inputs.get("pixel_values_videos")
+        grids: tuple[VideoGrid, ...] = ()
         if pixels is not None:
-            require_one_video(len(pixels))
             vision = model.config.vision_config
             side = -(-(vision.image_size // vision.patch_size) // 2)
-            grid = VideoGrid(pixels.shape[1], side, side)
+            grids = (VideoGrid(pixels.shape[1], side, side),) * len(pixels)
         tokens = (input_ids[0] == model.config.video_token_id).nonzero()[:, 0]
-        require_video_tokens(len(tokens), grid.tokens + (pixels is not None))  # the newline
+        require_video_tokens(len(tokens), grids, beside=1)  # the newline
+        video_at = tokens.view(len(grids), -1)[:, :-1].flatten() if grids else tokens
         positions = torch.arange(len(input_ids[0]), device=input_ids.device)[None]
-        return Prompt(input_ids[0], tokens[:-1], grid, positions, positions[:, -1] + 1)
+        return Prompt(input_ids[0], video_at, grids, positions, positions[:, -1] + 1)
 
-    def embed(self, model: Any, inputs: Mapping[str, Any]) -> Tensor:
+    def embed(self, model: Any, inputs: Mapping[str, Any]) -> Embeds:
         of = model.model
 
         def images() -> list[Tensor]:
             sizes, counts = inputs["image_sizes"], inputs.get("batch_num_images")
             return of.get_image_features(inputs["pixel_values"], sizes, batch_num_images=counts).pooler_output
 
-        def video() -> Tensor:
-            features = of.get_video_features(inputs["pixel_values_videos"]).pooler_output.flatten(0, 1)
-            if len(features) < int((inputs["input_ids"] == model.config.video_token_id).sum()):
+        def videos() -> Tensor:
+            features = of.get_video_features(inputs["pixel_values_videos"]).pooler_output
+            if features.shape[:2].numel() < int((inputs["input_ids"] == model.config.video_token_id).sum()):
                 # transformers before 5.20 or so adds the newline in forward() only
-                features = torch.cat([features, of.image_newline[None].to(features)])
-            return features
+                newline = of.image_newline.to(features).expand(len(features), 1, -1)
+                features = torch.cat([features, newline], dim=1)
+            return features.flatten(0, 1)
 
-        return embedded(model, inputs, images, video)
+        return embedded(model, inputs, images, videos)
 
     def language_model(self, model: Any) -> nn.Module:
         return model.model.language_model

@@ -6,16 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hippo.errors import HippoError
 from hippo.families.base import (
-    NO_VIDEO,
+    Embeds,
     Prompt,
     VideoGrid,
     embedded,
     require_one_request,
-    require_one_video,
     require_video_tokens,
 )
 
@@ -26,17 +25,16 @@ class Qwen2_5VL:
     def place(self, model: Any, inputs: Mapping[str, Any]) -> Prompt:
         input_ids = require_one_request(inputs)
         images, videos = inputs.get("image_grid_thw"), inputs.get("video_grid_thw")
-        grid = NO_VIDEO
-        if videos is not None:
-            require_one_video(len(videos))
-            merge = model.config.vision_config.spatial_merge_size
-            frames, rows, columns = (int(n) for n in videos[0])
-            grid = VideoGrid(frames, rows // merge, columns // merge)
+        merge = model.config.vision_config.spatial_merge_size
+        grids = tuple(
+            VideoGrid(frames, rows // merge, columns // merge)
+            for frames, rows, columns in (videos.tolist() if videos is not None else [])
+        )
         video_at = (input_ids[0] == model.config.video_token_id).nonzero()[:, 0]
-        require_video_tokens(len(video_at), grid.tokens)
+        require_video_tokens(len(video_at), grids)
         if images is None and videos is None:
             positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand(3, -1)
-            return Prompt(input_ids[0], video_at, grid, positions, positions[:, -1] + 1)
+            return Prompt(input_ids[0], video_at, grids, positions, positions[:, -1] + 1)
         kinds = inputs.get("mm_token_type_ids")
         if kinds is None:
             # generate() would silently fall back to text positions.
@@ -53,9 +51,9 @@ class Qwen2_5VL:
         )
         # generate() goes on from the last prompt token's position, not from the largest one, which a long clip's
         # temporal axis can exceed.
-        return Prompt(input_ids[0], video_at, grid, positions[:, 0], positions[:, 0, -1] + 1)
+        return Prompt(input_ids[0], video_at, grids, positions[:, 0], positions[:, 0, -1] + 1)
 
-    def embed(self, model: Any, inputs: Mapping[str, Any]) -> Tensor:
+    def embed(self, model: Any, inputs: Mapping[str, Any]) -> Embeds:
         of = model.model
         return embedded(
             model,

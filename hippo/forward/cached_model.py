@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hippo.clock import clock
-from hippo.families import Family
+from hippo.families import Embeds, Family
 from hippo.forward.fused import FusedDecoder, fused
 from hippo.forward.kv_cache import KVCache
 
@@ -46,8 +46,8 @@ class CachedModel:
         return cls(family.language_model(model), head, lookup, may_fuse, spare)
 
     @torch.inference_mode()
-    def prefill(self, embeds: Tensor, positions: Tensor, next_position: Tensor) -> Tensor:
-        """Read a prompt. embeds: (L, D); positions: (axes, L); next_position: (axes,). Returns (vocabulary,) logits."""
+    def prefill(self, embeds: Embeds, positions: Tensor, next_position: Tensor) -> Tensor:
+        """Read a prompt of L tokens. positions: (axes, L); next_position: (axes,). Returns (vocabulary,) logits."""
         self._next = next_position
         self._first = len(embeds)
         return self._forward(embeds, positions, last_only=True)[0]
@@ -64,7 +64,8 @@ class CachedModel:
         if self._fused is not None:
             logits = self._head(self._fused.forward(embeds, self._rotary_at(begin, begin + len(ids)), self._kv))
         else:
-            logits = self._forward(embeds, self._next[:, None] + torch.arange(begin, begin + len(ids), device=device))
+            positions = self._next[:, None] + torch.arange(begin, begin + len(ids), device=device)
+            logits = self._forward(Embeds(embeds), positions)
         self.forwards += 1
         self.seconds = clock(device) - began
         return logits
@@ -86,15 +87,16 @@ class CachedModel:
         cos, sin = self._rotary
         return cos[begin:end], sin[begin:end]
 
-    def _forward(self, embeds: Tensor, positions: Tensor, last_only: bool = False) -> Tensor:
+    def _forward(self, embeds: Embeds, positions: Tensor, last_only: bool = False) -> Tensor:
         # An explicit mask of ones: without one, transformers would read the gaps that pruning leaves in the positions
         # as borders between packed sequences.
-        seen = torch.ones(1, self.length + len(embeds), dtype=torch.bool, device=embeds.device)
+        seen = torch.ones(1, self.length + len(embeds), dtype=torch.bool, device=embeds.tokens.device)
         hidden = self._language_model(
-            inputs_embeds=embeds[None],
+            inputs_embeds=embeds.tokens[None],
             position_ids=positions if len(positions) == 1 else positions[:, None],
             attention_mask=seen,
             past_key_values=self._kv.cache,
             use_cache=True,
+            **embeds.arguments,
         ).last_hidden_state[0]
         return self._head(hidden[-1:] if last_only else hidden)

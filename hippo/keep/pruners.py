@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hippo.errors import HippoError
-from hippo.families import VideoGrid
+from hippo.families import Prompt, VideoGrid
 from hippo.keep.fusion import budget, fuse, spend, spend_without_repeats
 from hippo.keep.spatial import spatial_score
 from hippo.keep.temporal import temporal_score
@@ -30,6 +31,13 @@ class Signals:
     attention: Tensor | None = None
 
 
+def signals_of(prompt: Prompt, features: Tensor, attention: Tensor | None) -> list[Signals]:
+    """The signals of each video of a prompt. features: (V, D) and attention: (V,) of all of them, as in `Signals`."""
+    sizes = [grid.tokens for grid in prompt.grids]
+    heard = [None] * len(sizes) if attention is None else attention.split(sizes)
+    return [Signals(*of_one) for of_one in zip(prompt.grids, features.split(sizes), heard, strict=True)]
+
+
 @dataclass(frozen=True)
 class Pruner:
     """name; keep(signals, keep_ratio) -> kept indices, sorted, int64; attention: the kind of the target's attention it
@@ -38,6 +46,12 @@ class Pruner:
     name: str
     keep: Callable[[Signals, float], Tensor]
     attention: str = ""
+
+    def keep_all_of(self, videos: Sequence[Signals], keep_ratio: float) -> Tensor:
+        """Kept indices into the tokens of all videos, each of which keeps its own share."""
+        first = [0, *accumulate(signals.grid.tokens for signals in videos)]
+        kept = [self.keep(signals, keep_ratio) + begin for signals, begin in zip(videos, first, strict=False)]
+        return torch.cat(kept) if kept else torch.arange(0)
 
 
 def keep_all(signals: Signals, keep_ratio: float) -> Tensor:

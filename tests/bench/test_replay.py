@@ -31,7 +31,7 @@ def test_it_counts_what_the_decoder_counts(gamma, limit):
     options = make_options(decoder="serial", pruner="uniform", keep_ratio=0.2, gamma=gamma, max_new_tokens=limit)
     tokens = [token for part in of.answer(request, options, stats) for token in part]
     of.close()
-    prompt, signals = of.look(request)
+    prompt, (signals,) = of.look(request)
     stays = prompt.keep(pruner_named("uniform").keep(signals, 0.2))
     small = draft("other")
     family = family_of(small)

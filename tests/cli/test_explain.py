@@ -47,7 +47,7 @@ def test_every_pruner_judges_by_the_attention_it_asks_for(tmp_path):
     with hippo.load("tiny", start_draft=False) as llm:
         inputs = llm.inputs(CLIP, frames=4)
         for name in names:
-            _, signals = llm.pair.look(inputs, pruner_named(name).attention or "all")
+            _, (signals,) = llm.pair.look(inputs, pruner_named(name).attention or "all")
             assert kept[name] == pruner_named(name).keep(signals, 0.1).tolist()
 
 

@@ -6,7 +6,7 @@ import torch
 from hippo.errors import HippoError
 from hippo.families import family_of
 from hippo.forward import CachedModel
-from tests.models import FAMILIES, generated, inputs, model, text_only, with_image
+from tests.models import FAMILIES, generated, inputs, model, text_only, with_image, with_second_video
 
 
 @pytest.fixture(params=FAMILIES)
@@ -45,9 +45,10 @@ def test_the_test_models_look_at_positions(name):
     assert squeezed.argmax(-1).tolist() != tokens
 
 
-@pytest.mark.parametrize("holds", ["video", "nothing", "image", "image and video"])
+@pytest.mark.parametrize("holds", ["video", "nothing", "image", "image and video", "image and videos"])
 def test_logits_are_those_of_generate(name, holds):
     target, request = model(name), inputs(name) if "video" in holds else text_only(name)
+    request = with_second_video(name, request) if "videos" in holds else request
     request = with_image(name, request) if "image" in holds else request
     out = target.generate(
         **request, do_sample=False, max_new_tokens=12, return_dict_in_generate=True, output_logits=True
@@ -59,7 +60,7 @@ def test_logits_are_those_of_generate(name, holds):
 def test_video_tokens_lie_in_frame_row_column_order(name):
     target, request = model(name), inputs(name)
     prompt = family_of(target).place(target, request)
-    grid = prompt.grid
+    (grid,) = prompt.grids
     assert len(prompt.video_at) == grid.tokens == grid.frames * grid.rows * grid.columns
     if name.startswith("qwen"):
         at = prompt.positions[:, prompt.video_at].view(3, grid.frames, grid.rows, grid.columns)
@@ -69,12 +70,23 @@ def test_video_tokens_lie_in_frame_row_column_order(name):
         assert int(prompt.next_position[0]) <= int(prompt.positions.max()), "the clip must reach further than the text"
 
 
+def test_each_of_two_videos_has_its_own_tokens(name):
+    target, request = model(name), with_second_video(name, inputs(name))
+    prompt = family_of(target).place(target, request)
+    first, second = prompt.grids
+    assert first == family_of(target).place(target, inputs(name)).grids[0]
+    assert len(prompt.video_at) == first.tokens + second.tokens
+    words = prompt.input_ids[prompt.video_at[first.tokens - 1] : prompt.video_at[first.tokens]].tolist()
+    assert len([word for word in words if word < 150]) > 3, "there must be words between the two"
+    assert (prompt.question_at > prompt.video_at[-1]).all()
+
+
 def test_keep_leaves_all_but_the_dropped_video_tokens(name):
     target, request = model(name), inputs(name)
     prompt = family_of(target).place(target, request)
     kept = torch.tensor([0, 5])
     stays = prompt.keep(kept)
-    assert len(stays) == len(prompt.input_ids) - prompt.grid.tokens + 2
+    assert len(stays) == len(prompt.input_ids) - len(prompt.video_at) + 2
     assert set(prompt.video_at[kept].tolist()) <= set(stays.tolist())
     assert stays.tolist() == sorted(stays.tolist())
 
@@ -93,10 +105,7 @@ def test_requests_that_cannot_be_served_are_refused(name):
     two = {key: torch.cat([value, value]) for key, value in request.items()}
     with pytest.raises(HippoError, match="one request at a time"):
         family.place(target, two)
-    clips = [key for key in request if "video" in key or key == "second_per_grid_ts"]
-    with pytest.raises(HippoError, match="holds 2 videos"):
-        family.place(target, request | {key: torch.cat([request[key]] * 2) for key in clips})
-    with pytest.raises(HippoError, match="0 in the video"):
+    with pytest.raises(HippoError, match="0 in the videos"):
         family.place(target, {"input_ids": request["input_ids"]})
     mask = request["attention_mask"].clone()
     mask[0, 0] = 0
@@ -110,7 +119,8 @@ def test_requests_that_cannot_be_served_are_refused(name):
 def test_an_image_is_looked_at_and_none_of_its_tokens_is_the_videos(name):
     target, request = model(name), with_image(name, inputs(name))
     prompt = family_of(target).place(target, request)
-    assert len(prompt.video_at) == prompt.grid.tokens == family_of(target).place(target, inputs(name)).grid.tokens
+    assert prompt.grids == family_of(target).place(target, inputs(name)).grids
+    assert len(prompt.video_at) == prompt.grids[0].tokens
     assert generated(target, request) != generated(target, request | {"pixel_values": -request["pixel_values"]})
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from hippo.families import family_of
+from hippo.families import Embeds, family_of
 from hippo.forward import CachedModel
 from hippo.forward.fused import fused, why_not_fused
 from tests.models import FAMILIES, model
@@ -23,7 +23,7 @@ def requests(family):
     both = []
     for wanted in (True, False):
         one = CachedModel.of(family_of(net), net, may_fuse=wanted)
-        one.prefill(embeds, positions, positions[:, -1] + 1)
+        one.prefill(Embeds(embeds), positions, positions[:, -1] + 1)
         both.append(one)
     return both
 
@@ -43,7 +43,7 @@ def test_it_computes_what_transformers_does(family):
 def used(net):
     """Answer once, as a request would."""
     one = CachedModel.of(family_of(net), net)
-    one.prefill(torch.randn(4, 64), torch.arange(4).expand(3, -1), torch.full((3,), 4))
+    one.prefill(Embeds(torch.randn(4, 64)), torch.arange(4).expand(3, -1), torch.full((3,), 4))
     one.extend([1, 2])
     return one
 
@@ -104,7 +104,7 @@ def test_a_model_changed_after_its_first_answer_answers_as_it_then_is(change):
     rows = []
     for may_fuse in (True, False):
         one = CachedModel.of(family_of(net), net, may_fuse)
-        one.prefill(embeds, positions, positions[:, -1] + 1)
+        one.prefill(Embeds(embeds), positions, positions[:, -1] + 1)
         rows.append(one.extend([3, 4, 5]))
     torch.testing.assert_close(rows[0], rows[1], rtol=1e-3, atol=1e-3)
 

@@ -47,7 +47,7 @@ def test_listening_matches_eager_attention_and_leaves_the_prefill_alone(family):
         with torch.no_grad():
             maps = (
                 own.language_model(target)(
-                    inputs_embeds=embeds[None],
+                    inputs_embeds=embeds.tokens[None],
                     position_ids=positions,
                     attention_mask=torch.ones(1, len(embeds), dtype=torch.bool),
                     output_attentions=True,

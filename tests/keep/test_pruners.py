@@ -33,6 +33,14 @@ def test_scores_that_say_nothing_mean_evenly_spread_tokens_and_a_warning(name, r
     assert len(recwarn) == (name not in ("none", "blind", "random", "uniform"))
 
 
+def test_each_of_several_videos_keeps_its_own_share(signals):
+    other = Signals(VideoGrid(2, 5, 5), torch.randn(50, 8), torch.rand(50))
+    kept = PRUNERS["hippo"].keep_all_of([signals, other], 0.2)
+    assert torch.equal(kept[:12], PRUNERS["hippo"].keep(signals, 0.2))
+    assert torch.equal(kept[12:], PRUNERS["hippo"].keep(other, 0.2) + 60)
+    assert PRUNERS["hippo"].keep_all_of([], 0.2).tolist() == []
+
+
 def test_a_constant_video_is_sampled_evenly():
     still = Signals(GRID, torch.ones(60, 8), torch.full((60,), 1 / 60))
     with pytest.warns(UserWarning, match="evenly spread"):
