@@ -111,7 +111,7 @@ class Pair:
         self._check_length(prompt)
         gamma = Gamma(options.gamma, overlapped=options.decoder == "parallel")
         process = None if options.decoder == "ar" else self._process_for(stats)
-        drafter = Drafter(process, stats, gamma.saw_draft)
+        drafter = self._drafter(process, stats, gamma)
         with ExitStack() as stack:
             stack.callback(drafter.end)
             if process is not None:
@@ -206,14 +206,22 @@ class Pair:
         decode: Callable[[list[int]], str] | None,
         share: Callable[[bool], None],
     ) -> Session:
-        processors = logits_processors(self.target, options.sampling, prompt.input_ids, options.max_new_tokens)
-        chooser = Chooser(options.sampling, processors, prompt.input_ids)
-        eos = self.target.generation_config.eos_token_id
-        eos = [] if eos is None else [eos] if isinstance(eos, int) else eos
-        stop = StopRule(eos, options.max_new_tokens, options.stop, decode)
+        chooser, stop = self._chooser(prompt, options), self._stop(options, decode)
         return Session(
             target, chooser, stop, gamma, stats, share if options.decoder == "parallel" else lambda beside: None
         )
+
+    def _drafter(self, process: DraftProcess | None, stats: Stats, gamma: Gamma) -> Drafter:
+        return Drafter(process, stats, gamma.saw_draft)
+
+    def _chooser(self, prompt: Prompt, options: Options) -> Chooser:
+        processors = logits_processors(self.target, options.sampling, prompt.input_ids, options.max_new_tokens)
+        return Chooser(options.sampling, processors, prompt.input_ids)
+
+    def _stop(self, options: Options, decode: Callable[[list[int]], str] | None) -> StopRule:
+        eos = self.target.generation_config.eos_token_id
+        eos = [] if eos is None else [eos] if isinstance(eos, int) else eos
+        return StopRule(eos, options.max_new_tokens, options.stop, decode)
 
     def _check_length(self, prompt: Prompt) -> None:
         limit = getattr(self.target.config.get_text_config(), "max_position_embeddings", None)

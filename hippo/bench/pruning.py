@@ -16,8 +16,9 @@ from torch import Tensor
 
 from hippo.bench.oracle import search
 from hippo.bench.replay import Counts, replay
+from hippo.bench.traces import draft_rows
 from hippo.draft.worker import load_draft
-from hippo.families import Embeds, Family, Prompt, VideoGrid, family_of
+from hippo.families import VideoGrid, family_of
 from hippo.forward import CachedModel
 from hippo.inputs import on_device
 from hippo.keep import Pruner, Signals, listening, pruner_named
@@ -124,7 +125,7 @@ def _request(
 
     def outcome(kept: Tensor) -> tuple[Counts, float]:
         """What the replayed decoder counts, and the overlap, if the draft sees the video tokens `kept`."""
-        rows = _draft_rows(family, draft, draft_prompt, draft_embeds, kept, answer[:-1])[:, :common].cpu()
+        rows = draft_rows(family, draft, draft_prompt, draft_embeds, kept, answer[:-1])[:, :common].cpu()
         right = (rows.argmax(-1) == torch.tensor(answer[1:])).tolist()
         both = torch.minimum(expected[:, :common].cpu().softmax(-1), rows.softmax(-1))
         return replay(right, gamma, limit - 1), float(both.sum(-1).mean())
@@ -163,13 +164,6 @@ def _request(
         for ratio in ratios:
             if ratio in chosen:
                 yield sample(ORACLE, ratio, search(chosen[ratio], merit, oracle_steps, labels[0]), 0.0)
-
-
-def _draft_rows(family: Family, draft: Any, prompt: Prompt, embeds: Embeds, kept: Tensor, answer: list[int]) -> Tensor:
-    """(len(answer), vocabulary) logits of a draft that sees the video tokens `kept`."""
-    reader, stays = CachedModel.of(family, draft), prompt.keep(kept).to(draft.device)
-    reader.prefill(embeds[stays], prompt.positions[:, stays], prompt.next_position)
-    return reader.extend(answer)
 
 
 def edge_excess(kept: Tensor, grid: VideoGrid, among: Tensor | None = None) -> float:

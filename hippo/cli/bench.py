@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json as jsonlib
+import math
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
+import torch
 import typer
 from rich.progress import Progress
 
 from hippo.bench import plots
+from hippo.bench import speed as timing
 from hippo.bench.pruning import ORACLE, Sample, study, summary
 from hippo.cli import common
+from hippo.cli.demo import CLIP
 from hippo.errors import HippoError
 from hippo.keep import PRUNERS, pruner_named
+from hippo.world import make_scene, write_clip
 
 app = typer.Typer(help="Studies anyone can repeat.", no_args_is_help=True)
 FIRST_SEED = 80000  # held out: never trained or tuned on
@@ -75,6 +81,127 @@ def pruning(
         common.print_json(result)
     else:
         common.say(text)
+
+
+@app.command()
+def speed(
+    methods: Annotated[
+        str,
+        typer.Option(help="Names, separated by commas; DECODER+PRUNER is one too. generate and ar always run."),
+    ] = ",".join(timing.USUAL),
+    models: Annotated[
+        str, typer.Option(help="tiny, TARGET,DRAFT, or shape:NAME: real layer shapes with random weights.")
+    ] = "tiny",
+    context: Annotated[
+        int | None, typer.Option(min=64, help="Video tokens at least; the clip is then a larger one of the world.")
+    ] = None,
+    acceptance: Annotated[
+        str, typer.Option(help="measured, or the chance in [0, 1] with which each drafted token is drawn to stand.")
+    ] = "measured",
+    video: Annotated[Path, typer.Option(help="The clip to describe.")] = CLIP,
+    runs: Annotated[int, typer.Option(min=1, help="Answers of each method, in turn; one more warms up.")] = 5,
+    max_new_tokens: common.TokensOption = 256,
+    device: common.DeviceOption = "auto",
+    out: Annotated[Path | None, typer.Option(help="Folder for the table and all figures.")] = None,
+    json: common.JsonOption = False,
+) -> None:
+    """Time every method beside transformers' generate(), in turn, in one run: medians, spread, memory, efficiency.
+
+    hippo bench speed
+
+    hippo bench speed --models shape:qwen2.5-vl-7b --context 16384 --acceptance 0.8 --max-new-tokens 128
+    """
+    names = [name.strip() for name in methods.split(",")]
+    timing.require_methods(names)
+    rate = _rate(acceptance)
+    if out is not None:
+        _make_folder(out)
+    common.quieten()
+    with (
+        TemporaryDirectory() as folder,
+        Progress(console=common.stderr, transient=True, disable=not common.stderr.is_terminal) as bar,
+    ):
+        task = bar.add_task("loading", total=1.0)
+
+        def progress(method: str, share: float) -> None:
+            bar.update(task, description=method, completed=share)
+
+        how = (names, runs, max_new_tokens)
+        if models.startswith("shape:"):
+            if rate is None:
+                raise HippoError("random weights have no acceptance to measure", "name one, as --acceptance 0.8")
+            shape = models.removeprefix("shape:")
+            result = timing.bench_shape(shape, context or 1024, *how, rate, _device(device), progress)
+        else:
+            target, _, draft = models.partition(",")
+            common.require_draft(target, draft or None)
+            if context is not None:
+                video = Path(folder) / "clip.mp4"
+                write_clip(make_scene(60006), video, side=28 * math.ceil(math.sqrt(context / 8)))
+            common.require_clip(video, None, None)
+            result = timing.bench_pair(target, draft or None, video, *how, rate, progress)
+    text = speed_table(result)
+    if out is not None:
+        (out / "speed.json").write_text(jsonlib.dumps(result, indent=1) + "\n")
+        (out / "speed.md").write_text(text)
+    if json:
+        common.print_json(result)
+    else:
+        common.say(text)
+
+
+def _rate(acceptance: str) -> float | None:
+    """None for "measured". Raises HippoError."""
+    if acceptance == "measured":
+        return None
+    try:
+        rate = float(acceptance)
+    except ValueError:
+        rate = -1.0
+    if not 0 <= rate <= 1:
+        raise HippoError(f"acceptance {acceptance!r} is neither measured nor in [0, 1]", "use --acceptance 0.8")
+    return rate
+
+
+def _device(device: str) -> str:
+    return device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def speed_table(result: dict[str, Any]) -> str:
+    """The rows and the step costs, as Markdown; synthetic figures say so."""
+    lines = [
+        "| method | tokens | seconds | end to end vs generate() | decode vs generate() | end to end vs our ar "
+        "| tokens a target forward | acceptance | efficiency | peak MiB | identical |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in result["rows"]:
+        ratios = [row[key] for key in ("speedup_vs_transformers", "decode_vs_transformers", "speedup_vs_ar")]
+        memory, efficiency = row["peak_memory"], row["efficiency"]
+        cells = [
+            row["method"] + " (synthetic)" * row["synthetic"],
+            str(row["new_tokens"]),
+            f"{row['seconds']:.2f}",
+            *(f"{r['median']:.2f}x ({r['low']:.2f} to {r['high']:.2f})" for r in ratios),
+            "" if row["target_forwards"] is None else f"{row['tokens_per_target_forward']:.2f}",
+            "" if row["target_forwards"] is None else f"{row['acceptance_rate']:.1%}",
+            "" if efficiency is None else f"{efficiency:.2f}",
+            "" if memory is None else f"{memory / 2**20:.0f}",
+            {True: "yes", False: "NO", None: ""}[row["identical"]],
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    steps = result["steps"]
+    lines += ["", "| one decode step | ms |", "| --- | --- |"]
+    for width, seconds in steps["target_alone"].items():
+        lines.append(f"| target, {width} tokens at once, alone | {1e3 * seconds:.2f} |")
+    for width, seconds in steps["target_beside"].items():
+        lines.append(f"| target, {width} tokens at once, on the threads left beside a draft | {1e3 * seconds:.2f} |")
+    lines += [
+        f"| draft, a tenth of the video | {1e3 * steps['draft']:.2f} |",
+        f"| target by transformers' own forward | {1e3 * steps['target_by_transformers']:.2f} |",
+        f"| draft by transformers' own forward | {1e3 * steps['draft_by_transformers']:.2f} |",
+    ]
+    machine = ", ".join(f"{key} {value}" for key, value in result["machine"].items() if value)
+    return "\n".join([*lines, "", machine]) + "\n"
 
 
 def tables(result: dict[str, Any]) -> str:

@@ -59,15 +59,20 @@ def require_draft(target: str, draft: str | None) -> None:
         raise HippoError("there is no draft model", "name one with --draft, or use --method ar")
 
 
+def quieten() -> None:
+    """Keep transformers' notes and bars off the terminal."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
 @contextmanager
 def loaded(
     target: str, draft: str | None, device: str = "auto", dtype: str = "auto", start_draft: bool = True
 ) -> Iterator[VideoLLM]:
     """A loaded pair, ended with the block; says on stderr that it is loading."""
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    quieten()
     text = escape(f"loading {target}" + (f" and {draft}" if draft else "") + " ...")
     # Not stderr.status: its thread would keep the draft's process from being a fork (see hippo.draft.child).
     with Live(text, console=stderr, auto_refresh=False, transient=True):

@@ -141,7 +141,7 @@ class DraftProcess:
 def _fresh(pipe: int, arguments: list[str]) -> subprocess.Popen[bytes]:
     """A new interpreter that runs the worker; the last argument is its number of threads."""
     return subprocess.Popen(
-        [sys.executable, "-m", "hippo.draft.worker", str(pipe), *arguments],
+        [sys.executable, "-c", "from hippo.draft.worker import main; main()", str(pipe), *arguments],
         pass_fds=[pipe],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,

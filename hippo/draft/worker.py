@@ -1,6 +1,6 @@
 """The draft's process: loads the draft model and proposes tokens until its pipe closes.
 
-Started by `hippo.draft.process`, forked or as `python -m hippo.draft.worker`; not meant to be run by hand.
+Started by `hippo.draft.process`, forked or in a fresh interpreter; not meant to be run by hand.
 """
 
 from __future__ import annotations
@@ -132,6 +132,7 @@ def work(descriptor: int, source: str | Path | nn.Module, dtype: str, device: st
     return 0
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """`work`, with what a fresh interpreter was given on its command line."""
     _, descriptor, source, dtype, device, threads = sys.argv
     sys.exit(work(int(descriptor), source, dtype, device, int(threads)))

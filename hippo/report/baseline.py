@@ -44,25 +44,39 @@ class _Clock(BaseStreamer):
 
 
 def transformers_generate(
-    llm: VideoLLM, video: str, prompt: str, options: Options, frames: int | None = None, fps: float | None = None
+    llm: VideoLLM,
+    video: str,
+    prompt: str,
+    options: Options,
+    frames: int | None = None,
+    fps: float | None = None,
+    assistant: Any = None,
 ) -> Baseline:
-    """Answer by `model.generate()`, greedily or with the same sampling settings; times what a caller waits for."""
-    began, clock, sampling = time.perf_counter(), _Clock(), options.sampling
+    """Answer by `model.generate()`, greedily or with the same sampling settings; times what a caller waits for.
+    assistant: a draft model, for transformers' own assisted generation."""
+    began, sampling, tokenizer = time.perf_counter(), options.sampling, llm.processor.tokenizer
     inputs = prepare(llm.processor, read_video(video, frames=frames, fps=fps), prompt)
-    model, tokenizer = llm.pair.target, llm.processor.tokenizer
-    inputs = on_device(inputs, model.device)
-    choices: dict[str, Any] = {"do_sample": sampling.temperature > 0}
+    choices: dict[str, Any] = {"do_sample": sampling.temperature > 0, "max_new_tokens": options.max_new_tokens}
     if sampling.temperature > 0:
         choices |= {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
         if sampling.seed is not None:
             torch.manual_seed(sampling.seed)
     if options.stop:
         choices |= {"stop_strings": list(options.stop), "tokenizer": tokenizer}
-    ids = model.generate(**inputs, **choices, max_new_tokens=options.max_new_tokens, streamer=clock)
-    token_ids = ids[0, inputs["input_ids"].shape[1] :].tolist()
+    if assistant is not None:
+        choices |= {"assistant_model": assistant}
+    token_ids, decode, _ = generate_ids(llm.pair.target, inputs, choices)
     total = time.perf_counter() - began
-    text = tokenizer.decode(token_ids, skip_special_tokens=True)
-    return Baseline(text, token_ids, clock.arrivals[-1] - clock.arrivals[1], total)
+    return Baseline(tokenizer.decode(token_ids, skip_special_tokens=True), token_ids, decode, total)
+
+
+def generate_ids(model: Any, inputs: dict[str, Any], choices: dict[str, Any]) -> tuple[list[int], float, float]:
+    """(ids, decode seconds, all seconds) of `model.generate()`. inputs: a processor's output; choices: its options."""
+    began, clock = time.perf_counter(), _Clock()
+    inputs = on_device(inputs, model.device)
+    ids = model.generate(**inputs, **choices, streamer=clock)
+    token_ids = ids[0, inputs["input_ids"].shape[1] :].tolist()
+    return token_ids, clock.arrivals[-1] - clock.arrivals[1], time.perf_counter() - began
 
 
 @dataclass(frozen=True)

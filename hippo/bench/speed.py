@@ -1,0 +1,366 @@
+"""How much sooner? Our methods beside transformers' own, in turn, in one run: medians and spread, and how near that
+comes to a machine without overhead."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, Protocol
+
+import torch
+import transformers
+
+from hippo.bench.ideal import Guess, ideal
+from hippo.bench.memory import peak
+from hippo.bench.rated import RatedPair, stands
+from hippo.bench.shapes import filled, shape_named
+from hippo.bench.traces import WIDTHS, by_width, draft_rows, guesses, prefilled, step_seconds
+from hippo.draft.worker import load_draft
+from hippo.errors import HippoError
+from hippo.families import family_of
+from hippo.inputs import on_device
+from hippo.keep import pruner_named
+from hippo.llm import DEFAULT_PROMPT, VideoLLM, load
+from hippo.options import METHODS, Options, make_options
+from hippo.pair import Pair
+from hippo.report.baseline import generate_ids, transformers_generate
+from hippo.report.stats import Stats
+from hippo.threads import shares
+
+GENERATE, ASSISTED, WRONG = "generate", "assisted", "wrong-draft"
+USUAL = (GENERATE, ASSISTED, "ar", "sd", "specvlm", "pearl", "hippo", WRONG)
+_ALSO = {"specvlm": {"decoder": "serial", "pruner": "specvlm"}}
+
+
+def options_of(method: str, tokens: int) -> Options:
+    """What the name of a method of ours means: a preset, `specvlm` (serial, SpecVLM's tokens) or DECODER+PRUNER. Raises
+    HippoError."""
+    if "+" in method:
+        decoder, pruner = method.split("+", 1)
+        return make_options(decoder=decoder, pruner=pruner, max_new_tokens=tokens)
+    if method not in METHODS and method not in _ALSO:
+        known = ", ".join((*USUAL, "DECODER+PRUNER"))
+        raise HippoError(f"unknown method {method!r}", f"use some of: {known}")
+    return make_options(**(_ALSO.get(method) or {"method": method}), max_new_tokens=tokens)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One answer. seconds: all the caller waited for; decode: from the first token to the last. stats: ours only."""
+
+    token_ids: list[int]
+    seconds: float
+    decode: float
+    stats: Stats | None = None
+
+
+class Subject(Protocol):
+    """What is measured: a pair and a request. synthetic: why its figures are, or nothing."""
+
+    synthetic: str
+
+    @property
+    def pair(self) -> Pair:
+        """Target and draft."""
+
+    def inputs(self) -> dict[str, Any]:
+        """The processor's output for the request."""
+
+    def library(self, tokens: int, assistant: Any) -> Run:
+        """An answer of transformers' generate(), assisted by a draft if there is one."""
+
+    def ours(self, options: Options) -> Run:
+        """An answer of ours."""
+
+
+class Clip:
+    """A pair's own words about a clip."""
+
+    synthetic = ""
+
+    def __init__(self, llm: VideoLLM, video: Path) -> None:
+        self._llm, self._video = llm, video
+
+    @property
+    def pair(self) -> Pair:
+        return self._llm.pair
+
+    def inputs(self) -> dict[str, Any]:
+        return self._llm.inputs(self._video)
+
+    def library(self, tokens: int, assistant: Any) -> Run:
+        options = make_options(max_new_tokens=tokens)
+        answer = transformers_generate(self._llm, str(self._video), DEFAULT_PROMPT, options, assistant=assistant)
+        return Run(answer.token_ids, answer.total, answer.decode)
+
+    def ours(self, options: Options) -> Run:
+        stream = self._llm.stream(self._video, **_flat(options))
+        for _ in stream:
+            pass
+        output = stream.output
+        return Run(output.token_ids, output.stats.seconds.total, output.stats.seconds.decode, output.stats)
+
+
+class Rated:
+    """A request that a pair answers with verdicts drawn at a given rate, at a fixed length."""
+
+    def __init__(self, pair: RatedPair, inputs: dict[str, Any], why: str) -> None:
+        self._pair, self._inputs, self.synthetic = pair, inputs, why
+
+    @property
+    def pair(self) -> Pair:
+        return self._pair
+
+    def inputs(self) -> dict[str, Any]:
+        return self._inputs
+
+    def library(self, tokens: int, assistant: Any) -> Run:
+        if assistant is not None:
+            raise HippoError("transformers' assisted generation cannot be given a rate", "leave `assisted` out")
+        ids, decode, seconds = generate_ids(
+            self.pair.target, self._inputs, {"do_sample": False, "min_new_tokens": tokens, "max_new_tokens": tokens}
+        )
+        return Run(ids, seconds, decode)
+
+    def ours(self, options: Options) -> Run:
+        stats, ids = Stats(), []
+        for tokens in self.pair.answer(self._inputs, options, stats):
+            ids += tokens
+        return Run(ids, stats.seconds.total, stats.seconds.decode, stats)
+
+
+def _flat(options: Options) -> dict[str, Any]:
+    return {"decoder": options.decoder, "pruner": options.pruner, "max_new_tokens": options.max_new_tokens}
+
+
+def measure(
+    subject: Subject,
+    wrong: Subject,
+    draft: Any,
+    methods: Sequence[str],
+    runs: int,
+    tokens: int,
+    progress: Callable[[str, float], None],
+) -> list[dict[str, Any]]:
+    """Rows, one a method: `runs` answers of each, taking turns; transformers' generate() and our `ar` always run.
+
+    draft: the draft in memory. wrong: the same request of a pair whose draft is always wrong, for `wrong-draft`.
+    """
+    names = list(dict.fromkeys((GENERATE, "ar", *methods)))
+    seen: dict[str, list[Run]] = {name: [] for name in names}
+    for run in range(runs + 1):
+        for number, name in enumerate(names):
+            progress(name, (run * len(names) + number) / ((runs + 1) * len(names)))
+            if name in (GENERATE, ASSISTED):
+                one = subject.library(tokens, draft if name == ASSISTED else None)
+            elif name == WRONG:
+                one = wrong.ours(options_of("hippo", tokens))
+            else:
+                one = subject.ours(options_of(name, tokens))
+            if run:  # the first warms up
+                seen[name].append(one)
+    rows = []
+    for name, answers in seen.items():
+        stats = answers[-1].stats
+        rows.append(
+            {
+                "method": name,
+                "new_tokens": len(answers[-1].token_ids),
+                "seconds": median(one.seconds for one in answers),
+                "decode_seconds": median(one.decode for one in answers),
+                "speedup_vs_transformers": _spread([a.seconds / b.seconds for a, b in _pairs(seen[GENERATE], answers)]),
+                "decode_vs_transformers": _spread([a.decode / b.decode for a, b in _pairs(seen[GENERATE], answers)]),
+                "speedup_vs_ar": _spread([a.seconds / b.seconds for a, b in _pairs(seen["ar"], answers)]),
+                "tokens_per_target_forward": stats.tokens_per_target_forward if stats else None,
+                "acceptance_rate": stats.acceptance_rate if stats else None,
+                "target_forwards": stats.target_forwards if stats else None,
+                "scoring_share_of_prefill": median(_scoring(one) for one in answers) if stats else None,
+                "efficiency": None,
+                "peak_memory": None,
+                "identical": None
+                if subject.synthetic
+                else all(a.token_ids == b.token_ids for a, b in _pairs(seen[GENERATE], answers)),
+                "synthetic": bool(subject.synthetic),
+            }
+        )
+    return rows
+
+
+def require_methods(methods: Sequence[str]) -> None:
+    """Raises HippoError if there is one that is not known."""
+    for name in methods:
+        if name not in (GENERATE, ASSISTED, WRONG):
+            options_of(name, 1)
+
+
+def _scoring(run: Run) -> float:
+    assert run.stats is not None
+    return run.stats.seconds.scoring / run.stats.seconds.prefill
+
+
+def _pairs(one: list[Run], other: list[Run]) -> list[tuple[Run, Run]]:
+    return list(zip(one, other, strict=True))
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    return {"median": median(values), "low": min(values), "high": max(values)}
+
+
+@torch.no_grad()
+def steps(pair: Pair, draft: Any, inputs: dict[str, Any], count: int = 24) -> dict[str, Any]:
+    """Seconds of decode steps after the request's own prompt, each model by itself on the threads that it has then:
+    target[width] alone and beside the draft, the draft's with a tenth of the video tokens, and both by transformers'
+    own forwards."""
+    alone, (beside, drafting) = torch.get_num_threads(), shares()
+    readers = {}
+    for role, model, ratio in (("target", pair.target, 1.0), ("draft", draft, 0.1)):
+        family, here = family_of(model), on_device(inputs, model.device)
+        prompt, embeds = family.place(model, here), family.embed(model, here)
+        kept = torch.arange(0, len(prompt.video_at), round(1 / ratio))
+        readers[role] = [prefilled(family, model, prompt, embeds, kept, may_fuse) for may_fuse in (True, False)]
+    target, draft_reader = readers["target"][0], readers["draft"][0]
+    return {
+        "target_alone": {width: step_seconds(target, width, count, alone) for width in WIDTHS},
+        "target_beside": {width: step_seconds(target, width, count, beside) for width in WIDTHS},
+        "draft": step_seconds(draft_reader, 1, 2 * count, drafting),
+        "target_by_transformers": step_seconds(readers["target"][1], 1, count, drafting),
+        "draft_by_transformers": step_seconds(readers["draft"][1], 1, 2 * count, drafting),
+    }
+
+
+@torch.no_grad()
+def trace(subject: Subject, draft: Any, options: Options, answer: list[int]) -> list[Guess]:
+    """What the draft would propose for each token of the answer after its first."""
+    inputs = subject.inputs()
+    pruner = pruner_named(options.pruner)
+    _, signals = subject.pair.look(inputs, pruner.attention or "all")
+    kept = pruner.keep_all_of(signals, options.keep_ratio)
+    family, here = family_of(draft), on_device(inputs, draft.device)
+    rows = draft_rows(family, draft, family.place(draft, here), family.embed(draft, here), kept, answer[:-1])
+    return guesses(rows, answer[1:])
+
+
+def efficiencies(
+    subject: Subject, draft: Any, wrong: Any, rows: list[dict[str, Any]], tokens: int, rate: float | None
+) -> dict[str, Any]:
+    """Fill in `efficiency`: the decode time of the same decoder on a machine without overhead over the measured one.
+    Returns the step costs that say so. draft, wrong: in memory, the latter for `wrong-draft`. rate: of drawn verdicts;
+    None: the drafts' own proposals."""
+    costs = steps(subject.pair, draft, subject.inputs())
+    answer = subject.ours(options_of("ar", tokens)).token_ids
+    for row in rows:
+        if row["method"] in (GENERATE, ASSISTED):
+            continue
+        options = options_of("hippo" if row["method"] == WRONG else row["method"], tokens)
+        if options.decoder == "ar":
+            drafted = [Guess(False, 0.0)] * (len(answer) - 1)
+        elif rate is None:
+            drafted = trace(subject, wrong if row["method"] == WRONG else draft, options, answer)
+        else:
+            drafted = [Guess(stands(rate, 0, place), rate) for place in range(1, len(answer))]
+        target = by_width(costs["target_beside" if options.decoder == "parallel" else "target_alone"])
+        best = ideal(drafted, target, costs["draft"], options.decoder)
+        row["efficiency"] = best.seconds / row["decode_seconds"]
+    return costs
+
+
+def say_the_least_likely(draft: Any) -> None:
+    """Make a draft propose its least likely token instead of its most likely one."""
+    draft.config.tie_word_embeddings = draft.config.get_text_config().tie_word_embeddings = False
+    head = draft.get_output_embeddings()
+    head.weight = torch.nn.Parameter(-head.weight.detach().clone())
+
+
+def machine() -> dict[str, Any]:
+    """What it all ran on."""
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "cpu": platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "gpus": gpus,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def bench_pair(
+    target: str,
+    draft: str | None,
+    video: Path,
+    methods: Sequence[str],
+    runs: int,
+    tokens: int,
+    rate: float | None,
+    progress: Callable[[str, float], None],
+) -> dict[str, Any]:
+    """The whole study of a trained pair on a clip; `rate` draws the verdicts instead."""
+    with ExitStack() as stack:
+        llm = stack.enter_context(load(target, draft, start_draft=rate is None))
+        dtype = str(llm.pair.target.dtype).removeprefix("torch.")
+        small, bad = (load_draft(source, dtype, str(llm.pair.target.device)) for source in (str(llm.pair.draft),) * 2)
+        say_the_least_likely(bad)
+        if rate is None:
+            subject: Subject = Clip(llm, video)
+            wrong: Subject = Clip(
+                VideoLLM(stack.enter_context(closing(Pair(llm.pair.target, bad))), llm.processor), video
+            )
+        else:
+            pair = RatedPair(llm.pair.target, llm.pair.draft, rate=rate, draft_dtype=dtype)
+            wrong = subject = Rated(
+                stack.enter_context(closing(pair)), llm.inputs(video), f"verdicts drawn at {rate:g}"
+            )
+            methods = [name for name in methods if name not in (ASSISTED, WRONG)]
+        rows = measure(subject, wrong, small, methods, runs, tokens, progress)
+        costs = efficiencies(subject, small, bad, rows, tokens, rate)
+    if rate is None:
+        for row in rows:
+            progress(f"memory of {row['method']}", 1.0)
+            row["peak_memory"] = peak(
+                ["-m", "hippo.bench.speed", row["method"], target, draft or "", str(video), str(tokens)]
+            )
+    return {"rows": rows, "steps": costs, "machine": machine()}
+
+
+def bench_shape(
+    name: str,
+    context: int,
+    methods: Sequence[str],
+    runs: int,
+    tokens: int,
+    rate: float,
+    device: str,
+    progress: Callable[[str, float], None],
+) -> dict[str, Any]:
+    """The whole study of a shape: random weights, drawn verdicts, real costs."""
+    shape = shape_named(name)
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    target, draft = (filled(shape.make, text, device, dtype) for text in (shape.target, shape.draft))
+    with closing(RatedPair(target, draft, rate=rate, draft_device=device)) as pair:
+        subject = Rated(pair, shape.request(context), f"random weights, verdicts drawn at {rate:g}")
+        methods = [name for name in methods if name not in (ASSISTED, WRONG)]
+        rows = measure(subject, subject, draft, methods, runs, tokens, progress)
+        costs = efficiencies(subject, draft, draft, rows, tokens, rate)
+    return {"rows": rows, "steps": costs, "machine": machine()}
+
+
+def _once(method: str, target: str, draft: str, video: str, tokens: str) -> None:
+    """One answer of one method in a process of its own, for its memory."""
+    library = method in (GENERATE, ASSISTED)
+    with load(target, draft or None, start_draft=not library and method != "ar") as llm:
+        subject = Clip(llm, Path(video))
+        if library:
+            assistant = load_draft(str(llm.pair.draft), "float32", "cpu") if method == ASSISTED else None
+            subject.library(int(tokens), assistant)
+        else:
+            subject.ours(options_of("hippo" if method == WRONG else method, int(tokens)))
+
+
+if __name__ == "__main__":
+    _once(*sys.argv[1:])

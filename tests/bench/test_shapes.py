@@ -1,0 +1,41 @@
+"""Shapes: what is published, and a small one run through the whole study."""
+
+import pytest
+
+from hippo.bench import shapes
+from hippo.bench.speed import bench_shape
+from hippo.errors import HippoError
+from hippo.families import family_of
+
+SMALL = shapes.Text(64, 96, 2, 4, 2, 152064)
+
+
+@pytest.mark.parametrize("name", shapes.SHAPES)
+def test_a_request_holds_the_video_tokens_asked_for(name):
+    import torch
+
+    shape = shapes.shape_named(name)
+    with torch.device("meta"):
+        target = shape.make(shape.target)
+    request = shape.request(1000)
+    prompt = family_of(target).place(target, request)
+    assert 1000 <= len(prompt.video_at) < 1200 and len(prompt.question_at) >= shapes.WORDS
+    billions = sum(parameter.numel() for parameter in target.parameters()) / 1e9
+    assert billions == pytest.approx({"3b": 3.75, "7b": 8.2, "32b": 33.5}[name.rsplit("-", 1)[1]], rel=0.1)
+
+
+def test_a_shape_is_measured_and_marked_synthetic(monkeypatch):
+    small = shapes.Shape(shapes.qwen2_5_vl, shapes.qwen2_5_vl_request, SMALL, SMALL)
+    vision = dict(depth=1, hidden_size=32, intermediate_size=32, num_heads=2)
+    monkeypatch.setattr(shapes, "QWEN_VISION", vision)
+    monkeypatch.setitem(shapes.SHAPES, "small", small)
+    result = bench_shape("small", 64, ["ar", "hippo"], 1, 12, 0.8, "cpu", lambda name, share: None)
+    assert [row["method"] for row in result["rows"]] == ["generate", "ar", "hippo"]
+    for row in result["rows"]:
+        assert row["new_tokens"] == 12 and row["synthetic"] and row["identical"] is None
+    assert result["rows"][1]["target_forwards"] == 11 > result["rows"][2]["target_forwards"]
+
+
+def test_an_unknown_shape_is_refused():
+    with pytest.raises(HippoError, match="unknown shape 'x'"):
+        shapes.shape_named("x")
