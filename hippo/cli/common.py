@@ -155,3 +155,11 @@ def close(output: Output, comparison: Comparison | None, json: bool) -> None:
     else:
         stderr.print(stats_table(output.stats, comparison))
         stderr.print("seconds:  " + phases_line(output.stats), style="dim")
+
+
+def make_folder(out: Path) -> None:
+    """A folder for results, made if it is not there. Raises HippoError."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise HippoError(f"{out} cannot be made ({error.strerror})", "choose another place") from None

@@ -1,0 +1,44 @@
+"""Is it lossless, and sooner on other clips than the demo's? Each method against transformers' generate()."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hippo.llm import DEFAULT_PROMPT, VideoLLM
+from hippo.options import make_options
+from hippo.report.baseline import transformers_generate
+from hippo.world import make_scene, write_clip
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One clip. identical, speedup: by method, the latter end to end against generate(). tokens_per_target_forward: of
+    the last method."""
+
+    seed: int
+    tokens: int
+    tokens_per_target_forward: float
+    identical: dict[str, bool]
+    speedup: dict[str, float]
+
+
+def verdicts(llm: VideoLLM, seeds: range, methods: Sequence[str]) -> Iterator[Verdict]:
+    """Describe a clip of each seed by generate() and by every method."""
+    with tempfile.TemporaryDirectory() as folder:
+        for number, seed in enumerate(seeds):
+            clip = Path(folder) / "clip.mp4"
+            write_clip(make_scene(seed), clip)
+            if number == 0:
+                llm.generate(clip)  # warms up
+            expected = transformers_generate(llm, str(clip), DEFAULT_PROMPT, make_options())
+            outputs = {method: llm.generate(clip, method=method) for method in methods}
+            yield Verdict(
+                seed,
+                len(expected.token_ids),
+                outputs[methods[-1]].stats.tokens_per_target_forward,
+                {method: output.token_ids == expected.token_ids for method, output in outputs.items()},
+                {method: expected.total / output.stats.seconds.total for method, output in outputs.items()},
+            )

@@ -1,0 +1,74 @@
+"""hippo bench: short forms of the studies. They check words and counts, never seconds."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from hippo.cli.app import app
+from hippo.errors import HippoError
+
+
+def bench(*arguments):
+    done = CliRunner().invoke(app, ["bench", *map(str, arguments)])
+    if isinstance(done.exception, HippoError):
+        raise done.exception
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def test_speed_compares_words_and_counts_forwards(tmp_path):
+    methods = "assisted,sd,specvlm,pearl,hippo,wrong-draft"
+    out = tmp_path / "speed"
+    result = json.loads(
+        bench("speed", "--methods", methods, "--runs", 1, "--max-new-tokens", 24, "--out", out, "--json")
+    )
+    rows = {row["method"]: row for row in result["rows"]}
+    assert list(rows) == ["generate", "ar", *methods.split(",")]
+    assert all(row["identical"] is True and row["new_tokens"] == 24 and not row["synthetic"] for row in rows.values())
+    assert rows["ar"]["target_forwards"] == 23 and rows["ar"]["speedup_vs_ar"]["median"] == 1
+    for name in ("sd", "specvlm", "pearl", "hippo"):
+        assert rows[name]["target_forwards"] < 15 and rows[name]["efficiency"] > 0
+    assert rows["wrong-draft"]["target_forwards"] == 23 and rows["wrong-draft"]["acceptance_rate"] == 0
+    assert all(row["peak_memory"] > 100 << 20 for row in rows.values())
+    assert json.loads((out / "speed.json").read_text()) == result
+    assert (out / "speed.md").read_text().count("| yes |") == len(rows)
+
+
+def test_speed_with_drawn_verdicts_is_synthetic_and_may_have_any_context():
+    result = json.loads(
+        bench("speed", "--methods", "hippo", "--runs", 1, "--max-new-tokens", 16, "--acceptance", 1, "--context", 600,
+              "--json")
+    )  # fmt: skip
+    generate, alone, hippo = result["rows"]
+    assert generate["synthetic"] and generate["identical"] is None and generate["new_tokens"] == 16
+    assert alone["target_forwards"] == 15 > hippo["target_forwards"] and hippo["acceptance_rate"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cause"),
+    [
+        (("--methods", "magic"), "unknown method 'magic'"),
+        (("--methods", "serial+magic"), "unknown pruner 'magic'"),
+        (("--acceptance", "2"), "neither measured nor in"),
+        (("--models", "shape:none", "--acceptance", "0.8"), "unknown shape 'none'"),
+        (("--models", "shape:qwen2.5-vl-7b"), "no acceptance to measure"),
+        (("--models", "some/target"), "no draft model"),
+    ],
+)
+def test_speed_says_what_it_cannot_do(arguments, cause):
+    with pytest.raises(HippoError, match=cause):
+        bench("speed", *arguments)
+
+
+def test_identical_says_so_clip_by_clip():
+    result = json.loads(bench("identical", "--clips", 1, "--json"))
+    (clip,) = result["clips"]
+    assert result["identical"] is True and clip["seed"] == 90001 and set(clip["identical"].values()) == {True}
+
+
+def test_scoring_measures_seconds_and_memory():
+    (row,) = json.loads(bench("scoring", "--tokens", 128, "--layers", 2, "--runs", 1, "--json"))["rows"]
+    assert row["video_tokens"] == 128 and row["layers"] == 2 and 0 < row["scoring_seconds"] < row["prefill_seconds"] * 9
+    with pytest.raises(HippoError, match="not a multiple of 64"):
+        bench("scoring", "--tokens", 100)
