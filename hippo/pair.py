@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hippo.clock import clock
 from hippo.decode import LARGEST, Chooser, Gamma, Session, StopRule, decoder_named, logits_processors
-from hippo.draft import Drafter, DraftProcess
+from hippo.draft import Drafter, DraftProcess, eyes_of, seen
 from hippo.errors import HippoError
 from hippo.families import Prompt, family_of
 from hippo.forward import CachedModel, fused
@@ -45,6 +45,7 @@ class Pair:
     ) -> None:
         self.target: Any = target.eval()
         self.family = family_of(target)
+        self._eyes = eyes_of(self.family, target)
         fused(self.family.language_model(target))  # now rather than in the first answer
         self.draft, self._dtype, self._draft_device, self._timeout = draft, draft_dtype, draft_device, draft_timeout
         self._process = process
@@ -111,12 +112,11 @@ class Pair:
         self._check_length(prompt)
         gamma = Gamma(options.gamma, overlapped=options.decoder == "parallel")
         process = None if options.decoder == "ar" else self._process_for(stats)
-        drafter = self._drafter(process, stats, gamma)
+        drafter = self._drafter(process, stats, gamma.saw_draft, *self._known_of(process))
         with ExitStack() as stack:
             stack.callback(drafter.end)
-            if process is not None:
-                vocabulary = self.target.get_output_embeddings().weight.shape[0]
-                drafter.begin(inputs, min(process.wait_loaded().vocabulary, vocabulary))
+            if not drafter.alike:
+                drafter.begin(inputs)
             share = stack.enter_context(sharing(process is not None and self.target.device.type == "cpu"))
             target = CachedModel.of(self.family, self.target, spare=options.max_new_tokens + LARGEST + 1)
             logits = self._read(here, prompt, target, drafter, options, stats, share)
@@ -161,10 +161,10 @@ class Pair:
         """Vision tower, prefill, and the choice of the draft's tokens. Returns the prefill's logits, (vocabulary,)."""
         pruner, device = pruner_named(options.pruner), self.target.device
         begin = clock(device)
-        share(True)  # the draft's vision tower works at the same time
+        share(not drafter.alike)  # the draft's vision tower works at the same time
         embeds = self.family.embed(self.target, inputs)
         share(False)
-        seen = clock(device)
+        looked = clock(device)
         scoring = 0.0
 
         def keep() -> None:
@@ -173,7 +173,12 @@ class Pair:
             attention = listeners[0].scores if listeners else None
             videos = signals_of(prompt, embeds.tokens[prompt.video_at], attention)
             kept = pruner.keep_all_of(videos, options.keep_ratio)
-            drafter.prefill(kept)
+            if drafter.alike and not embeds.arguments:
+                drafter.read(seen(prompt, embeds, kept, self.target.get_input_embeddings()))
+            else:
+                if drafter.alike:
+                    drafter.begin(inputs)
+                drafter.prefill(kept)
             stats.kept_tokens = len(kept)
             scoring += clock(device) - began
 
@@ -187,8 +192,8 @@ class Pair:
         prefilled = clock(device)
         scoring += sum(listener.seconds for listener in listeners)
         stats.prompt_tokens, stats.video_tokens = len(prompt.input_ids), len(prompt.video_at)
-        stats.seconds.vision = seen - begin
-        stats.seconds.prefill, stats.seconds.scoring = prefilled - seen - scoring, scoring
+        stats.seconds.vision = looked - begin
+        stats.seconds.prefill, stats.seconds.scoring = prefilled - looked - scoring, scoring
         return logits
 
     def listener(self, prompt: Prompt, kind: str, on_ready: Callable[[], None] = lambda: None) -> Listener:
@@ -211,8 +216,22 @@ class Pair:
             target, chooser, stop, gamma, stats, share if options.decoder == "parallel" else lambda beside: None
         )
 
-    def _drafter(self, process: DraftProcess | None, stats: Stats, gamma: Gamma) -> Drafter:
-        return Drafter(process, stats, gamma.saw_draft)
+    def _known_of(self, process: DraftProcess | None) -> tuple[int, bool]:
+        """Of a draft: how many ids it may propose, and whether it has the target's eyes."""
+        if process is None:
+            return 0, False
+        draft, vocabulary = process.wait_loaded(), self.target.get_output_embeddings().weight.shape[0]
+        return min(draft.vocabulary, vocabulary), draft.eyes == self._eyes
+
+    def _drafter(
+        self,
+        process: DraftProcess | None,
+        stats: Stats,
+        on_step: Callable[[float], None],
+        limit: int,
+        alike: bool,
+    ) -> Drafter:
+        return Drafter(process, stats, on_step, limit, alike)
 
     def _chooser(self, prompt: Prompt, options: Options) -> Chooser:
         processors = logits_processors(self.target, options.sampling, prompt.input_ids, options.max_new_tokens)

@@ -253,7 +253,7 @@ def test_a_hanging_draft_is_given_up_after_a_bounded_wait():
 
 
 def test_a_draft_out_of_memory_is_explained():
-    of = pair("qwen2_5_vl", "same")
+    of = pair("qwen2_5_vl", "other")
     of.start_draft().wait_loaded()
     limit = int(Path(f"/proc/{of.start_draft().pid}/statm").read_text().split()[0]) * resource.getpagesize()
     resource.prlimit(of.start_draft().pid, resource.RLIMIT_AS, (limit, limit))

@@ -13,12 +13,11 @@ from typing import Any
 from torch import Tensor
 from transformers import LogitsProcessorList
 
-from hippo.decode import Chooser, Gamma, Sampling, StopRule
-from hippo.draft import Drafter, DraftProcess, Proposal
+from hippo.decode import Chooser, Sampling, StopRule
+from hippo.draft import Drafter, Proposal
 from hippo.families import Prompt
 from hippo.options import Options
 from hippo.pair import Pair
-from hippo.report.stats import Stats
 
 
 class RatedPair(Pair):
@@ -29,8 +28,8 @@ class RatedPair(Pair):
         super().__init__(*models, **others)
         self._rate, self._seed = rate, seed
 
-    def _drafter(self, process: DraftProcess | None, stats: Stats, gamma: Gamma) -> Drafter:
-        return _RatedDrafter(self._rate, process, stats, gamma.saw_draft)
+    def _drafter(self, *known: Any) -> Drafter:
+        return _RatedDrafter(self._rate, *known)
 
     def _chooser(self, prompt: Prompt, options: Options) -> Chooser:
         return _RatedChooser(self._rate, self._seed, prompt.input_ids)
@@ -57,10 +56,8 @@ class _RatedChooser(Chooser):
 class _RatedDrafter(Drafter):
     """Proposals that are as sure as they are good."""
 
-    def __init__(
-        self, rate: float, process: DraftProcess | None, stats: Stats, on_step: Callable[[float], None]
-    ) -> None:
-        super().__init__(process, stats, on_step)
+    def __init__(self, rate: float, *known: Any) -> None:
+        super().__init__(*known)
         self._rate = rate
 
     def coming(self) -> Proposal | None:

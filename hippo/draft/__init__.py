@@ -1,6 +1,7 @@
 """The draft, in a process of its own."""
 
 from hippo.draft.drafter import Drafter, Proposal
+from hippo.draft.eyes import eyes_of, seen
 from hippo.draft.process import DraftProcess
 
-__all__ = ["DraftProcess", "Drafter", "Proposal"]
+__all__ = ["DraftProcess", "Drafter", "Proposal", "eyes_of", "seen"]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from hippo.draft.messages import Begin, End, Keep, Propose, Ready, Settle, Token, packed
+from hippo.draft.messages import Begin, End, Keep, Propose, Read, Ready, Settle, Token, packed
 from hippo.draft.process import DraftLost, DraftProcess
 from hippo.report.stats import Stats
 
@@ -28,23 +28,41 @@ class Drafter:
     """One request's draft. If its process is lost, every call becomes a no-op and the target carries on alone:
     `propose` asks nobody and `collect` returns no tokens. `stats.draft_lost` then says why."""
 
-    def __init__(self, process: DraftProcess | None, stats: Stats, on_step: Callable[[float], None]) -> None:
-        """process: None for a request that uses no draft. on_step: told the seconds of each draft step."""
+    def __init__(
+        self,
+        process: DraftProcess | None,
+        stats: Stats,
+        on_step: Callable[[float], None],
+        limit: int = 0,
+        alike: bool = False,
+    ) -> None:
+        """process: None for a request that uses no draft. on_step: told the seconds of each draft step. limit: ids from
+        here on are never proposed. alike: the draft has the target's eyes, see `hippo.draft.eyes`."""
         self._process, self._stats, self._on_step = process, stats, on_step
+        self._limit, self.alike = limit, alike and process is not None
         self._ready = False
         self._began = 0  # the process's epoch in which this request began
         self._asked = 0
         self._arrived: deque[Proposal] = deque()
         self._patience_ends = float("inf")
 
-    def begin(self, inputs: dict[str, Any], limit: int) -> None:
+    def begin(self, inputs: dict[str, Any]) -> None:
         """Send the inputs; the draft encodes the video at once."""
         self._began = self._turn()
-        self._send(Begin(packed(inputs), limit))
+        self._send(Begin(packed(inputs), self._limit))
 
     def prefill(self, kept: Tensor) -> None:
         """Tell which of the video's tokens to keep, (K,); the draft reads its prompt."""
         self._send(Keep(kept.tolist()))
+        self._be_patient()
+
+    def read(self, prompt: dict[str, Tensor]) -> None:
+        """In place of `begin` and `prefill` if they see alike; prompt: see `hippo.draft.eyes.seen`."""
+        self._began = self._turn()
+        self._send(Read(packed(prompt), self._limit))
+        self._be_patient()
+
+    def _be_patient(self) -> None:
         if self._process is not None:
             self._patience_ends = time.monotonic() + _PATIENCE * self._process.timeout
 

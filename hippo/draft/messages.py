@@ -24,6 +24,17 @@ class Keep(NamedTuple):
     kept: list[int]
 
 
+class Read(NamedTuple):
+    """A new request in place of Begin and Keep, for a draft with the target's eyes. The draft reads its prompt.
+
+    prompt: tensors as numpy arrays, of the prompt's tokens that stay: ids (L,), positions (axes, L), next_position
+    (axes,), and of those that the target saw, which they are, at (n,), and their embeddings, rows (n, D). limit: see
+    Begin."""
+
+    prompt: dict[str, Any]
+    limit: int
+
+
 class Settle(NamedTuple):
     """The first `stands` generated tokens stand, `tokens` follow; whatever was proposed beyond them is dropped."""
 
@@ -42,9 +53,10 @@ class End(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """The draft model is there. vocabulary: rows of its output head."""
+    """The draft model is there. vocabulary: rows of its output head; eyes: see `hippo.draft.eyes`."""
 
     vocabulary: int
+    eyes: str
 
 
 class Ready(NamedTuple):
@@ -55,8 +67,8 @@ class Ready(NamedTuple):
 
 
 class Token(NamedTuple):
-    """One proposed token. epoch: how many Begin and Settle records the draft had seen; sure: the draft's probability of
-    it; seconds: of its forward."""
+    """One proposed token. epoch: how many Begin, Read and Settle records the draft had seen; sure: the draft's
+    probability of it; seconds: of its forward."""
 
     epoch: int
     id: int

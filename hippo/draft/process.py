@@ -58,7 +58,7 @@ class DraftProcess:
         self._pipe = Connection(ours.detach())
         self.timeout = timeout
         self.loaded: Loaded | None = None
-        self.epoch = 0  # Begin and Settle records sent
+        self.epoch = 0  # Begin, Read and Settle records sent
         self._end = weakref.finalize(self, _end, self._child, self._pipe, self._copy)
 
     @property

@@ -12,9 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from hippo.draft.messages import Begin, End, Failed, Keep, Loaded, Propose, Ready, Settle, Token, put, take, unpacked
+from hippo.draft.eyes import eyes_of
+from hippo.draft.messages import (
+    Begin,
+    End,
+    Failed,
+    Keep,
+    Loaded,
+    Propose,
+    Read,
+    Ready,
+    Settle,
+    Token,
+    put,
+    take,
+    unpacked,
+)
 from hippo.families import Embeds, Prompt, family_of
 from hippo.forward import CachedModel, fused
 
@@ -54,7 +69,9 @@ class Worker:
             case Begin():
                 self._begin(message)
             case Keep(kept):
-                self._prefill(kept)
+                self._keep(kept)
+            case Read():
+                self._read(message)
             case Settle(stands, tokens):
                 self._epoch += 1
                 self._wanted = 0
@@ -67,27 +84,41 @@ class Worker:
             case End():
                 self._forget()
 
-    @torch.inference_mode()
-    def _begin(self, begin: Begin) -> None:
+    def _turn(self, limit: int) -> None:
         self._forget()
         self._epoch += 1
-        self._began = self._epoch
+        self._began, self._limit = self._epoch, limit
+
+    @torch.inference_mode()
+    def _begin(self, begin: Begin) -> None:
+        self._turn(begin.limit)
         began = time.perf_counter()
-        self._limit = begin.limit
         inputs = unpacked(begin.inputs, self._device)
         self._prompt = self._family.place(self._model, inputs)
         self._embeds = self._family.embed(self._model, inputs)
         self._seconds = time.perf_counter() - began
 
-    def _prefill(self, kept: list[int]) -> None:
-        began = time.perf_counter()
+    def _keep(self, kept: list[int]) -> None:
         assert self._prompt is not None and self._embeds is not None
-        prompt = self._prompt
-        self._cached = CachedModel.of(self._family, self._model)
+        prompt, embeds = self._prompt, self._embeds
+        self._embeds = None
         stays = prompt.keep(torch.tensor(kept, dtype=torch.long)).to(self._device)
         # Kept tokens keep their places: the positions are those of the whole prompt.
-        self._cached.prefill(self._embeds[stays], prompt.positions[:, stays], prompt.next_position)
-        self._embeds = None
+        self._prefill(embeds[stays], prompt.positions[:, stays], prompt.next_position)
+
+    @torch.inference_mode()
+    def _read(self, read: Read) -> None:
+        self._turn(read.limit)
+        told = unpacked(read.prompt, self._device)
+        lookup = self._model.get_input_embeddings()
+        embeds = lookup(told["ids"].clamp(max=lookup.weight.shape[0] - 1))
+        embeds[told["at"]] = told["rows"].to(embeds)
+        self._prefill(Embeds(embeds), told["positions"], told["next_position"])
+
+    def _prefill(self, embeds: Embeds, positions: Tensor, next_position: Tensor) -> None:
+        began = time.perf_counter()
+        self._cached = CachedModel.of(self._family, self._model)
+        self._cached.prefill(embeds, positions, next_position)
         put(self._pipe, Ready(self._began, self._seconds + time.perf_counter() - began))
 
     def _step(self) -> None:
@@ -121,7 +152,7 @@ def work(descriptor: int, source: str | Path | nn.Module, dtype: str, device: st
     try:
         model = load_draft(source, dtype, device)
         worker = Worker(pipe, model)
-        put(pipe, Loaded(model.get_output_embeddings().weight.shape[0]))
+        put(pipe, Loaded(model.get_output_embeddings().weight.shape[0], eyes_of(family_of(model), model)))
         worker.serve()
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return 0

@@ -39,8 +39,8 @@ def ids(proposals):
 
 def drafter(*says):
     script, stats, steps = Script(*says), Stats(), []
-    made = Drafter(script, stats, steps.append)
-    made.begin({}, 10)
+    made = Drafter(script, stats, steps.append, 10)
+    made.begin({})
     return made, script, stats, steps
 
 
@@ -65,6 +65,13 @@ def test_tokens_come_in_order_and_no_more_than_asked_for():
     made.propose(0)
     made.propose(5)
     assert script.told[-1] == Propose(5) and len(script.told) == 5
+
+
+def test_a_draft_that_sees_alike_is_told_what_was_seen():
+    script = Script(Ready(1, 0.5))
+    made = Drafter(script, Stats(), print, 10, alike=True)
+    made.read({"ids": torch.tensor([3])})
+    assert made.ready() and script.told[0].limit == 10 and script.told[0].prompt["ids"].tolist() == [3]
 
 
 def test_what_was_said_before_a_verdict_is_dropped():
@@ -117,6 +124,7 @@ def test_a_draft_that_never_gets_ready_is_given_up():
 
 def test_no_draft_at_all():
     made = Drafter(None, Stats(), print)
-    made.begin({}, 1)
+    made.begin({})
+    made.read({})
     made.propose(1)
     assert made.collect(1) == [] and made.lost and not made.ready()

@@ -4,9 +4,12 @@ import threading
 from multiprocessing import Pipe
 
 import pytest
+import torch
 
-from hippo.draft.messages import Begin, End, Keep, Propose, Ready, Settle, Token, packed, put, take
+from hippo.draft.eyes import seen
+from hippo.draft.messages import Begin, End, Keep, Propose, Read, Ready, Settle, Token, packed, put, take
 from hippo.draft.worker import Worker
+from hippo.families import family_of
 from tests.models import generated, inputs, model
 
 
@@ -64,6 +67,19 @@ def test_a_verdict_cancels_what_is_still_wanted(pipe):
     while take(pipe).epoch == epoch + 1:
         seen += 1
     assert seen < 500
+
+
+def test_told_what_the_target_saw_it_proposes_the_same(pipe):
+    request, target = inputs("qwen2_5_vl"), model("qwen2_5_vl")
+    family = family_of(target)
+    prompt, embeds = family.place(target, request), family.embed(target, request)
+    told = seen(prompt, embeds, torch.arange(24), target.get_input_embeddings())
+    assert told["at"].tolist() == prompt.video_at.tolist()
+    put(pipe, Read(packed(told), 160))
+    ready = take(pipe)
+    expected = generated(target, request)
+    put(pipe, Settle(0, expected[:1]))
+    assert [t.id for t in proposals(pipe, 4)] == expected[1:5] and ready.epoch == 1
 
 
 def test_requests_follow_one_another(pipe):

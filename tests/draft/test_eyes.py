@@ -1,0 +1,38 @@
+"""Who sees alike, and what one tells the other."""
+
+import copy
+
+import pytest
+import torch
+
+from hippo.draft.eyes import eyes_of, seen
+from hippo.families import family_of
+from tests.models import FAMILIES, IMAGE, VIDEO, inputs, model, with_image
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_only_the_same_vision_tower_sees_alike(name):
+    target = model(name)
+    family = family_of(target)
+    words, tower, projector = copy.deepcopy(target), copy.deepcopy(target), copy.deepcopy(target)
+    words.get_output_embeddings().weight.data.neg_()
+    family.language_model(words).layers[0].mlp.up_proj.weight.data.neg_()
+    assert eyes_of(family, words) == eyes_of(family, target) != eyes_of(family, model(name, 7, 1))
+    outside = [key for key, _ in target.model.named_parameters() if "language_model" not in key]
+    for changed, key in ((tower, outside[0]), (projector, outside[-1])):
+        changed.model.get_parameter(key).data.add_(0.01)
+        assert eyes_of(family, changed) != eyes_of(family, target)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_was_seen_is_the_rows_that_are_no_words(name):
+    target, request = model(name), with_image(name, inputs(name))
+    family = family_of(target)
+    prompt, embeds = family.place(target, request), family.embed(target, request)
+    kept = torch.arange(0, len(prompt.video_at), 5)
+    told = seen(prompt, embeds, kept, target.get_input_embeddings())
+    words = target.get_input_embeddings()(told["ids"])
+    words[told["at"]] = told["rows"]
+    assert torch.equal(words, embeds.tokens[prompt.keep(kept)])
+    assert told["at"].tolist() == torch.isin(told["ids"], torch.tensor([IMAGE, VIDEO])).nonzero()[:, 0].tolist()
+    assert told["positions"].shape[1] == len(told["ids"])
