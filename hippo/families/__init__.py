@@ -8,8 +8,9 @@ from hippo.families.llava_next_video import LlavaNextVideo
 from hippo.families.llava_onevision import LlavaOnevision
 from hippo.families.qwen2_5_vl import Qwen2_5VL
 from hippo.families.qwen2_vl import Qwen2VL
+from hippo.families.qwen3_vl import Qwen3VL
 
-FAMILIES: tuple[Family, ...] = (Qwen2VL(), Qwen2_5VL(), LlavaOnevision(), LlavaNextVideo())
+FAMILIES: tuple[Family, ...] = (Qwen2VL(), Qwen2_5VL(), Qwen3VL(), LlavaOnevision(), LlavaNextVideo())
 
 __all__ = ["FAMILIES", "Embeds", "Family", "Prompt", "VideoGrid", "family_of", "require_family"]
 

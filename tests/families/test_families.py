@@ -91,6 +91,23 @@ def test_keep_leaves_all_but_the_dropped_video_tokens(name):
     assert stays.tolist() == sorted(stays.tolist())
 
 
+def test_a_pruned_prompt_is_the_whole_one_with_the_dropped_tokens_masked(name):
+    """What a draft reads, against transformers' own forward over everything, in which nobody looks at the dropped."""
+    target, request = model(name), with_image(name, inputs(name))
+    family = family_of(target)
+    prompt = family.place(target, request)
+    stays = prompt.keep(torch.arange(1, len(prompt.video_at), 3))
+    mask = torch.zeros_like(request["input_ids"])
+    mask[:, stays] = 1
+    positions = prompt.positions if len(prompt.positions) == 1 else prompt.positions[:, None]
+    with torch.no_grad():
+        expected = target(**request | {"attention_mask": mask, "position_ids": positions}).logits[0, -1]
+    ours = CachedModel.of(family, target).prefill(
+        family.embed(target, request)[stays], prompt.positions[:, stays], prompt.next_position
+    )
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-3)
+
+
 def test_the_question_is_the_text_after_the_video(name):
     target, request = model(name), inputs(name, question=3)
     prompt = family_of(target).place(target, request)
@@ -111,7 +128,7 @@ def test_requests_that_cannot_be_served_are_refused(name):
     mask[0, 0] = 0
     with pytest.raises(HippoError, match="padded"):
         family.place(target, request | {"attention_mask": mask})
-    short = request | {"attention_mask": None, "input_ids": request["input_ids"][:, 6:]}
+    short = request | {"attention_mask": None, "input_ids": request["input_ids"][:, 8:]}
     with pytest.raises(HippoError, match="video tokens in the prompt"):
         family.place(target, short)
 

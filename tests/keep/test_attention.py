@@ -52,6 +52,7 @@ def test_listening_matches_eager_attention_and_leaves_the_prefill_alone(family):
                     attention_mask=torch.ones(1, len(embeds), dtype=torch.bool),
                     output_attentions=True,
                     use_cache=False,
+                    **embeds.arguments,
                 )
             ).attentions
     finally:

@@ -3,7 +3,7 @@
 Default initialisation gives models that hardly look at either, on which a wrong implementation passes; these have
 their linear weights and embeddings scaled up. `test_families` proves that they do look.
 
-Each family is a module here, named like its file in `hippo/families`, with three functions:
+Each family is a module here, named by the type of its model, with three functions:
 make(layers, vocabulary): an untrained model. clip(rng, words, frames): the processor's output for a random clip, with
 four tokens of text before or around it and the others after it. image(rng, model): (the tokens of an image in the
 prompt, the processor's other output for it).
@@ -20,7 +20,7 @@ import torch
 
 from tests.models.common import IMAGE, VIDEO, VOCABULARY, scaled
 
-FAMILIES = ("qwen2_5_vl", "llava_onevision", "qwen2_vl", "llava_next_video")
+FAMILIES = ("qwen2_5_vl", "llava_onevision", "qwen2_vl", "llava_next_video", "qwen3_vl", "qwen3_vl_moe")
 
 
 def _of(family: str) -> Any:

@@ -1,0 +1,48 @@
+"""Qwen3-VL, dense or with experts: every frame behind its time as text, visual features added in the first layers too
+(DeepStack)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hippo.families.base import Embeds
+from hippo.families.qwen2_5_vl import Qwen2_5VL
+
+
+class DeepEmbeds(Embeds):
+    """deep: (layers, L, D) what the first layers' outputs are added, zero where text stands."""
+
+    def __init__(self, tokens: Tensor, deep: Tensor) -> None:
+        super().__init__(tokens)
+        self.deep = deep
+
+    def __getitem__(self, which: Tensor | slice) -> DeepEmbeds:
+        return DeepEmbeds(self.tokens[which], self.deep[:, which])
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        everywhere = torch.ones(1, len(self), dtype=torch.bool, device=self.tokens.device)
+        return {"visual_pos_masks": everywhere, "deepstack_visual_embeds": list(self.deep)}
+
+
+class Qwen3VL(Qwen2_5VL):
+    model_types: tuple[str, ...] = ("qwen3_vl", "qwen3_vl_moe")
+
+    def embed(self, model: Any, inputs: Mapping[str, Any]) -> Embeds:
+        input_ids, config, of = inputs["input_ids"][0], model.config, model.model
+        tokens = model.get_input_embeddings()(input_ids)
+        deep = tokens.new_zeros(len(config.vision_config.deepstack_visual_indexes), *tokens.shape)
+        layers = torch.cat([tokens[None], deep])
+        for pixels, grid, token, features_of in (
+            ("pixel_values", "image_grid_thw", config.image_token_id, of.get_image_features),
+            ("pixel_values_videos", "video_grid_thw", config.video_token_id, of.get_video_features),
+        ):
+            if inputs.get(pixels) is not None:
+                seen = features_of(inputs[pixels], inputs[grid])
+                features = [torch.cat(list(layer)) for layer in (seen.pooler_output, *seen.deepstack_features)]
+                layers[:, input_ids == token] = torch.stack(features).to(layers)
+        return DeepEmbeds(layers[0], layers[1:])
