@@ -1,11 +1,11 @@
 """Short forwards with a third of the operations: for the many steps of decoding, where a small model's time on a CPU is
 spent on starting operations, not on arithmetic.
 
-For decoders laid out like Llama's and Qwen2's: RMS norm, rotary positions, grouped-query attention, gated MLP. Queries,
-keys and values come from one product, so do gate and up; residuals are added by the product before them; keys and
-values are written in one copy. The layers' own weights become views of the joined ones, so memory does not grow.
-Whether a model is laid out like that is found out by looking, then proved by comparing both forwards.
-All our own choice.
+For decoders laid out like Llama's, Qwen2's and Qwen3's: RMS norm, rotary positions, grouped-query attention, where
+queries and keys may have an RMS norm per head, gated MLP. Queries, keys and values come from one product, so do gate
+and up; residuals are added by the product before them; keys and values are written in one copy. The layers' own weights
+become views of the joined ones, so memory does not grow. Whether a model is laid out like that is found out by looking,
+then proved by comparing both forwards. All our own choice.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from hippo.forward.kv_cache import KVCache
 
+_HEAD_NORMS = ("q_norm", "k_norm")
 _STATIC_ROTARY = ("default", "linear", "llama3", "yarn", "proportional")
 _TOLERANCE = 1e-3  # relative; float32 rounding is a thousandth of it, a wrong formula a thousand times it
 
@@ -27,6 +28,7 @@ class _Layer(NamedTuple):
     norm: Tensor
     qkv: Tensor
     qkv_bias: Tensor | None
+    head_norms: tuple[Tensor, ...]  # of queries and keys, or none
     out: Tensor
     second_norm: Tensor
     gate_up: Tensor
@@ -72,6 +74,10 @@ class FusedDecoder:
             h = h @ layer.qkv if layer.qkv_bias is None else torch.addmm(layer.qkv_bias, h, layer.qkv)
             h = h.view(count, heads + 2 * key_heads, size)
             rotated = h[:, : heads + key_heads]
+            if layer.head_norms:
+                rotated.mul_(rotated.square().mean(-1, keepdim=True).add_(self._epsilon).rsqrt_())
+                for part, weight in zip(rotated.split([heads, key_heads], dim=1), layer.head_norms, strict=True):
+                    part.mul_(weight)
             swapped = rotated.roll(half, -1)
             rotated.mul_(cos).addcmul_(swapped, sin)
             slot.copy_(h[:, heads:].view(count, 2, key_heads, size).permute(1, 2, 0, 3))
@@ -106,6 +112,7 @@ class FusedDecoder:
             layer.input_layernorm.weight.detach(),
             _joined([linear.weight for linear in projections]).t(),
             None if attention.q_proj.bias is None else _joined([linear.bias for linear in projections]),
+            tuple(getattr(attention, name).weight.detach() for name in _HEAD_NORMS if hasattr(attention, name)),
             attention.o_proj.weight.detach().t(),
             layer.post_attention_layernorm.weight.detach(),
             _joined([mlp.gate_proj.weight, mlp.up_proj.weight]).t(),
@@ -171,22 +178,24 @@ def _require_fusable(model: Any) -> None:
         raise NotFusable("its rotary positions change with length")
     if set(getattr(config, "layer_types", None) or ["full_attention"]) != {"full_attention"}:
         raise NotFusable("not all of its layers attend to everything")
+    attention = {"q_proj", "k_proj", "v_proj", "o_proj"}
     expected = {
-        "": {"input_layernorm", "post_attention_layernorm", "self_attn", "mlp"},
-        "self_attn": {"q_proj", "k_proj", "v_proj", "o_proj"},
-        "mlp": {"gate_proj", "up_proj", "down_proj", "act_fn"},
+        "": ({"input_layernorm", "post_attention_layernorm", "self_attn", "mlp"},),
+        "self_attn": (attention, attention | set(_HEAD_NORMS)),
+        "mlp": ({"gate_proj", "up_proj", "down_proj", "act_fn"},),
     }
     for layer in model.layers:
-        for name, children in expected.items():
+        for name, layouts in expected.items():
             module = layer.get_submodule(name)
-            if {child for child, _ in module.named_children()} != children:
+            if {child for child, _ in module.named_children()} not in layouts:
                 raise NotFusable("its layers are not laid out like Llama's")
         for module in layer.modules():
             hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
             # transformers' own only listen, and only when somebody asks for hidden states or attentions.
             if "forward" in module.__dict__ or any(not h.__module__.startswith("transformers.") for h in hooks):
                 raise NotFusable("its layers carry hooks")
-        linears = [m for m in (*layer.self_attn.children(), *layer.mlp.children()) if hasattr(m, "weight")]
+        children = (*layer.self_attn.named_children(), *layer.mlp.named_children())
+        linears = [module for name, module in children if name.endswith("_proj")]
         if any(type(linear) is not nn.Linear for linear in linears):
             raise NotFusable("its weights are quantised or adapted")
         biases = [linear.bias is None for linear in linears]

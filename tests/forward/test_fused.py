@@ -18,7 +18,7 @@ def requests(family):
     """Two requests of one model, the first with the fused forward, the second without; both have read one prompt."""
     torch.manual_seed(0)
     net = model(family)
-    axes = 3 if family == "qwen2_5_vl" else 1
+    axes = 3 if family in ("qwen2_5_vl", "qwen3_vl") else 1
     embeds, positions = torch.randn(20, 64), torch.randint(0, 30, (axes, 20)).sort(dim=1).values
     both = []
     for wanted in (True, False):
@@ -28,7 +28,7 @@ def requests(family):
     return both
 
 
-@pytest.mark.parametrize("family", [family for family in FAMILIES if not family.startswith("qwen3")])
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "qwen3_vl_moe"])
 def test_it_computes_what_transformers_does(family):
     ours, theirs = requests(family)
     for ids, back in (([7], 0), ([3, 1, 4, 1, 5], 3), ([9, 2], 0), ([6] * 700, 690), ([8], 0)):
@@ -96,7 +96,15 @@ def doubled(text):
     ],
 )
 def test_a_model_changed_after_its_first_answer_answers_as_it_then_is(change):
-    net = copy.deepcopy(model("qwen2_5_vl"))
+    answers_as_it_is_after(change, "qwen2_5_vl")
+
+
+def test_so_does_one_whose_heads_have_norms():
+    answers_as_it_is_after(lambda text: text.layers[1].self_attn.k_norm.weight.data.mul_(2.0), "qwen3_vl")
+
+
+def answers_as_it_is_after(change, family):
+    net = copy.deepcopy(model(family))
     used(net)
     change(net.model.language_model)
     torch.manual_seed(1)
@@ -134,9 +142,14 @@ def test_a_model_it_does_not_fit_keeps_its_own_forward_and_says_why(change, reas
     assert reason in why_not_fused(text) and fused(text) is None
 
 
-@pytest.mark.parametrize("family", ["qwen3_vl", "qwen3_vl_moe"])
-def test_a_family_laid_out_otherwise_keeps_its_own_forward_and_says_why(family):
-    assert "laid out" in why_not_fused(model(family).model.language_model)
+def test_norms_of_heads_that_compute_something_else_are_found_out():
+    text = copy.deepcopy(model("qwen3_vl")).model.language_model
+    text.layers[0].self_attn.q_norm = nn.LayerNorm(32)
+    assert "something else" in why_not_fused(text)
+
+
+def test_a_model_of_experts_keeps_its_own_forward_and_says_why():
+    assert "laid out" in why_not_fused(model("qwen3_vl_moe").model.language_model)
 
 
 class Halved(nn.Linear):
