@@ -64,11 +64,20 @@ def test_every_decoder_pruner_and_gamma_equals_generate(family, kind):
 
 
 @pytest.mark.parametrize("decoder", ["serial", "parallel"])
-def test_a_draft_that_is_the_target_is_never_rejected(decoder):
-    request = inputs("qwen2_5_vl", seed=1)
-    tokens, stats = answer(pair("qwen2_5_vl", "same"), request, decoder=decoder, pruner="none", gamma=4)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_draft_that_is_the_target_is_never_rejected(family, decoder):
+    request = with_image(family, inputs(family, seed=1))
+    tokens, stats = answer(pair(family, "same"), request, decoder=decoder, pruner="none", gamma=4)
     assert stats.accepted == stats.checked > 10 and stats.rejections == 0
-    assert stats.target_forwards < 23 and tokens == generated(model("qwen2_5_vl"), request)
+    assert stats.target_forwards < 23 and tokens == generated(model(family), request)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_drafts_for_itself_with_fewer_tokens(family):
+    request = inputs(family, seed=1)
+    tokens, stats = answer(pair(family, "same"), request, method="hippo", keep_ratio=0.3)
+    assert tokens == generated(model(family), request) and stats.checked > 0 and not stats.draft_lost
+    assert 0 < stats.kept_tokens < stats.video_tokens
 
 
 @pytest.mark.parametrize("decoder", ["serial", "parallel"])
