@@ -137,18 +137,20 @@ def test_one_token_after_the_video(family):
 @pytest.mark.parametrize("method", ["ar", "sd", "pearl", "hippo"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_prompts_without_a_video_and_with_an_image(family, method):
-    requests = (
-        text_only(family),
-        with_image(family, text_only(family)),
-        with_image(family, inputs(family)),
-        with_second_video(family, inputs(family)),
-    )
-    for request in requests:
+    video = inputs(family)
+    for request, tokens_of_videos in (
+        (text_only(family), 0),
+        (with_image(family, text_only(family)), 0),
+        (with_image(family, video), tokens_of(family, video)),
+        (with_second_video(family, video), 2 * tokens_of(family, video)),
+    ):
         tokens, stats = answer(pair(family, "other"), request, method=method, keep_ratio=0.2)
         assert tokens == generated(model(family), request)
-        assert stats.kept_tokens <= stats.video_tokens and (stats.video_tokens > 0) == (
-            "pixel_values_videos" in request
-        )
+        assert stats.kept_tokens <= stats.video_tokens == tokens_of_videos
+
+
+def tokens_of(family, request):
+    return len(pair(family, "other").family.place(model(family), request).video_at)
 
 
 @pytest.mark.parametrize("ratio", [1e-6, 1.0])

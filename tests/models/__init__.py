@@ -52,6 +52,8 @@ def text_only(family: str, seed: int = 0) -> dict[str, torch.Tensor]:
 def with_image(family: str, request: dict[str, torch.Tensor], seed: int = 0) -> dict[str, torch.Tensor]:
     """A request with an image before all else."""
     tokens, image = _of(family).image(np.random.default_rng(seed), model(family))
+    # Where frames are images too, the image's pixels come before theirs.
+    image = {key: torch.cat([value, request[key]]) if key in request else value for key, value in image.items()}
     return _whole(family, request | image | {"input_ids": torch.cat([tokens[None], request["input_ids"]], dim=1)})
 
 
