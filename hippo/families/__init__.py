@@ -4,13 +4,23 @@ from typing import Any
 
 from hippo.errors import HippoError
 from hippo.families.base import Embeds, Family, Prompt, VideoGrid
+from hippo.families.internvl import InternVL
 from hippo.families.llava_next_video import LlavaNextVideo
 from hippo.families.llava_onevision import LlavaOnevision
 from hippo.families.qwen2_5_vl import Qwen2_5VL
 from hippo.families.qwen2_vl import Qwen2VL
 from hippo.families.qwen3_vl import Qwen3VL
+from hippo.families.smolvlm import SmolVLM
 
-FAMILIES: tuple[Family, ...] = (Qwen2VL(), Qwen2_5VL(), Qwen3VL(), LlavaOnevision(), LlavaNextVideo())
+FAMILIES: tuple[Family, ...] = (
+    Qwen2VL(),
+    Qwen2_5VL(),
+    Qwen3VL(),
+    LlavaOnevision(),
+    LlavaNextVideo(),
+    InternVL(),
+    SmolVLM(),
+)
 
 __all__ = ["FAMILIES", "Embeds", "Family", "Prompt", "VideoGrid", "family_of", "require_family"]
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from hippo.errors import HippoError
+
+_LABEL = 5  # tokens: a frame's number or time is at least as long, what stands between an image's tiles is shorter
+_DIGITS = 3  # tokens by which the numbers of a video's frames differ in length
 
 
 @dataclass(frozen=True)
@@ -100,19 +104,55 @@ def require_video_tokens(there: int, grids: Sequence[VideoGrid], beside: int = 0
         )
 
 
+def prompt_of_images(inputs: Mapping[str, Any], token: int, count: int, side: int) -> Prompt:
+    """The prompt of a family that reads a video as images: which images are frames is told by the text between them.
+
+    token: the image token's id. count: images in the pixels, tiles counted singly, each of side x side tokens. Raises
+    HippoError.
+
+    Runs of side x side tokens are one video's frames if a label stands between them, a number or a time, and they are
+    as close as any two with a label, but for the number's digits. Everything else is never pruned: an image alone, one
+    cut into tiles (closer, or one longer run), a frame that is a whole video. Not to be told apart: two images with
+    text between are a video where no two stand closer, and two videos with next to nothing between are one. That costs
+    the draft some sight and nothing else. Our choice.
+    """
+    input_ids = require_one_request(inputs)[0]
+    frame = VideoGrid(1, side, side)
+    images_at = (input_ids == token).nonzero()[:, 0].cpu()
+    require_video_tokens(len(images_at), [frame] * count)
+    runs = images_at.tensor_split((images_at.diff() > 1).nonzero()[:, 0] + 1)
+    between = [int(after[0] - before[-1]) - 1 for before, after in pairwise(runs)]
+    nearest = min((words for words in between if words >= _LABEL), default=0)
+    videos = [[runs[0]]]
+    for run, words in zip(runs[1:], between, strict=True):
+        if len(run) == len(videos[-1][0]) and _LABEL <= words <= nearest + _DIGITS:
+            videos[-1].append(run)
+        else:
+            videos.append([run])
+    videos = [video for video in videos if len(video) > 1 and len(video[0]) == frame.tokens]
+    video_at = torch.cat([images_at[:0], *(run for video in videos for run in video)]).to(input_ids.device)
+    positions = torch.arange(len(input_ids), device=input_ids.device)[None]
+    grids = tuple(VideoGrid(len(video), side, side) for video in videos)
+    return Prompt(input_ids, video_at, grids, positions, positions[:, -1] + 1)
+
+
 def embedded(
-    model: Any, inputs: Mapping[str, Any], images: Callable[[], Sequence[Tensor]], videos: Callable[[], Tensor]
+    model: Any,
+    inputs: Mapping[str, Any],
+    images: Callable[[], Sequence[Tensor]],
+    videos: Callable[[], Tensor] | None = None,
 ) -> Embeds:
     """Embeddings of a prompt, with the features of its images and its videos in their places.
 
-    images, videos: return them, (n, D) an image and (V, D); only called if the inputs hold such pixels.
+    images, videos: return them, (n, D) an image and (V, D); only called if the inputs hold such pixels. videos: None
+    for a family that knows images only.
     """
     input_ids, config = inputs["input_ids"][0], model.config
     embeds = model.get_input_embeddings()(input_ids)
     if inputs.get("pixel_values") is not None:
         here = (input_ids == config.image_token_id)[:, None]
         embeds = embeds.masked_scatter(here, torch.cat(list(images())).to(embeds))
-    if inputs.get("pixel_values_videos") is not None:
+    if videos is not None and inputs.get("pixel_values_videos") is not None:
         embeds = embeds.masked_scatter((input_ids == config.video_token_id)[:, None], videos().to(embeds))
     return Embeds(embeds)
 

@@ -20,7 +20,16 @@ import torch
 
 from tests.models.common import IMAGE, VIDEO, VOCABULARY, scaled
 
-FAMILIES = ("qwen2_5_vl", "llava_onevision", "qwen2_vl", "llava_next_video", "qwen3_vl", "qwen3_vl_moe")
+FAMILIES = (
+    "qwen2_5_vl",
+    "llava_onevision",
+    "qwen2_vl",
+    "llava_next_video",
+    "qwen3_vl",
+    "qwen3_vl_moe",
+    "internvl",
+    "smolvlm",
+)
 
 
 def _of(family: str) -> Any:

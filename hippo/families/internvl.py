@@ -1,0 +1,28 @@
+"""InternVL: a frame is an image of one tile, labelled "Frame1: "; plain one-dimensional positions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from hippo.families.base import Embeds, Prompt, embedded, prompt_of_images
+
+
+class InternVL:
+    model_types: tuple[str, ...] = ("internvl",)
+
+    def place(self, model: Any, inputs: Mapping[str, Any]) -> Prompt:
+        pixels, config = inputs.get("pixel_values"), model.config
+        tiles = side = 0
+        if pixels is not None:
+            tiles = len(pixels)
+            side = int(pixels.shape[-1] // config.vision_config.patch_size[1] * config.downsample_ratio)
+        return prompt_of_images(inputs, config.image_token_id, tiles, side)
+
+    def embed(self, model: Any, inputs: Mapping[str, Any]) -> Embeds:
+        return embedded(model, inputs, lambda: model.model.get_image_features(inputs["pixel_values"]).pooler_output)
+
+    def language_model(self, model: Any) -> nn.Module:
+        return model.model.language_model
