@@ -91,9 +91,11 @@ class Pair:
     @torch.no_grad()
     def look(self, inputs: dict[str, Any], kind: str = "all") -> tuple[Prompt, list[Signals]]:
         """Only look at one request: where its tokens stand, and what pruners judge each video's tokens by. kind: of
-        attention, see `Pruner`."""
+        attention, see `Pruner`. Raises HippoError, also where there is no video."""
         here = on_device(inputs, self.target.device)
         prompt = self.family.place(self.target, here)
+        if not prompt.grids:
+            raise HippoError("the prompt holds no video that is known as one", "pass one of two frames or more")
         self._check_length(prompt)
         embeds = self.family.embed(self.target, here)
         listener = self.listener(prompt, kind)

@@ -149,6 +149,11 @@ def test_prompts_without_a_video_and_with_an_image(family, method):
         assert stats.kept_tokens <= stats.video_tokens == tokens_of_videos
 
 
+def test_only_a_video_can_be_looked_at():
+    with pytest.raises(HippoError, match="no video that is known"):
+        pair("internvl", "other").look(with_image("internvl", text_only("internvl")))
+
+
 def tokens_of(family, request):
     return len(pair(family, "other").family.place(model(family), request).video_at)
 
