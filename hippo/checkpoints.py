@@ -160,6 +160,8 @@ def explained(source: str) -> Iterator[None]:
         yield
     except (HippoError, MemoryError, torch.OutOfMemoryError):
         raise
+    except ImportError as error:
+        raise HippoError(f"{source} needs a package that is not here ({error})", "install it") from None
     except Exception as error:
         # Checkpoints fail in many ways (safetensors, JSON, missing classes); the first line of each tells enough.
         text = " ".join(str(error).split())

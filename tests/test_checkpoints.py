@@ -48,6 +48,11 @@ def test_a_folder_that_is_no_checkpoint(tmp_path):
         load_processor(Checkpoint(str(tmp_path), "cpu", "auto"))
 
 
+def test_a_package_that_a_processor_lacks_is_named(tmp_path):
+    with pytest.raises(HippoError, match="num2words"), checkpoints.explained(str(tmp_path)):
+        raise ImportError("Package `num2words` is required. Install it with `pip install num2words`.")
+
+
 def test_not_enough_memory_is_told_before_loading(monkeypatch):
     monkeypatch.setattr(checkpoints, "_free_memory", lambda: 1000)
     with pytest.raises(HippoError, match="not enough memory"):
