@@ -174,7 +174,7 @@ def edge_excess(kept: Tensor, grid: VideoGrid, among: Tensor | None = None) -> f
     """
     edge = torch.zeros(grid.frames, grid.rows, grid.columns)
     edge[[0, -1]] = edge[:, [0, -1]] = edge[:, :, [0, -1]] = 1.0
-    edge = edge.flatten()
+    edge = grid.of_tokens(edge.flatten())
     among = torch.ones(grid.tokens, dtype=torch.bool) if among is None else among
     kept = kept[among[kept]]
     return float(edge[kept].mean() / edge[among].mean() - 1) if len(kept) else 0.0
@@ -193,7 +193,7 @@ def ground(scene: Scene, times: Sequence[float], grid: VideoGrid) -> Tensor:
             look = thing.look(moment)
             if look.visible:
                 bare[step] &= (across - look.x) ** 2 + (down - look.y) ** 2 > (look.radius / SIDE + reach) ** 2
-    return bare.flatten()
+    return grid.of_tokens(bare.flatten())
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:

@@ -160,14 +160,15 @@ def _spread(counts: np.ndarray, times: Sequence[float]) -> str:
 
 
 def _scores(signals: Signals) -> dict[str, np.ndarray]:
-    """Each score, (V,) float32; the fused one as the pruner hippo has it."""
+    """Each score, (P,) float32, one for each cell; the fused one as the pruner hippo has it."""
     assert signals.attention is not None
+    attention = signals.grid.laid_out(signals.attention).flatten()
     temporal, spatial = (score(signals.features, signals.grid) for score in (temporal_score, spatial_score))
     scores = {
-        "the question's attention": signals.attention,
+        "the question's attention": attention,
         "temporal novelty": temporal,
         "spatial detail": spatial,
-        "all three, fused": fuse(signals.grid, attention=signals.attention, temporal=temporal, spatial=spatial),
+        "all three, fused": fuse(signals.grid, attention=attention, temporal=temporal, spatial=spatial),
     }
     return {label: score.float().cpu().numpy() for label, score in scores.items()}
 

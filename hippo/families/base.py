@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -18,16 +18,40 @@ _DIGITS = 3  # tokens by which the numbers of a video's frames differ in length
 
 @dataclass(frozen=True)
 class VideoGrid:
-    """How the video tokens of a prompt lie in time and space; a frame is one temporal step of the model's grid."""
+    """How the tokens of a video lie in time and space; a frame is one temporal step of the model's grid.
+
+    It has P = frames x rows x columns cells, counted in this order. with_token: (V,) int64, sorted, on the CPU, the
+    cells that have a token; None: all. A family may leave out cells that show what they showed a frame before.
+    """
 
     frames: int
     rows: int
     columns: int
+    with_token: Tensor | None = field(default=None, compare=False)  # a tensor has no single truth value
 
     @property
     def tokens(self) -> int:
-        """frames x rows x columns."""
-        return self.frames * self.rows * self.columns
+        """V: as many as there are cells, or fewer."""
+        return len(self.cells)
+
+    @property
+    def cells(self) -> Tensor:
+        """(V,) the cell of each token."""
+        return torch.arange(self.frames * self.rows * self.columns) if self.with_token is None else self.with_token
+
+    def laid_out(self, values: Tensor) -> Tensor:
+        """(frames, rows, columns, ...): what each cell shows, from the tokens' values, (V, ...). A cell without a token
+        shows the token last shown in its place, or the first of all if there was none."""
+        if self.with_token is not None:
+            token = torch.zeros(self.frames * self.rows * self.columns, dtype=torch.long)
+            token[self.with_token] = torch.arange(self.tokens)
+            last = token.view(self.frames, -1).cummax(dim=0).values.flatten()
+            values = values[last.to(values.device)]
+        return values.view(self.frames, self.rows, self.columns, *values.shape[1:])
+
+    def of_tokens(self, values: Tensor) -> Tensor:
+        """(V,): the tokens' own, from the cells' values, (P,)."""
+        return values if self.with_token is None else values[self.with_token.to(values.device)]
 
 
 @dataclass(frozen=True)

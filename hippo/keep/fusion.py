@@ -11,7 +11,7 @@ from hippo.families import VideoGrid
 def normalise_per_frame(score: Tensor, grid: VideoGrid) -> Tensor:
     """Each frame's scores to mean 0 and standard deviation 1: a frame's place in the clip no longer counts.
 
-    score: (V,). Returns (V,) float32; a frame whose scores are all equal becomes 0 throughout.
+    score: (P,), one for each cell. Returns (P,) float32; a frame whose scores are all equal becomes 0 throughout.
     """
     frames = score.float().view(grid.frames, -1)
     centred = frames - frames.mean(dim=1, keepdim=True)
@@ -21,7 +21,7 @@ def normalise_per_frame(score: Tensor, grid: VideoGrid) -> Tensor:
 
 
 def normalise(score: Tensor) -> Tensor:
-    """All of a video's scores, (V,), to mean 0 and standard deviation 1 together: frames stay unequal."""
+    """All of a video's scores, (P,), to mean 0 and standard deviation 1 together: frames stay unequal."""
     return normalise_per_frame(score, VideoGrid(1, 1, len(score)))
 
 
@@ -34,7 +34,7 @@ def fuse(
     weight: float = 3.0,
     attention_per_frame: bool = False,
 ) -> Tensor:
-    """The sum of those scores that are given, each (V,), after normalising. Returns (V,) float32.
+    """The sum of those scores that are given, each (P,), one for each cell, after normalising. Returns (P,) float32.
 
     Change and detail are normalised within each frame and weigh 1. Attention weighs `weight` and is normalised over the
     whole video, unless `attention_per_frame`: which frames the question looks at counts (our choice, measured).
@@ -56,13 +56,14 @@ def spend(fused: Tensor, count: int, grid: VideoGrid, floor: float = 0.0) -> Ten
     fused: (V,). floor: the share of an even split that every frame gets first (our choice: 0, no floor).
     Returns the kept indices, sorted, (count,) int64.
     """
-    frames = fused.view(grid.frames, -1)
+    cells = fused.new_full((grid.frames * grid.rows * grid.columns,), -torch.inf)
+    cells[grid.cells] = fused
     least = int(floor * count / grid.frames)
-    boosted = frames.clone()
+    boosted = cells.view(grid.frames, -1)
     if least:
-        best = frames.topk(least, dim=1).indices
+        best = boosted.topk(least, dim=1).indices
         boosted.scatter_add_(1, best, torch.full_like(best, 1_000_000, dtype=boosted.dtype))
-    return boosted.flatten().topk(count).indices.sort().values
+    return grid.of_tokens(cells).topk(count).indices.sort().values
 
 
 def spend_without_repeats(fused: Tensor, features: Tensor, count: int, grid: VideoGrid, alike: float = 0.95) -> Tensor:

@@ -105,14 +105,15 @@ def keep_fused(
     whether tokens that look the same may all be kept. how: see `fuse`."""
 
     def keep(signals: Signals, keep_ratio: float) -> Tensor:
+        grid, heard = signals.grid, signals.attention if attention else None
         fused = fuse(
-            signals.grid,
-            attention=signals.attention if attention else None,
-            temporal=temporal_score(signals.features, signals.grid) if temporal else None,
-            spatial=spatial_score(signals.features, signals.grid) if spatial else None,
+            grid,
+            attention=None if heard is None else grid.laid_out(heard).flatten(),
+            temporal=temporal_score(signals.features, grid) if temporal else None,
+            spatial=spatial_score(signals.features, grid) if spatial else None,
             **how,
         )
-        return _best(fused, signals, keep_ratio, floor, repeats)
+        return _best(grid.of_tokens(fused), signals, keep_ratio, floor, repeats)
 
     return keep
 

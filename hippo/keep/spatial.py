@@ -12,10 +12,10 @@ def spatial_score(features: Tensor, grid: VideoGrid, radius: int = 1) -> Tensor:
     """Variance of the cosine similarity between a token and the tokens in the window around it.
 
     features: (V, D) video tokens as the language model receives them. radius: of the square window, in tokens; the
-    window is cut at the frame's edge. Returns (V,) float32. Source: HIPPO, s_spat as summarised;
+    window is cut at the frame's edge. Returns (P,) float32, one for each cell. Source: HIPPO, s_spat as summarised;
     radius 1 is our choice.
     """
-    tokens = normalize(features.float().view(grid.frames, grid.rows, grid.columns, -1), dim=-1)
+    tokens = normalize(grid.laid_out(features.float()), dim=-1)
     around = pad(tokens, (0, 0, radius, radius, radius, radius))
     here = pad(tokens.new_ones(1, grid.rows, grid.columns), (radius, radius, radius, radius))
     total = squares = tokens.new_zeros(tokens.shape[:3])

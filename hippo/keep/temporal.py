@@ -12,12 +12,13 @@ from hippo.families import VideoGrid
 def temporal_score(features: Tensor, grid: VideoGrid) -> Tensor:
     """1 - cos(token, token of the same place one frame earlier); new content scores high.
 
-    features: (V, D) video tokens as the language model receives them. Returns (V,) float32 in 0..2. The first frame,
-    which has nothing before it, is compared with the second (our choice); a single frame scores 0 throughout.
+    features: (V, D) video tokens as the language model receives them. Returns (P,) float32 in 0..2, one for each
+    cell. The first frame, which has nothing before it, is compared with the second (our choice); a single frame scores
+    0 throughout.
     """
-    frames = features.float().view(grid.frames, grid.rows * grid.columns, -1)
+    frames = grid.laid_out(features.float()).flatten(1, 2)
     if grid.frames == 1:
-        return torch.zeros(grid.tokens, device=features.device)
+        return torch.zeros(grid.rows * grid.columns, device=features.device)
     change = 1 - cosine_similarity(frames[1:], frames[:-1], dim=-1)
     change = change.masked_fill(change < 1e-6, 0.0)  # less is rounding
     return torch.cat([change[:1], change]).flatten()

@@ -82,9 +82,9 @@ def shown(frames: int, steps: int) -> list[int]:
 
 def cells_of(kept: np.ndarray, grid: VideoGrid) -> np.ndarray:
     """(frames, rows, columns) bool: whether a token is among the indices `kept`, (K,)."""
-    cells = np.zeros(grid.tokens, bool)
-    cells[kept] = True
-    return cells.reshape(grid.frames, grid.rows, grid.columns)
+    cells = np.zeros((grid.frames, grid.rows, grid.columns), bool)
+    cells.flat[grid.cells.numpy()[kept]] = True
+    return cells
 
 
 def lit(picture: np.ndarray, cells: np.ndarray) -> np.ndarray:
@@ -137,8 +137,8 @@ def score_sheet(
 ) -> Image.Image:
     """A contact sheet with a block per score: every step of the grid as a heat map.
 
-    frames, times: as for `kept_sheet`. scores: a label -> (V,) numbers. Colours run from a score's 1st to its 99th
-    percentile over the clip.
+    frames, times: as for `kept_sheet`. scores: a label -> (P,) numbers, one for each cell. Colours run from a score's
+    1st to its 99th percentile over the clip.
     """
     layout = arrange(grid, _aspect(frames))
     sheet, draw = _blank(layout, len(scores))

@@ -8,6 +8,8 @@ from hippo.families import VideoGrid
 from hippo.keep import PRUNERS, Signals, pruner_named, pruners
 
 GRID = VideoGrid(4, 3, 5)
+# The first frame is whole; of the others, every third cell has a token, and the last frame has only one.
+HOLES = VideoGrid(4, 3, 5, torch.cat([torch.arange(15), torch.arange(15, 46, 3)]))
 
 
 @pytest.fixture
@@ -22,6 +24,23 @@ def test_counts_and_order(name, ratio, signals):
     kept = PRUNERS[name].keep(signals, ratio).tolist()
     assert kept == sorted(set(kept)) and set(kept) <= set(range(60))
     assert len(kept) == {"none": 60, "blind": 0}.get(name, max(1, round(ratio * 60)))
+
+
+@pytest.mark.parametrize("name", PRUNERS)
+@pytest.mark.parametrize("ratio", [0.001, 0.2, 1.0])
+def test_only_cells_with_a_token_count_and_are_kept(name, ratio):
+    torch.manual_seed(0)
+    kept = PRUNERS[name].keep(Signals(HOLES, torch.randn(26, 8), torch.rand(26)), ratio).tolist()
+    assert kept == sorted(set(kept)) and set(kept) <= set(range(26))
+    assert len(kept) == {"none": 26, "blind": 0}.get(name, max(1, round(ratio * 26)))
+
+
+def test_a_cell_without_a_token_is_scored_like_one_that_did_not_change():
+    torch.manual_seed(0)
+    features, attention = torch.randn(26, 8), torch.rand(26)
+    full = Signals(GRID, HOLES.laid_out(features).flatten(0, 2), HOLES.laid_out(attention).flatten())
+    best = PRUNERS["hippo"].keep(full, 1 / 60)
+    assert best.tolist() == HOLES.cells[PRUNERS["hippo"].keep(Signals(HOLES, features, attention), 1 / 26)].tolist()
 
 
 @pytest.mark.parametrize("name", PRUNERS)

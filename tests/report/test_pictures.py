@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from hippo.families import VideoGrid
 from hippo.report.pictures import COUNT, OUTLINE, arrange, cells_of, heated, kept_sheet, lit, score_sheet, shown
@@ -27,6 +28,11 @@ def test_a_step_shows_the_last_frame_it_covers(frames, steps, expected):
 
 def test_tokens_lie_by_frame_row_and_column():
     assert np.argwhere(cells_of(np.array([7, 119]), GRID)).tolist() == [[0, 1, 2], [5, 3, 4]]
+
+
+def test_a_token_lies_in_its_own_cell_where_others_have_none():
+    holes = VideoGrid(2, 1, 3, torch.tensor([0, 1, 2, 4]))
+    assert np.argwhere(cells_of(np.array([1, 3]), holes)).tolist() == [[0, 0, 1], [1, 0, 1]]
 
 
 def test_a_score_is_hot_where_its_token_is():
