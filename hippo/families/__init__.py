@@ -11,6 +11,7 @@ from hippo.families.qwen2_5_vl import Qwen2_5VL
 from hippo.families.qwen2_vl import Qwen2VL
 from hippo.families.qwen3_vl import Qwen3VL
 from hippo.families.smolvlm import SmolVLM
+from hippo.families.video_llama_3 import VideoLlama3
 
 FAMILIES: tuple[Family, ...] = (
     Qwen2VL(),
@@ -20,6 +21,7 @@ FAMILIES: tuple[Family, ...] = (
     LlavaNextVideo(),
     InternVL(),
     SmolVLM(),
+    VideoLlama3(),
 )
 
 __all__ = ["FAMILIES", "Embeds", "Family", "Prompt", "VideoGrid", "family_of", "require_family"]

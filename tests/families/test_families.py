@@ -57,7 +57,7 @@ def test_video_tokens_lie_in_frame_row_column_order(name):
     target, request = model(name), inputs(name)
     prompt = family_of(target).place(target, request)
     (grid,) = prompt.grids
-    assert len(prompt.video_at) == grid.tokens == grid.frames * grid.rows * grid.columns
+    assert len(prompt.video_at) == grid.tokens
     if name.startswith("qwen"):
         at = prompt.positions[:, prompt.video_at].view(3, grid.frames, grid.rows, grid.columns)
         assert (at[1].diff(dim=1) == 1).all() and (at[2].diff(dim=2) == 1).all()

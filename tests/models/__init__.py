@@ -29,6 +29,7 @@ FAMILIES = (
     "qwen3_vl_moe",
     "internvl",
     "smolvlm",
+    "video_llama_3",
 )
 
 
@@ -69,9 +70,10 @@ def with_image(family: str, request: dict[str, torch.Tensor], seed: int = 0) -> 
 def with_second_video(family: str, request: dict[str, torch.Tensor], seed: int = 1) -> dict[str, torch.Tensor]:
     """A request followed by another, of another video, in one prompt."""
     second = inputs(family, seed=seed)
+    a_value_a_token = ("input_ids", "attention_mask", "mm_token_type_ids")
     return _whole(
         family,
-        {key: torch.cat([value, second[key]], dim=1 if key == "input_ids" else 0) for key, value in request.items()},
+        {key: torch.cat([value, second[key]], dim=int(key in a_value_a_token)) for key, value in request.items()},
     )
 
 

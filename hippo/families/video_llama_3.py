@@ -1,0 +1,61 @@
+"""VideoLLaMA3: plain one-dimensional positions, text before each frame, no token for patches that did not change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hippo.families.base import (
+    Embeds,
+    Prompt,
+    VideoGrid,
+    embedded,
+    require_one_request,
+    require_video_tokens,
+)
+
+
+class VideoLlama3:
+    model_types: tuple[str, ...] = ("video_llama_3",)
+
+    def place(self, model: Any, inputs: Mapping[str, Any]) -> Prompt:
+        input_ids = require_one_request(inputs)
+        grids = _grids(inputs) if inputs.get("pixel_values_videos") is not None else ()
+        video_at = (input_ids[0] == model.config.video_token_id).nonzero()[:, 0]
+        require_video_tokens(len(video_at), grids)
+        positions = torch.arange(len(input_ids[0]), device=input_ids.device)[None]
+        return Prompt(input_ids[0], video_at, grids, positions, positions[:, -1] + 1)
+
+    def embed(self, model: Any, inputs: Mapping[str, Any]) -> Embeds:
+        of = model.model
+
+        def images() -> list[Tensor]:
+            grids, merges = inputs["image_grid_thw"], inputs["image_merge_sizes"]
+            return of.get_image_features(inputs["pixel_values"], grids, merges).pooler_output
+
+        def videos() -> Tensor:
+            grids, merges = inputs["video_grid_thw"], inputs["video_merge_sizes"]
+            cells = torch.cat(list(of.get_video_features(inputs["pixel_values_videos"], grids, merges).pooler_output))
+            has_token = inputs.get("video_compression_mask")
+            return cells if has_token is None else cells[has_token]
+
+        return embedded(model, inputs, images, videos)
+
+    def language_model(self, model: Any) -> nn.Module:
+        return model.model.language_model
+
+
+def _grids(inputs: Mapping[str, Any]) -> tuple[VideoGrid, ...]:
+    """The grid of each video; its cells that the processor found unchanged have no token."""
+    grids, has_token, begin = [], inputs.get("video_compression_mask"), 0
+    for (frames, rows, columns), merge in zip(
+        inputs["video_grid_thw"].tolist(), inputs["video_merge_sizes"].tolist(), strict=True
+    ):
+        end = begin + frames * (rows // merge) * (columns // merge)
+        with_token = None if has_token is None else has_token[begin:end].cpu().nonzero()[:, 0]
+        grids.append(VideoGrid(frames, rows // merge, columns // merge, with_token))
+        begin = end
+    return tuple(grids)
