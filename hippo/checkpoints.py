@@ -67,10 +67,10 @@ def pick_device(device: str) -> str:
 
 def load_processor(checkpoint: Checkpoint) -> Any:
     """The checkpoint's processor. Raises HippoError."""
-    from transformers import AutoConfig, AutoProcessor
+    from transformers import AutoProcessor
 
     with explained(checkpoint.source):
-        require_family(AutoConfig.from_pretrained(checkpoint.source).model_type)
+        require_family(_model_type(checkpoint))
         processor = AutoProcessor.from_pretrained(checkpoint.source)
     if getattr(processor, "video_processor", None) is None:
         raise HippoError(
@@ -111,10 +111,10 @@ def require_same_tokenizer(tokenizer: Any, draft: Checkpoint) -> None:
 
     Only the tokenizers count: weights padded to different vocabulary sizes are fine.
     """
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoTokenizer
 
     with explained(draft.source):
-        require_family(AutoConfig.from_pretrained(draft.source).model_type)
+        require_family(_model_type(draft))
         other = AutoTokenizer.from_pretrained(draft.source)
     ours, theirs = ({index: token for token, index in t.get_vocab().items()} for t in (tokenizer, other))
     for index in sorted(ours.keys() | theirs.keys()):
@@ -168,6 +168,14 @@ def explained(source: str) -> Iterator[None]:
         raise HippoError(
             f"{source} does not load ({text[:160]})", "check that it is a whole video-LLM checkpoint"
         ) from None
+
+
+def _model_type(checkpoint: Checkpoint) -> str:
+    """As its config.json has it, whether or not transformers knows it."""
+    from transformers import PreTrainedConfig
+
+    settings, _ = PreTrainedConfig.get_config_dict(checkpoint.source)
+    return str(settings.get("model_type"))
 
 
 def _dtype_on(device: str, dtype: str) -> str:

@@ -53,6 +53,20 @@ def test_a_package_that_a_processor_lacks_is_named(tmp_path):
         raise ImportError("Package `num2words` is required. Install it with `pip install num2words`.")
 
 
+@pytest.mark.parametrize(
+    ("model_type", "words"),
+    [
+        ("videollama3_qwen2", "knows no model of type 'videollama3_qwen2'"),
+        ("qwen2", "'qwen2' are no video-LLMs"),
+        ("video_llava", "'video_llava' are video-LLMs that HIPPO does not serve yet"),
+    ],
+)
+def test_a_checkpoint_of_another_kind_is_told_by_its_type(tmp_path, model_type, words):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    with pytest.raises(HippoError, match=words):
+        load_processor(Checkpoint(str(tmp_path), "cpu", "auto"))
+
+
 def test_not_enough_memory_is_told_before_loading(monkeypatch):
     monkeypatch.setattr(checkpoints, "_free_memory", lambda: 1000)
     with pytest.raises(HippoError, match="not enough memory"):

@@ -7,6 +7,7 @@ from hippo.cli.caption import caption
 from hippo.cli.demo import demo
 from hippo.cli.doctor import doctor
 from hippo.cli.explain import explain
+from hippo.cli.models import models
 from hippo.cli.verify import verify
 from hippo.cli.world import world
 
@@ -17,6 +18,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for command in (caption, demo, doctor, explain, verify, world):
+for command in (caption, demo, doctor, explain, models, verify, world):
     app.command()(command)
 app.add_typer(bench.app, name="bench")

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from hippo.errors import HippoError
-from hippo.families.base import Embeds, Family, Prompt, VideoGrid
+from hippo.families.base import Card, Embeds, Family, Prompt, Released, VideoGrid
 from hippo.families.internvl import InternVL
 from hippo.families.llava_next_video import LlavaNextVideo
 from hippo.families.llava_onevision import LlavaOnevision
@@ -11,6 +10,7 @@ from hippo.families.qwen2_5_vl import Qwen2_5VL
 from hippo.families.qwen2_vl import Qwen2VL
 from hippo.families.qwen3_vl import Qwen3VL
 from hippo.families.smolvlm import SmolVLM
+from hippo.families.unserved import unserved
 from hippo.families.video_llama_3 import VideoLlama3
 
 FAMILIES: tuple[Family, ...] = (
@@ -24,7 +24,7 @@ FAMILIES: tuple[Family, ...] = (
     VideoLlama3(),
 )
 
-__all__ = ["FAMILIES", "Embeds", "Family", "Prompt", "VideoGrid", "family_of", "require_family"]
+__all__ = ["FAMILIES", "Card", "Embeds", "Family", "Prompt", "Released", "VideoGrid", "family_of", "require_family"]
 
 
 def family_of(model: Any) -> Family:
@@ -33,9 +33,8 @@ def family_of(model: Any) -> Family:
 
 
 def require_family(model_type: str) -> Family:
-    """The family of a checkpoint's model_type. Raises HippoError if there is none yet."""
+    """The family of a checkpoint's model_type. Raises HippoError if there is none, saying why."""
     for family in FAMILIES:
         if model_type in family.model_types:
             return family
-    known = ", ".join(name for family in FAMILIES for name in family.model_types)
-    raise HippoError(f"models of type {model_type!r} are not supported yet", f"use one of: {known}")
+    raise unserved(model_type, ", ".join(name for family in FAMILIES for name in family.model_types))

@@ -181,10 +181,32 @@ def embedded(
     return Embeds(embeds)
 
 
+@dataclass(frozen=True)
+class Released:
+    """A checkpoint on the model hub. billions: of parameters, counted from its configuration."""
+
+    id: str
+    billions: float
+
+
+@dataclass(frozen=True)
+class Card:
+    """What there is to know about a family before using it, for `hippo models`.
+
+    name: as its makers write it. pairs: a target and a draft that share a tokenizer, for example; empty if none are
+    known. notes: its limits and what else a user should know, a clause each.
+    """
+
+    name: str
+    pairs: tuple[tuple[Released, Released], ...]
+    notes: tuple[str, ...]
+
+
 class Family(Protocol):
     """One video-LLM family: all that is special about it. `inputs` is what its processor returned, batch of one."""
 
     model_types: tuple[str, ...]
+    card: Card
 
     def place(self, model: Any, inputs: Mapping[str, Any]) -> Prompt:
         """Where everything stands, without running the model. Raises HippoError for inputs it cannot serve."""

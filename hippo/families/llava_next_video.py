@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from hippo.families.base import (
+    Card,
     Embeds,
     Prompt,
     VideoGrid,
@@ -20,6 +21,15 @@ from hippo.families.base import (
 
 class LlavaNextVideo:
     model_types: tuple[str, ...] = ("llava_next_video",)
+    card = Card(
+        "LLaVA-NeXT-Video",
+        (),
+        (
+            "no pair is known: llava-hf/LLaVA-NeXT-Video-7B-hf and -34B-hf have different tokenizers, and there is "
+            "nothing smaller; a draft would have to be trained",
+            "images are never pruned",
+        ),
+    )
 
     def place(self, model: Any, inputs: Mapping[str, Any]) -> Prompt:
         input_ids = require_one_request(inputs)

@@ -9,17 +9,29 @@ import torch
 from torch import Tensor, nn
 
 from hippo.families.base import (
+    Card,
     Embeds,
     Prompt,
+    Released,
     VideoGrid,
     embedded,
     require_one_request,
     require_video_tokens,
 )
 
+_DRAFT = Released("llava-hf/llava-onevision-qwen2-0.5b-ov-hf", 0.89)
+
 
 class LlavaOnevision:
     model_types: tuple[str, ...] = ("llava_onevision",)
+    card = Card(
+        "LLaVA-OneVision",
+        (
+            (Released("llava-hf/llava-onevision-qwen2-7b-ov-hf", 8.03), _DRAFT),
+            (Released("llava-hf/llava-onevision-qwen2-72b-ov-hf", 73.18), _DRAFT),
+        ),
+        ("images, and the newline after each video, are never pruned",),
+    )
 
     def place(self, model: Any, inputs: Mapping[str, Any]) -> Prompt:
         input_ids = require_one_request(inputs)

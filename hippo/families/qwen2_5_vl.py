@@ -10,17 +10,30 @@ from torch import nn
 
 from hippo.errors import HippoError
 from hippo.families.base import (
+    Card,
     Embeds,
     Prompt,
+    Released,
     VideoGrid,
     embedded,
     require_one_request,
     require_video_tokens,
 )
 
+_3B, _7B = Released("Qwen/Qwen2.5-VL-3B-Instruct", 3.75), Released("Qwen/Qwen2.5-VL-7B-Instruct", 8.29)
+
 
 class Qwen2_5VL:
     model_types: tuple[str, ...] = ("qwen2_5_vl",)
+    card = Card(
+        "Qwen2.5-VL",
+        (
+            (_7B, _3B),
+            (Released("Qwen/Qwen2.5-VL-32B-Instruct", 33.45), _3B),
+            (Released("Qwen/Qwen2.5-VL-72B-Instruct", 73.41), _7B),
+        ),
+        ("images are never pruned",),
+    )
 
     def place(self, model: Any, inputs: Mapping[str, Any]) -> Prompt:
         input_ids = require_one_request(inputs)

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from hippo.families.base import (
+    Card,
     Embeds,
     Prompt,
+    Released,
     VideoGrid,
     embedded,
     require_one_request,
@@ -20,6 +22,16 @@ from hippo.families.base import (
 
 class VideoLlama3:
     model_types: tuple[str, ...] = ("video_llama_3",)
+    card = Card(
+        "VideoLLaMA3",
+        ((Released("lkhl/VideoLLaMA3-7B-Image-HF", 8.04), Released("lkhl/VideoLLaMA3-2B-Image-HF", 1.96)),),
+        (
+            "DAMO-NLP-SG's own checkpoints bring their own code, which transformers does not have; those named are "
+            "converted, of the image models",
+            "patches that did not change have no token to begin with, which leaves less to prune",
+            "images, and the text between the frames, are never pruned",
+        ),
+    )
 
     def place(self, model: Any, inputs: Mapping[str, Any]) -> Prompt:
         input_ids = require_one_request(inputs)
