@@ -7,11 +7,16 @@ from typing import Any
 
 from torch import nn
 
-from hippo.families.base import Embeds, Prompt, embedded, prompt_of_images
+from hippo.families.base import Card, Embeds, Prompt, Released, embedded, prompt_of_images
 
 
 class InternVL:
     model_types: tuple[str, ...] = ("internvl",)
+    card = Card(
+        "InternVL",
+        ((Released("OpenGVLab/InternVL3-8B-hf", 7.94), Released("OpenGVLab/InternVL3-1B-hf", 0.94)),),
+        ("frames are told from images by the text between them", "images, and frames' numbers, are never pruned"),
+    )
 
     def place(self, model: Any, inputs: Mapping[str, Any]) -> Prompt:
         pixels, config = inputs.get("pixel_values"), model.config

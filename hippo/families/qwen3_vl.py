@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hippo.families.base import Embeds
+from hippo.families.base import Card, Embeds, Released
 from hippo.families.qwen2_5_vl import Qwen2_5VL
+
+
+_2B, _8B = Released("Qwen/Qwen3-VL-2B-Instruct", 2.13), Released("Qwen/Qwen3-VL-8B-Instruct", 8.77)
 
 
 class DeepEmbeds(Embeds):
@@ -31,6 +34,11 @@ class DeepEmbeds(Embeds):
 
 class Qwen3VL(Qwen2_5VL):
     model_types: tuple[str, ...] = ("qwen3_vl", "qwen3_vl_moe")
+    card = Card(
+        "Qwen3-VL",
+        ((_8B, _2B), (Released("Qwen/Qwen3-VL-30B-A3B-Instruct", 31.07), _2B)),
+        ("images, and the times between the frames, are never pruned", "its processor refuses a clip of one frame"),
+    )
 
     def embed(self, model: Any, inputs: Mapping[str, Any]) -> Embeds:
         input_ids, config, of = inputs["input_ids"][0], model.config, model.model

@@ -7,11 +7,25 @@ from typing import Any
 
 from torch import nn
 
-from hippo.families.base import Embeds, Prompt, embedded, prompt_of_images
+from hippo.families.base import Card, Embeds, Prompt, Released, embedded, prompt_of_images
 
 
 class SmolVLM:
     model_types: tuple[str, ...] = ("smolvlm",)
+    card = Card(
+        "SmolVLM2",
+        (
+            (
+                Released("HuggingFaceTB/SmolVLM2-500M-Video-Instruct", 0.51),
+                Released("HuggingFaceTB/SmolVLM2-256M-Video-Instruct", 0.26),
+            ),
+        ),
+        (
+            "its processor needs `pip install num2words`",
+            "frames are told from images by the text between them",
+            "images, and frames' times, are never pruned",
+        ),
+    )
 
     def place(self, model: Any, inputs: Mapping[str, Any]) -> Prompt:
         pixels, config = inputs.get("pixel_values"), model.config
