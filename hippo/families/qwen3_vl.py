@@ -12,7 +12,6 @@ from torch import Tensor
 from hippo.families.base import Card, Embeds, Released
 from hippo.families.qwen2_5_vl import Qwen2_5VL
 
-
 _2B, _8B = Released("Qwen/Qwen3-VL-2B-Instruct", 2.13), Released("Qwen/Qwen3-VL-8B-Instruct", 8.77)
 
 
