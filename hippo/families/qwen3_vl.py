@@ -50,6 +50,10 @@ class Qwen3VL(Qwen2_5VL):
         ):
             if inputs.get(pixels) is not None:
                 seen = features_of(inputs[pixels], inputs[grid])
-                features = [torch.cat(list(layer)) for layer in (seen.pooler_output, *seen.deepstack_features)]
+                # transformers 5.16 splits only the first of these by image or video, later ones all
+                features = [
+                    layer if isinstance(layer, Tensor) else torch.cat(layer)
+                    for layer in (seen.pooler_output, *seen.deepstack_features)
+                ]
                 layers[:, input_ids == token] = torch.stack(features).to(layers)
         return DeepEmbeds(layers[0], layers[1:])
