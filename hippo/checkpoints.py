@@ -171,11 +171,11 @@ def explained(source: str) -> Iterator[None]:
 
 
 def _model_type(checkpoint: Checkpoint) -> str:
-    """As its config.json has it, whether or not transformers knows it."""
-    from transformers import PreTrainedConfig
+    """As its config.json has it, whether or not transformers knows it; if it has none, transformers says why."""
+    from transformers import AutoConfig, PreTrainedConfig
 
     settings, _ = PreTrainedConfig.get_config_dict(checkpoint.source)
-    return str(settings.get("model_type"))
+    return settings.get("model_type") or AutoConfig.from_pretrained(checkpoint.source).model_type
 
 
 def _dtype_on(device: str, dtype: str) -> str:
