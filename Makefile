@@ -1,15 +1,20 @@
-# The two commands a newcomer needs: make demo, make test.
+# The two commands a newcomer needs: make demo, make test. test-oldest: the families on the oldest transformers allowed.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+OLDEST := .venv-oldest
+
+.PHONY: demo test test-oldest lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/hippo demo
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest
+
+test-oldest: $(OLDEST)/installed
+	$(OLDEST)/bin/python -m pytest tests/families tests/test_pair.py tests/forward tests/keep
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -28,5 +33,10 @@ $(VENV)/installed-dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install -q -e '.[dev]'
 	touch $(VENV)/installed $@
 
+$(OLDEST)/installed: pyproject.toml
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install -q -e '.[dev]' transformers==5.16.1
+	touch $@
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(OLDEST)

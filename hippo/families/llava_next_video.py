@@ -49,7 +49,9 @@ class LlavaNextVideo:
             model,
             inputs,
             lambda: of.get_image_features(inputs["pixel_values"], inputs["image_sizes"]).pooler_output,
-            lambda: of.get_video_features(inputs["pixel_values_videos"]).pooler_output.flatten(0, 1),
+            lambda: torch.cat(  # transformers before 5.20 or so has a frame where later ones have a video
+                [each.flatten(0, -2) for each in of.get_video_features(inputs["pixel_values_videos"]).pooler_output]
+            ),
         )
 
     def language_model(self, model: Any) -> nn.Module:

@@ -16,9 +16,10 @@ def test_only_the_same_vision_tower_sees_alike(name):
     family = family_of(target)
     words, tower, projector = copy.deepcopy(target), copy.deepcopy(target), copy.deepcopy(target)
     words.get_output_embeddings().weight.data.neg_()
-    family.language_model(words).layers[0].mlp.up_proj.weight.data.neg_()
+    family.language_model(words).layers[0].self_attn.q_proj.weight.data.neg_()
     assert eyes_of(family, words) == eyes_of(family, target) != eyes_of(family, model(name, 7, 1))
-    outside = [key for key, _ in target.model.named_parameters() if "language_model" not in key]
+    text = {id(parameter) for parameter in family.language_model(target).parameters()}
+    outside = [key for key, parameter in target.model.named_parameters() if id(parameter) not in text]
     for changed, key in ((tower, outside[0]), (projector, outside[-1])):
         changed.model.get_parameter(key).data.add_(0.01)
         assert eyes_of(family, changed) != eyes_of(family, target)

@@ -27,9 +27,10 @@ def steps(target, request, tokens, positions=None):
 
 
 def test_the_test_models_look_at_the_video(name):
-    prompt = {"input_ids": inputs(name)["input_ids"]}
-    texts = {tuple(generated(model(name), inputs(name, seed=seed) | prompt)) for seed in range(4)}
-    assert len(texts) == 4
+    request = inputs(name)
+    pixels = [key for key in request if key.startswith("pixel_values")]
+    others = [{key: inputs(name, seed=seed)[key] for key in pixels} for seed in range(4)]
+    assert len({tuple(generated(model(name), request | other)) for other in others}) == 4
 
 
 def test_the_test_models_look_at_positions(name):
@@ -167,4 +168,4 @@ def test_every_family_was_run_and_has_a_card():
     for family in served:
         assert family.card.name and family.card.notes
         for target, draft in family.card.pairs:
-            assert target.id.count("/") == draft.id.count("/") == 1 and target.billions > 2 * draft.billions > 0
+            assert target.id.count("/") == draft.id.count("/") == 1 and target.billions > 1.5 * draft.billions > 0
