@@ -18,7 +18,7 @@ def requests(family):
     """Two requests of one model, the first with the fused forward, the second without; both have read one prompt."""
     torch.manual_seed(0)
     net = model(family)
-    axes = 3 if family in ("qwen2_5_vl", "qwen3_vl") else 1
+    axes = 3 if family.startswith("qwen") else 1
     embeds, positions = torch.randn(20, 64), torch.randint(0, 30, (axes, 20)).sort(dim=1).values
     both = []
     for wanted in (True, False):
