@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +17,14 @@ from torch import nn
 from hippo.checkpoints import load_processor, load_target, require_same_tokenizer, resolve
 from hippo.draft import DraftProcess
 from hippo.errors import HippoError
-from hippo.inputs import prepare
+from hippo.inputs import Messages, Source, messages_of, parts_of, prepare, read_messages
 from hippo.options import Options, make_options
 from hippo.pair import Pair
 from hippo.report.stats import Stats
 from hippo.text import TextStream
-from hippo.video import Video, read_video
 
 DEFAULT_PROMPT = "Describe the video in detail."
-VideoSource = str | Path | Video
+Sources = Source | Sequence[Source] | None
 Progress = Callable[[str, float], None]
 
 
@@ -47,24 +46,27 @@ class VideoLLM:
 
     def generate(
         self,
-        video: VideoSource,
+        video: Sources = None,
         prompt: str = DEFAULT_PROMPT,
         *,
+        messages: Messages | None = None,
         frames: int | None = None,
         fps: float | None = None,
         on_text: Callable[[str], None] | None = None,
         progress: Progress | None = None,
         **options: Any,
     ) -> Output:
-        """Answer a question about a video.
+        """Answer a question about a video, or about several videos and images, or about none.
 
-        video: a path, or a `Video` already read. frames, fps: how many frames to sample, or how many a second (16
-        frames by default). on_text: called with each piece of text as it is accepted. progress: called with a phase
-        and the share of it that is done. options: see `hippo.options.make_options`; method="hippo",
-        max_new_tokens=256, keep_ratio=0.1, gamma="auto", temperature=0, top_k, top_p, seed, stop, decoder, pruner.
-        Raises HippoError.
+        video: a path or a `Video` already read, an image's path or a PIL image, or a list of these, which come before
+        the prompt in their order; none for a prompt without. messages: instead of both, whole turns with text, videos
+        and images in any order; see `hippo.inputs.read_messages`. frames, fps: how many frames of each video to
+        sample, or how many a second (16 frames by default). on_text: called with each piece of text as it is accepted.
+        progress: called with a phase and the share of it that is done. options: see `hippo.options.make_options`;
+        method="hippo", max_new_tokens=256, keep_ratio=0.1, gamma="auto", temperature=0, top_k, top_p, seed, stop,
+        decoder, pruner. Raises HippoError.
         """
-        stream = self.stream(video, prompt, frames=frames, fps=fps, progress=progress, **options)
+        stream = self.stream(video, prompt, messages=messages, frames=frames, fps=fps, progress=progress, **options)
         for piece in stream:
             if on_text is not None:
                 on_text(piece)
@@ -72,9 +74,10 @@ class VideoLLM:
 
     def stream(
         self,
-        video: VideoSource,
+        video: Sources = None,
         prompt: str = DEFAULT_PROMPT,
         *,
+        messages: Messages | None = None,
         frames: int | None = None,
         fps: float | None = None,
         progress: Progress | None = None,
@@ -82,12 +85,19 @@ class VideoLLM:
     ) -> Stream:
         """Like `generate`, but to be iterated for the text piece by piece as it is accepted; see `Stream`."""
         checked = make_options(**options)
-        return Stream(self, video, prompt, checked, {"frames": frames, "fps": fps}, progress)
+        return Stream(self, (video, prompt, messages), checked, {"frames": frames, "fps": fps}, progress)
 
-    def inputs(self, video: VideoSource, prompt: str = DEFAULT_PROMPT, **sampling: Any) -> dict[str, Any]:
-        """The processor's output for a question about a video, as transformers' generate() takes it."""
-        clip = video if isinstance(video, Video) else read_video(video, **sampling)
-        return prepare(self.processor, clip, prompt)
+    def inputs(
+        self,
+        video: Sources = None,
+        prompt: str = DEFAULT_PROMPT,
+        *,
+        messages: Messages | None = None,
+        frames: int | None = None,
+        fps: float | None = None,
+    ) -> dict[str, Any]:
+        """The processor's output for a request as `generate` has it, as transformers' generate() takes it."""
+        return prepare(self.processor, read_messages(as_messages(video, prompt, messages), frames=frames, fps=fps))
 
     def close(self) -> None:
         """End the draft's process."""
@@ -109,13 +119,12 @@ class Stream:
     def __init__(
         self,
         llm: VideoLLM,
-        video: VideoSource,
-        prompt: str,
+        request: tuple[Sources, str, Messages | None],
         options: Options,
         sampling: dict[str, Any],
         progress: Progress | None,
     ) -> None:
-        self._llm, self._video, self._prompt, self._options = llm, video, prompt, options
+        self._llm, self._request, self._options = llm, request, options
         self._sampling, self._progress = sampling, progress
         self._stats = Stats()
         self._text = TextStream(llm.processor.tokenizer)
@@ -154,12 +163,22 @@ class Stream:
                 self._stats.seconds.total = time.perf_counter() - began
 
     def _read(self) -> dict[str, Any]:
-        clip, tell = self._video, self._progress
-        if not isinstance(clip, Video):
-            report = None if tell is None else lambda share: tell("reading frames", share)
-            clip = read_video(clip, **self._sampling, progress=report)
-        self._warnings = clip.warnings
-        return prepare(self._llm.processor, clip, self._prompt)
+        tell = self._progress
+        report = None if tell is None else lambda share: tell("reading frames", share)
+        messages = read_messages(as_messages(*self._request), **self._sampling, progress=report)
+        self._warnings = tuple(warning for video in parts_of(messages, "video") for warning in video.warnings)
+        return prepare(self._llm.processor, messages)
+
+
+def as_messages(video: Sources, prompt: str, messages: Messages | None) -> Messages:
+    """A request in the chat format, however it was made. Raises HippoError."""
+    if messages is None:
+        if video is None and prompt == DEFAULT_PROMPT:
+            raise HippoError("there is no video to describe", "name one, or ask something that needs none")
+        return messages_of(video, prompt)
+    if video is not None or prompt != DEFAULT_PROMPT:
+        raise HippoError("there are messages beside a video or a prompt", "put all of it into the messages")
+    return messages
 
 
 def load(

@@ -1,20 +1,24 @@
 """The Python API on the bundled pair and on real clips."""
 
+import dataclasses
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 
 import hippo
 from hippo.cli.demo import CLIP
-from hippo.llm import DEFAULT_PROMPT, out_of_memory_explained, pair_of
+from hippo.llm import out_of_memory_explained, pair_of
 from hippo.options import make_options
 from hippo.report.baseline import transformers_generate
 from hippo.video import read_video
-from hippo.world import make_scene, write_clip
+from hippo.world import make_scene, render, write_clip
 from tests.drafts import draft
 from tests.models import generated, inputs, model
 
@@ -37,7 +41,17 @@ PHASES = ["video", "vision", "prefill", "scoring", "draft_prefill", "decode", "t
 
 
 def words(llm, clip, **options):
-    return transformers_generate(llm, str(clip), DEFAULT_PROMPT, make_options(**options)).token_ids
+    return transformers_generate(llm, make_options(**options), video=clip).token_ids
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    """A folder with two clips, first.mp4 and second.mp4, and photo.jpg, a picture of a third."""
+    folder = tmp_path_factory.mktemp("sources")
+    shutil.copy(CLIP, folder / "first.mp4")
+    write_clip(make_scene(90001), folder / "second.mp4")
+    Image.fromarray(render(make_scene(90002), [0.5])[0]).save(folder / "photo.jpg")
+    return folder
 
 
 def test_the_demo_clip_in_generates_own_words(tiny):
@@ -62,6 +76,101 @@ def test_real_clips(tiny, name):
         pytest.skip("the real clips are not beside this checkout")
     out = tiny.generate(REAL / name, max_new_tokens=40)
     assert out.token_ids == words(tiny, REAL / name, max_new_tokens=40)
+
+
+def part(kind, value):
+    return {"type": kind, kind: value}
+
+
+def user(*content):
+    return {"role": "user", "content": list(content)}
+
+
+ANSWER = {"role": "assistant", "content": "The orange square becomes blue."}
+FIRST, SECOND, PHOTO = part("video", "first.mp4"), part("video", "second.mp4"), part("image", "photo.jpg")
+REQUESTS = {  # and how many videos each holds
+    "two videos": ({"video": ["first.mp4", "second.mp4"], "prompt": "What differs?"}, 2),
+    "an image and a video": ({"video": ["photo.jpg", "first.mp4"], "prompt": "What happens?"}, 1),
+    "a video and two images": ({"video": ["first.mp4", "photo.jpg", "photo.jpg"]}, 1),
+    "an image": ({"video": "photo.jpg", "prompt": "What is it?"}, 0),
+    "text only": ({"prompt": "Say hello."}, 0),
+    "a system prompt": (
+        {"messages": [{"role": "system", "content": "Say what moves."}, user(FIRST, part("text", "What happens?"))]},
+        1,
+    ),
+    "a second turn": (
+        {"messages": [user(FIRST, part("text", "What happens?")), ANSWER, user(part("text", "And then?"))]},
+        1,
+    ),
+    "another video in the second turn": (
+        {"messages": [user(part("text", "Look:"), FIRST), ANSWER, user(SECOND, PHOTO, part("text", "And here?"))]},
+        2,
+    ),
+    "text between two videos": (
+        {"messages": [user(part("text", "First"), FIRST, part("text", "then"), SECOND, part("text", "Which?"))]},
+        2,
+    ),
+    "nothing after a video": ({"messages": [user(part("text", "Describe this:"), FIRST)]}, 1),
+}
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_every_request_in_generates_own_words(tiny, sources, monkeypatch, name):
+    monkeypatch.chdir(sources)
+    request, videos = REQUESTS[name]
+    request = request | {"frames": 4}
+    expected = transformers_generate(tiny, make_options(max_new_tokens=24), **request).token_ids
+    for method in ("ar", "sd", "pearl", "hippo"):
+        out = tiny.generate(**request, method=method, max_new_tokens=24, keep_ratio=0.25)
+        assert out.token_ids == expected and not out.warnings, method
+        assert out.stats.video_tokens == videos * 2 * 64
+        kept = {"hippo": 0.25, "ar": 0.0}.get(method, 1.0)
+        assert method == "ar" or out.stats.kept_tokens == round(kept * out.stats.video_tokens)
+    assert "".join(tiny.stream(**request, max_new_tokens=24)) == out.text
+
+
+def test_the_videos_of_a_request_are_all_looked_at(tiny, sources):
+    first, second = sources / "first.mp4", sources / "second.mp4"
+    texts = {
+        tiny.generate(clips, "What differs?", frames=4, max_new_tokens=40).text
+        for clips in ([first, second], [second, first], first, second)
+    }
+    assert len(texts) == 4
+
+
+def test_the_readmes_requests(tiny, sources, monkeypatch):
+    monkeypatch.chdir(sources)
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    _, section = readme.split("### What a request may hold\n")
+    example = section.split("```python\n")[1].split("```")[0]
+    asked = []
+    exec(example, {"llm": SimpleNamespace(generate=lambda *a, **k: asked.append((a, k)))})
+    for positional, named in asked:
+        assert tiny.generate(*positional, **named, frames=4, max_new_tokens=4).stats.new_tokens
+    assert len(asked) == 4
+
+
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [
+        ({}, "no video to describe"),
+        ({"video": CLIP, "messages": [user(FIRST)]}, "messages beside a video or a prompt"),
+        ({"prompt": "What?", "messages": [user(FIRST)]}, "messages beside a video or a prompt"),
+        ({"messages": []}, "there are no messages"),
+        ({"messages": [user(FIRST), ANSWER]}, "the last message is of the assistant"),
+        ({"video": []}, "list of videos is empty"),
+    ],
+)
+def test_requests_that_make_no_sense_are_refused(tiny, request_, words):
+    for call in (tiny.generate, tiny.inputs, lambda **given: next(tiny.stream(**given))):
+        with pytest.raises(hippo.HippoError, match=words) as error:
+            call(**request_)
+        assert "\n" not in str(error.value)
+
+
+def test_warnings_of_all_videos_are_told(tiny):
+    clips = [dataclasses.replace(read_video(CLIP, frames=2), warnings=(name,)) for name in ("one", "two")]
+    assert tiny.generate(clips, "What?", max_new_tokens=2).warnings == ("one", "two")
 
 
 def test_stats_hold_everything(tiny):

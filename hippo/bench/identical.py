@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hippo.llm import DEFAULT_PROMPT, VideoLLM
+from hippo.llm import VideoLLM
 from hippo.options import make_options
 from hippo.report.baseline import transformers_generate
 from hippo.world import make_scene, write_clip
@@ -33,7 +33,7 @@ def verdicts(llm: VideoLLM, seeds: range, methods: Sequence[str]) -> Iterator[Ve
             write_clip(make_scene(seed), clip)
             if number == 0:
                 llm.generate(clip)  # warms up
-            expected = transformers_generate(llm, str(clip), DEFAULT_PROMPT, make_options())
+            expected = transformers_generate(llm, make_options(), video=clip)
             outputs = {method: llm.generate(clip, method=method) for method in methods}
             yield Verdict(
                 seed,

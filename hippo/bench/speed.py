@@ -26,7 +26,7 @@ from hippo.errors import HippoError
 from hippo.families import family_of
 from hippo.inputs import on_device
 from hippo.keep import pruner_named
-from hippo.llm import DEFAULT_PROMPT, VideoLLM, load
+from hippo.llm import VideoLLM, load
 from hippo.options import METHODS, Options, make_options
 from hippo.pair import Pair
 from hippo.report.baseline import generate_ids, transformers_generate
@@ -96,7 +96,7 @@ class Clip:
 
     def library(self, tokens: int, assistant: Any) -> Run:
         options = make_options(max_new_tokens=tokens)
-        answer = transformers_generate(self._llm, str(self._video), DEFAULT_PROMPT, options, assistant=assistant)
+        answer = transformers_generate(self._llm, options, assistant, video=self._video)
         return Run(answer.token_ids, answer.total, answer.decode)
 
     def ours(self, options: Options) -> Run:

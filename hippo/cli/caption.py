@@ -13,8 +13,9 @@ from hippo.options import make_options
 
 
 def caption(
-    video: common.VideoArgument,
+    videos: common.SourcesArgument,
     prompt: common.PromptOption = DEFAULT_PROMPT,
+    system: common.SystemOption = "",
     target: common.TargetOption = "tiny",
     draft: common.DraftOption = None,
     method: Annotated[
@@ -37,11 +38,13 @@ def caption(
     compare: Annotated[bool, typer.Option("--compare", help="Also run transformers' generate() and compare.")] = False,
     json: common.JsonOption = False,
 ) -> None:
-    """Describe a video, or answer a question about it. The words go to stdout as they are accepted.
+    """Describe a video, or answer a question about one or several. The words go to stdout as they are accepted.
 
     hippo caption clip.mp4
 
     hippo caption clip.mp4 -p "What does the red circle do?" --compare
+
+    hippo caption before.mp4 after.mp4 photo.jpg -p "What differs?" --system "Answer in one sentence."
 
     hippo caption clip.mp4 --target Qwen/Qwen2.5-VL-7B-Instruct --draft Qwen/Qwen2.5-VL-3B-Instruct
     """
@@ -61,14 +64,11 @@ def caption(
     drafts = make_options(**options).decoder != "ar"  # and a wrong option is told before models are loaded
     if drafts:
         common.require_draft(target, draft)
-    sampling: dict[str, Any] = {"frames": frames, "fps": fps}
-    common.require_clip(video, frames, fps)
+    request = common.request_of(videos, prompt, system, frames, fps)
     with common.loaded(target, draft, device, dtype, start_draft=drafts) as llm:
         with common.answering() as (on_text, progress):
-            output = llm.generate(
-                video, prompt, **sampling, **options, on_text=None if json else on_text, progress=progress
-            )
+            output = llm.generate(**request, **options, on_text=None if json else on_text, progress=progress)
         if not json:
             common.say("\n")
-        comparison = common.compare(llm, video, prompt, options, sampling, 1, output) if compare else None
+        comparison = common.compare(llm, request, options, 1, output) if compare else None
         common.close(output, comparison, json)

@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.progress import Progress
 
 from hippo.errors import HippoError
+from hippo.inputs import messages_of, read_messages
 from hippo.llm import Output, VideoLLM, load
 from hippo.options import make_options
 from hippo.report.baseline import Comparison, transformers_generate
@@ -26,7 +27,11 @@ from hippo.video import check_request, read_video
 stderr = Console(stderr=True, highlight=False)
 
 VideoArgument = Annotated[Path, typer.Argument(help="The clip: mp4, mkv, webm, avi, mpg and what else FFmpeg reads.")]
+SourcesArgument = Annotated[
+    list[Path], typer.Argument(metavar="VIDEO", help="One clip or several, or images (jpg, png, webp), in order.")
+]
 PromptOption = Annotated[str, typer.Option("-p", "--prompt", help="What to ask about the video.")]
+SystemOption = Annotated[str, typer.Option("--system", help="What to tell the model before all else.")]
 TargetOption = Annotated[str, typer.Option(help="The model whose words you want: a folder, a hub id, or tiny.")]
 DraftOption = Annotated[str | None, typer.Option(help="A smaller model with the same tokenizer; tiny brings its own.")]
 FramesOption = Annotated[int | None, typer.Option(help="Frames to sample, evenly spread. [default: 16]")]
@@ -51,6 +56,14 @@ def require_clip(video: Path, frames: int | None, fps: float | None) -> None:
     """Refuse a clip or a sampling that cannot work before any model is loaded."""
     check_request(frames, fps)
     read_video(video, frames=1)
+
+
+def request_of(sources: list[Path], prompt: str, system: str, frames: int | None, fps: float | None) -> dict[str, Any]:
+    """What `VideoLLM.generate` takes for it. Refuses what cannot be read before any model is loaded."""
+    check_request(frames, fps)
+    messages = messages_of(sources, prompt, system)
+    read_messages(messages, frames=1)
+    return {"messages": messages, "frames": frames, "fps": fps}
 
 
 def require_draft(target: str, draft: str | None) -> None:
@@ -99,17 +112,15 @@ def answering() -> Iterator[tuple[Callable[[str], None], Callable[[str, float], 
         yield on_text, progress
 
 
-def compare(
-    llm: VideoLLM, video: Path, prompt: str, options: dict[str, Any], sampling: dict[str, Any], runs: int, first: Output
-) -> Comparison:
+def compare(llm: VideoLLM, request: dict[str, Any], options: dict[str, Any], runs: int, first: Output) -> Comparison:
     """`runs` answers, `first` among them, each beside one of generate(), in turn."""
     outputs, baselines = [first], []
     with stderr.status("the same by transformers' generate(), to compare") as status:
         for run in range(runs):
             status.update(f"the same by transformers' generate(), to compare ({run + 1} of {runs})")
             if run:
-                outputs.append(llm.generate(video, prompt, **sampling, **options))
-            baselines.append(transformers_generate(llm, str(video), prompt, make_options(**options), **sampling))
+                outputs.append(llm.generate(**request, **options))
+            baselines.append(transformers_generate(llm, make_options(**options), **request))
     return Comparison(outputs, baselines, sampled=options.get("temperature", 0) > 0)
 
 

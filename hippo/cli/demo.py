@@ -8,7 +8,6 @@ import typer
 
 from hippo.checkpoints import BUNDLED
 from hippo.cli import common
-from hippo.llm import DEFAULT_PROMPT
 
 CLIP = BUNDLED / "demo.mp4"
 
@@ -23,12 +22,13 @@ def demo(
     The pair is a pair of toys, trained on coloured shapes; the machinery is the real one.
     """
     options: dict[str, Any] = {"method": method}
+    request: dict[str, Any] = {"video": CLIP}
     short = options | {"max_new_tokens": 8}
     with common.loaded("tiny", None) as llm:
         with common.stderr.status("warming up"):
-            common.compare(llm, CLIP, DEFAULT_PROMPT, short, {}, 1, llm.generate(CLIP, **short))
-        output = llm.generate(CLIP, **options, on_text=None if json else common.say)
+            common.compare(llm, request, short, 1, llm.generate(**request, **short))
+        output = llm.generate(**request, **options, on_text=None if json else common.say)
         if not json:
             common.say("\n")
-        comparison = common.compare(llm, CLIP, DEFAULT_PROMPT, options, {}, runs, output)
+        comparison = common.compare(llm, request, options, runs, output)
         common.close(output, comparison, json)

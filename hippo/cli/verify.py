@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,8 +18,9 @@ from hippo.report.difference import first_difference
 
 
 def verify(
-    video: common.VideoArgument,
+    videos: common.SourcesArgument,
     prompt: common.PromptOption = DEFAULT_PROMPT,
+    system: common.SystemOption = "",
     target: common.TargetOption = "tiny",
     draft: common.DraftOption = None,
     keep_ratio: common.KeepOption = 0.1,
@@ -32,7 +32,7 @@ def verify(
     dtype: common.DtypeOption = "auto",
     json: common.JsonOption = False,
 ) -> None:
-    """Run transformers' generate() and every method on a clip; say identical, or show the first difference.
+    """Run transformers' generate() and every method on one clip or several: identical, or the first difference.
 
     Exit code 0 if every method gave generate()'s tokens, or differed only at a near tie; 1 if not.
     """
@@ -43,9 +43,9 @@ def verify(
     }
     make_options(**options)
     common.require_draft(target, draft)
-    common.require_clip(video, frames, fps)
+    request = common.request_of(videos, prompt, system, frames, fps)
     with common.loaded(target, draft, device, dtype) as llm:
-        report = _report(llm, video, prompt, options, {"frames": frames, "fps": fps})
+        report = _report(llm, request, options)
     if json:
         common.print_json(report)
     else:
@@ -53,15 +53,13 @@ def verify(
     raise typer.Exit(0 if all(row["identical"] or row["near_tie"] for row in report["methods"]) else 1)
 
 
-def _report(
-    llm: VideoLLM, video: Path, prompt: str, options: dict[str, Any], sampling: dict[str, Any]
-) -> dict[str, Any]:
+def _report(llm: VideoLLM, request: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
     rows = []
     with common.stderr.status("transformers' generate()") as status:
-        baseline = transformers_generate(llm, str(video), prompt, make_options(**options), **sampling)
+        baseline = transformers_generate(llm, make_options(**options), **request)
         for method in METHODS:
             status.update(f"method {method}")
-            output = llm.generate(video, prompt, method=method, **sampling, **options)
+            output = llm.generate(**request, method=method, **options)
             row: dict[str, Any] = {
                 "method": method,
                 "tokens": len(output.token_ids),
@@ -69,7 +67,7 @@ def _report(
                 "near_tie": False,
             }
             if output.token_ids != baseline.token_ids:
-                inputs = llm.inputs(video, prompt, **sampling)
+                inputs = llm.inputs(**request)
                 row |= {"identical": False} | first_difference(llm.pair, inputs, baseline.token_ids, output.token_ids)
             if output.stats.draft_lost:
                 row["draft_lost"] = output.stats.draft_lost

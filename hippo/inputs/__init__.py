@@ -1,5 +1,6 @@
-"""From a video and a question to what the models take."""
+"""From videos, images and words to what the models take."""
 
+from hippo.inputs.chat import Messages, Source, messages_of, parts_of, read_messages
 from hippo.inputs.prepare import on_device, prepare
 
-__all__ = ["on_device", "prepare"]
+__all__ = ["Messages", "Source", "messages_of", "on_device", "parts_of", "prepare", "read_messages"]

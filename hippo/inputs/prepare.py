@@ -1,42 +1,97 @@
-"""Chat template, processor and true timestamps: a video and a question become model inputs."""
+"""Chat template, processor and true timestamps: messages become model inputs."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 
 from hippo.errors import HippoError
-from hippo.video import Video
+from hippo.inputs.chat import Messages, parts_of
+
+SYSTEM_MEND = "say the system prompt in the user's turn"
+TEMPLATE_MEND = "use the checkpoint's own processor, and let user and assistant take turns"
 
 
-def prepare(processor: Any, video: Video, prompt: str) -> dict[str, Any]:
-    """Inputs for one video and one user turn, as the processor's own chat template lays them out.
+def prepare(processor: Any, messages: Messages) -> dict[str, Any]:
+    """Inputs for a conversation, as the processor's own chat template lays it out.
 
-    The video comes before the question, and the processor is told not to sample again: the frames and their times are
-    those of `video`. Returns the processor's output as a plain dict of tensors, batch of one. Raises HippoError.
+    messages: as `read_messages` returns them. The processor is told not to sample again: frames and their times are
+    those of the videos. Returns the processor's output as a plain dict of tensors, batch of one. Raises HippoError.
     """
-    for token in (getattr(processor, "video_token", None), getattr(processor, "image_token", None)):
-        if token and token in prompt:
-            raise HippoError(
-                f"the prompt holds the model's own marker {token}", "leave it out: the video's place is known"
-            )
-    turn = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": prompt}]}
-    text = processor.apply_chat_template([turn], tokenize=False, add_generation_prompt=True)
+    videos, images = parts_of(messages, "video"), parts_of(messages, "image")
+    text = render(processor, messages)
+    given: dict[str, Any] = {}
+    if images:
+        given["images"] = [images]  # nested: to some processors, several images of one prompt are not several prompts
+    if videos:
+        given["videos"] = [video.frames for video in videos]
+        given["video_metadata"] = [video.metadata for video in videos]
+        given |= {"do_sample_frames": False, "return_metadata": True}
+    if (begin := processor.tokenizer.bos_token) and text.startswith(begin):
+        given["add_special_tokens"] = False  # else it would be there twice
     try:
-        return dict(
-            processor(
-                text=[text],
-                videos=[video.frames],
-                video_metadata=[video.metadata],
-                do_sample_frames=False,
-                return_tensors="pt",
-            )
-        )
+        inputs = dict(processor(text=[text], return_tensors="pt", **given))
     except ValueError as error:
-        raise HippoError(f"the model's processor refuses the video ({error})", "cut or scale the clip") from None
+        raise HippoError(
+            f"the model's processor refuses the videos or images ({_line(error)})",
+            "cut or scale them, or give clips of one number of frames",
+        ) from None
+    except IndexError as error:  # our clock's ticks, taken for a number of frames
+        raise resampled() from error
+    # Of the frames taken, metadata tells where a processor returns it; some repeat the last, to fill up a step of time.
+    for video, metadata in zip(videos, inputs.pop("video_metadata", []), strict=False):
+        indices = video.metadata.frames_indices or []
+        if list(metadata.frames_indices)[: len(indices)] != indices:
+            raise resampled()
+    return inputs
+
+
+def render(processor: Any, messages: Messages) -> str:
+    """The prompt by the processor's own chat template, one marker for each video and image.
+
+    The order of parts is that of the messages as far as the template keeps it; some put the videos of a turn first.
+    Raises HippoError if the template refuses the messages or leaves something out.
+    """
+    markers = {kind: getattr(processor, f"{kind}_token", None) for kind in ("video", "image")}
+    for marker in filter(None, markers.values()):
+        if any(marker in text for text in parts_of(messages, "text")):
+            raise HippoError(
+                f"the prompt holds the model's own marker {marker}", "leave it out: the video's place is known"
+            )
+    turns = [{"role": turn["role"], "content": [_bare(part) for part in turn["content"]]} for turn in messages]
+    try:
+        prompt: str = processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    except (TemplateError, TypeError, ValueError) as error:
+        mend = SYSTEM_MEND if any(turn["role"] == "system" for turn in turns) else TEMPLATE_MEND
+        raise HippoError(f"the model's chat template refuses the messages ({_line(error)})", mend) from None
+    for kind, marker in markers.items():
+        if marker and prompt.count(marker) < len(parts_of(messages, kind)):
+            raise HippoError(f"the model's chat template has no place for every {kind}", TEMPLATE_MEND)
+    for turn in messages:
+        # What the assistant said to itself, some templates drop on purpose.
+        if turn["role"] != "assistant" and any(text.strip() not in prompt for text in parts_of([turn], "text")):
+            mend = SYSTEM_MEND if turn["role"] == "system" else TEMPLATE_MEND
+            raise HippoError(f"the model's chat template leaves out what the {turn['role']} says", mend)
+    return prompt
+
+
+def _bare(part: dict[str, Any]) -> dict[str, Any]:
+    return part if part["type"] == "text" else {"type": part["type"]}
 
 
 def on_device(inputs: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """The same inputs with their tensors on `device`."""
     return {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in inputs.items()}
+
+
+def resampled() -> HippoError:
+    """What to raise where a processor took other frames than those it was given."""
+    return HippoError(
+        "the model's processor samples the frames again", "use the checkpoint's own processor, of this transformers"
+    )
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from transformers.generation.streamers import BaseStreamer
 
-from hippo.inputs import on_device, prepare
+from hippo.inputs import on_device
 from hippo.llm import Output, VideoLLM
 from hippo.options import Options
-from hippo.video import read_video
 
 
 @dataclass(frozen=True)
@@ -43,19 +42,11 @@ class _Clock(BaseStreamer):
         pass
 
 
-def transformers_generate(
-    llm: VideoLLM,
-    video: str,
-    prompt: str,
-    options: Options,
-    frames: int | None = None,
-    fps: float | None = None,
-    assistant: Any = None,
-) -> Baseline:
+def transformers_generate(llm: VideoLLM, options: Options, assistant: Any = None, **request: Any) -> Baseline:
     """Answer by `model.generate()`, greedily or with the same sampling settings; times what a caller waits for.
-    assistant: a draft model, for transformers' own assisted generation."""
+    assistant: a draft model, for transformers' own assisted generation. request: what `VideoLLM.inputs` takes."""
     began, sampling, tokenizer = time.perf_counter(), options.sampling, llm.processor.tokenizer
-    inputs = prepare(llm.processor, read_video(video, frames=frames, fps=fps), prompt)
+    inputs = llm.inputs(**request)
     choices: dict[str, Any] = {"do_sample": sampling.temperature > 0, "max_new_tokens": options.max_new_tokens}
     if sampling.temperature > 0:
         choices |= {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}

@@ -99,6 +99,22 @@ def check_file(path: Path) -> None:
         raise HippoError(f"{path} cannot be read ({reason})", "check the disk and the path") from error
 
 
+def is_picture(path: Path) -> bool:
+    """Whether a file holds a still picture (jpg, png, webp and their like) and no clip, by its content.
+
+    Raises:
+        HippoError: the file cannot be read, or FFmpeg does not know what it holds.
+    """
+    check_file(path)
+    with open_container(path) as container:
+        return _is_picture(container)
+
+
+def _is_picture(container: InputContainer) -> bool:
+    name = container.format.name
+    return name == "image2" or name.endswith("_pipe")
+
+
 def open_container(path: Path) -> InputContainer:
     """The opened clip; close it after use.
 
@@ -122,10 +138,9 @@ def video_stream(container: InputContainer, name: str) -> Any:
     Raises:
         HippoError: the file is text or a picture, has no video, or needs a decoder that is not there.
     """
-    format_name = container.format.name
-    if format_name in TEXT_FORMATS:
+    if container.format.name in TEXT_FORMATS:
         raise HippoError(f"{name} is not a video but text", "give a video file")
-    if format_name == "image2" or format_name.endswith("_pipe"):
+    if _is_picture(container):
         raise HippoError(f"{name} is a picture, not a video", "give a video file")
     covers = Disposition.attached_pic
     streams = [stream for stream in container.streams.video if not stream.disposition & covers]

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from hippo.cli.app import app
@@ -38,10 +39,38 @@ def test_json_is_one_object():
     assert set(result["speedup"]) == {"decode", "end_to_end"}
 
 
+def test_caption_takes_videos_and_images_and_a_system_prompt(photo):
+    arguments = ["caption", CLIP, photo, CLIP, "-p", "What differs?", "--system", "Be brief.", "--frames", 4]
+    result = json.loads(hippo(*arguments, "--max-new-tokens", 8, "--json", "--compare").stdout)
+    assert result["identical"] is True and result["stats"]["video_tokens"] == 2 * 2 * 64
+    assert result["stats"]["kept_tokens"] == 2 * round(0.1 * 2 * 64)
+    plain = json.loads(hippo(*arguments[:6], "--frames", 4, "--max-new-tokens", 8, "--json").stdout)
+    assert plain["stats"]["prompt_tokens"] < result["stats"]["prompt_tokens"], "the system prompt is in the prompt"
+
+
+def test_caption_without_a_video_is_an_error():
+    for command in ("caption", "verify"):
+        done = hippo(command, "-p", "Say hello.")
+        assert done.returncode == 2 and done.stdout == "" and "Missing argument 'VIDEO" in done.stderr
+
+
+@pytest.fixture
+def photo(tmp_path):
+    Image.new("RGB", (90, 60), "red").save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
+def test_explain_is_for_one_video(photo):
+    with pytest.raises(HippoError, match=r"photo.png is a picture, not a video"):
+        CliRunner().invoke(app, ["explain", str(photo), "--out", str(photo.parent / "out")], catch_exceptions=False)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["nowhere.mp4"], "nowhere.mp4"),
+        ([CLIP, "nowhere.mp4"], "nowhere.mp4 does not exist"),
+        ([CLIP, __file__], "test_main.py is not a video"),
         ([CLIP, "--keep-ratio", "0"], "keep_ratio 0 is not in"),
         ([CLIP, "--keep-ratio", "1.5"], "keep_ratio 1.5 is not in"),
         ([CLIP, "--gamma", "some"], "gamma 'some'"),
@@ -133,8 +162,9 @@ def test_doctor():
     assert facts["video decoders"]["pyav"][0].isdigit() and facts["will use"]["bundled pair"] == "there"
 
 
-def test_verify():
-    done = hippo("verify", CLIP, "--max-new-tokens", 20, "--json")
+@pytest.mark.parametrize("others", [[], [CLIP, "--frames", 4, "--system", "Be brief."]])
+def test_verify(others):
+    done = hippo("verify", CLIP, *others, "--max-new-tokens", 20, "--json")
     report = json.loads(done.stdout)
     assert done.returncode == 0 and [row["method"] for row in report["methods"]] == ["ar", "sd", "pearl", "hippo"]
     assert all(row["identical"] for row in report["methods"])

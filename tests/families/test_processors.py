@@ -14,7 +14,7 @@ from transformers import (
 import hippo
 from hippo.checkpoints import BUNDLED
 from hippo.families import VideoGrid, family_of
-from hippo.inputs import prepare
+from hippo.inputs import messages_of, prepare, read_messages
 from hippo.llm import pair_of
 from hippo.world import make_scene, write_clip
 from tests.models import common, generated, internvl, smolvlm
@@ -67,7 +67,7 @@ def smolvlm_processor():
 def test_a_clip_is_answered_as_by_generate(family, make_processor, label, video):
     processor = make_processor()
     processor.video_processor.do_sample_frames, processor.video_processor.num_frames = True, 3  # must not count
-    inputs = prepare(processor, video, "What happens?")
+    inputs = prepare(processor, read_messages(messages_of(video, "What happens?")))
     assert label in processor.tokenizer.decode(inputs["input_ids"][0])
 
     target, draft = (common.scaled(family.make(layers, len(processor.tokenizer)), layers) for layers in (3, 1))

@@ -10,7 +10,7 @@ import hippo
 from hippo.checkpoints import BUNDLED
 from hippo.families import Embeds, family_of
 from hippo.forward import CachedModel
-from hippo.inputs import prepare
+from hippo.inputs import messages_of, prepare, read_messages
 from hippo.llm import pair_of
 from hippo.video import read_video
 from hippo.world import make_scene, write_clip
@@ -51,7 +51,7 @@ def speaking(processor, **options):
 
 def test_every_frame_stands_behind_its_true_time_which_is_never_pruned(processor, clip):
     video, target = read_video(clip, frames=7), speaking(processor)
-    prompt = family_of(target).place(target, prepare(processor, video, "What happens?"))
+    prompt = family_of(target).place(target, prepare(processor, read_messages(messages_of(video, "What happens?"))))
     shown = [*video.timestamps, video.timestamps[-1]]
     times = [f"<{(first + second) / 2:.1f} seconds>" for first, second in zip(shown[::2], shown[1::2], strict=True)]
     text = processor.tokenizer.decode(prompt.input_ids[prompt.keep(torch.tensor([], dtype=torch.long))])
@@ -66,7 +66,7 @@ def test_every_frame_stands_behind_its_true_time_which_is_never_pruned(processor
 def test_what_the_real_processor_prepares_is_answered_as_generate_does(processor, clip):
     target, draft = speaking(processor), speaking(processor, seed=7, layers=1)
     for frames in (2, 7):
-        request = prepare(processor, read_video(clip, frames=frames), "What happens?")
+        request = prepare(processor, read_messages(messages_of(read_video(clip, frames=frames), "What happens?")))
         for method in ("ar", "sd", "pearl", "hippo"):
             out = hippo.generate(target, draft, request, method=method, max_new_tokens=24, keep_ratio=0.2)
             assert out.token_ids == generated(target, request) and not out.warnings
@@ -75,7 +75,7 @@ def test_what_the_real_processor_prepares_is_answered_as_generate_does(processor
 
 def test_a_clip_of_one_frame_is_refused_as_its_processor_refuses_it(processor, clip):
     with pytest.raises(hippo.HippoError, match="processor refuses the video"):
-        prepare(processor, read_video(clip, frames=1), "What happens?")
+        prepare(processor, read_messages(messages_of(read_video(clip, frames=1), "What happens?")))
 
 
 @pytest.mark.usefixtures("patient_targets")

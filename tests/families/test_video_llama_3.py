@@ -12,7 +12,7 @@ from transformers import (
 import hippo
 from hippo.checkpoints import BUNDLED
 from hippo.families import family_of
-from hippo.inputs import prepare
+from hippo.inputs import messages_of, prepare, read_messages
 from hippo.video import read_video
 from hippo.world import make_scene, write_clip
 from tests.models import generated, inputs, model
@@ -54,7 +54,7 @@ def sized(processor, seed, layers):
 @pytest.mark.parametrize("compression", [True, False])
 def test_a_clip_through_the_processor_is_answered_as_by_generate(processor, video, compression, monkeypatch):
     monkeypatch.setattr(processor.video_processor, "use_token_compression", compression)
-    request = prepare(processor, video, "What happens?")
+    request = prepare(processor, read_messages(messages_of(video, "What happens?")))
     target, draft = sized(processor, 0, 3), sized(processor, 7, 1)
     out = hippo.generate(target, draft, request, tokenizer=processor.tokenizer, max_new_tokens=24, keep_ratio=0.2)
     assert out.token_ids == generated(target, request)

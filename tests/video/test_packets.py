@@ -6,10 +6,11 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from hippo.errors import HippoError
 from hippo.video import packets
-from hippo.video.packets import Scan, check_file, needed_runs, scan_packets
+from hippo.video.packets import Scan, check_file, is_picture, needed_runs, scan_packets
 
 from .clips import cut, write_clip
 
@@ -114,3 +115,12 @@ def test_unreadable_file_is_refused():
         finally:
             if user == 0:
                 os.seteuid(0)
+
+
+def test_a_picture_is_told_from_a_clip_by_its_content(tmp_path):
+    Image.new("RGB", (64, 48)).save(tmp_path / "picture.mp4", "PNG")
+    assert is_picture(tmp_path / "picture.mp4")
+    assert not is_picture(write_clip(tmp_path / "clip.mp4").rename(tmp_path / "clip.png"))
+    (tmp_path / "noise.bin").write_bytes(bytes(range(256)) * 9)
+    with pytest.raises(HippoError, match=r"noise.bin is not a video"):
+        is_picture(tmp_path / "noise.bin")
