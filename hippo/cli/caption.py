@@ -35,6 +35,7 @@ def caption(
     fps: common.FpsOption = None,
     device: common.DeviceOption = "auto",
     dtype: common.DtypeOption = "auto",
+    draft_timeout: common.TimeoutOption = 20.0,
     compare: Annotated[bool, typer.Option("--compare", help="Also run transformers' generate() and compare.")] = False,
     json: common.JsonOption = False,
 ) -> None:
@@ -65,7 +66,7 @@ def caption(
     if drafts:
         common.require_draft(target, draft)
     request = common.request_of(videos, prompt, system, frames, fps)
-    with common.loaded(target, draft, device, dtype, start_draft=drafts) as llm:
+    with common.loaded(target, draft, device, dtype, drafts, draft_timeout) as llm:
         with common.answering() as (on_text, progress):
             output = llm.generate(**request, **options, on_text=None if json else on_text, progress=progress)
         if not json:

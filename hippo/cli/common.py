@@ -41,6 +41,9 @@ DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float
 TokensOption = Annotated[int, typer.Option(help="Longest answer, in tokens.")]
 KeepOption = Annotated[float, typer.Option(help="Share of the video tokens that the draft sees, in (0, 1].")]
 GammaOption = Annotated[str, typer.Option(help="Tokens drafted at a time; auto measures the best as it goes.")]
+TimeoutOption = Annotated[
+    float, typer.Option(min=0.1, help="Seconds of silence after which the draft is given up; the target goes on alone.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text and tables.")]
 
 
@@ -82,14 +85,19 @@ def quieten() -> None:
 
 @contextmanager
 def loaded(
-    target: str, draft: str | None, device: str = "auto", dtype: str = "auto", start_draft: bool = True
+    target: str,
+    draft: str | None,
+    device: str = "auto",
+    dtype: str = "auto",
+    start_draft: bool = True,
+    draft_timeout: float = 20.0,
 ) -> Iterator[VideoLLM]:
     """A loaded pair, ended with the block; says on stderr that it is loading."""
     quieten()
     text = escape(f"loading {target}" + (f" and {draft}" if draft else "") + " ...")
     # Not stderr.status: its thread would keep the draft's process from being a fork (see hippo.draft.child).
     with Live(text, console=stderr, auto_refresh=False, transient=True):
-        llm = load(target, draft, device=device, dtype=dtype, start_draft=start_draft)
+        llm = load(target, draft, device=device, dtype=dtype, start_draft=start_draft, draft_timeout=draft_timeout)
     with llm:
         yield llm
 

@@ -36,7 +36,7 @@ def prepare(processor: Any, messages: Messages) -> dict[str, Any]:
     except ValueError as error:
         raise HippoError(
             f"the model's processor refuses the videos or images ({_line(error)})",
-            "cut or scale them, or give clips of one number of frames",
+            "cut or scale them, and take the same number of frames of each video",
         ) from None
     except IndexError as error:  # our clock's ticks, taken for a number of frames
         raise resampled() from error
@@ -94,4 +94,4 @@ def resampled() -> HippoError:
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    return " ".join(str(error).split())[:160]
