@@ -54,6 +54,7 @@ def sources(tmp_path_factory):
     return folder
 
 
+@pytest.mark.usefixtures("patient_targets")
 def test_the_demo_clip_in_generates_own_words(tiny):
     expected = words(tiny, CLIP)
     for method in ("ar", "sd", "pearl", "hippo"):
@@ -173,6 +174,7 @@ def test_warnings_of_all_videos_are_told(tiny):
     assert tiny.generate(clips, "What?", max_new_tokens=2).warnings == ("one", "two")
 
 
+@pytest.mark.usefixtures("patient_targets")
 def test_stats_hold_everything(tiny):
     stats = tiny.generate(CLIP, max_new_tokens=12).stats.as_dict()
     assert set(FIELDS) <= set(stats) and list(stats["seconds"]) == PHASES

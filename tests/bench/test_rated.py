@@ -9,6 +9,8 @@ from hippo.options import make_options
 from hippo.report.stats import Stats
 from tests.models import inputs, model
 
+pytestmark = pytest.mark.usefixtures("patient_targets")
+
 
 def answer(rate, **options):
     with closing(RatedPair(model("qwen2_5_vl"), model("qwen2_5_vl", 7, 1), rate=rate)) as pair:

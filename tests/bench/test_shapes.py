@@ -24,6 +24,7 @@ def test_a_request_holds_the_video_tokens_asked_for(name):
     assert billions == pytest.approx({"3b": 3.75, "7b": 8.2, "32b": 33.5}[name.rsplit("-", 1)[1]], rel=0.1)
 
 
+@pytest.mark.usefixtures("patient_targets")
 def test_a_shape_is_measured_and_marked_synthetic(monkeypatch):
     small = shapes.Shape(shapes.qwen2_5_vl, shapes.qwen2_5_vl_request, SMALL, SMALL)
     vision = dict(depth=1, hidden_size=32, intermediate_size=32, num_heads=2)

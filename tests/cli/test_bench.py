@@ -17,6 +17,7 @@ def bench(*arguments):
     return done.stdout
 
 
+@pytest.mark.usefixtures("patient_targets")
 def test_speed_compares_words_and_counts_forwards(tmp_path):
     methods = "assisted,sd,specvlm,pearl,hippo,wrong-draft"
     out = tmp_path / "speed"
@@ -35,6 +36,7 @@ def test_speed_compares_words_and_counts_forwards(tmp_path):
     assert (out / "speed.md").read_text().count("| yes |") == len(rows)
 
 
+@pytest.mark.usefixtures("patient_targets")
 def test_speed_with_drawn_verdicts_is_synthetic_and_may_have_any_context():
     result = json.loads(
         bench("speed", "--methods", "hippo", "--runs", 1, "--max-new-tokens", 16, "--acceptance", 1, "--context", 600,
