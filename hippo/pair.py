@@ -100,7 +100,7 @@ class Pair:
         embeds = self.family.embed(self.target, here)
         listener = self.listener(prompt, kind)
         with listening(self.family.language_model(self.target), listener):
-            CachedModel.of(self.family, self.target).prefill(embeds, prompt.positions, prompt.next_position)
+            CachedModel.of(self.family, self.target).read(embeds, prompt)
         return prompt, signals_of(prompt, embeds.tokens[prompt.video_at], listener.scores)
 
     def _answer(
@@ -190,7 +190,7 @@ class Pair:
         with listening(self.family.language_model(self.target), *listeners):
             if options.decoder != "ar" and not listeners:
                 keep()
-            logits = target.prefill(embeds, prompt.positions, prompt.next_position)
+            logits = target.read(embeds, prompt)
         prefilled = clock(device)
         scoring += sum(listener.seconds for listener in listeners)
         stats.prompt_tokens, stats.video_tokens = len(prompt.input_ids), len(prompt.video_at)

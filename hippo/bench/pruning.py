@@ -113,7 +113,7 @@ def _request(
     kinds = {pruner.attention: llm.pair.listener(prompt, pruner.attention) for pruner in pruners if pruner.attention}
     began = time.perf_counter()
     with listening(llm.pair.family.language_model(llm.pair.target), *kinds.values()):
-        reader.prefill(embeds, prompt.positions, prompt.next_position)
+        reader.read(embeds, prompt)
     prefill = time.perf_counter() - began - sum(listener.seconds for listener in kinds.values())
     if len(answer) < 2:
         return

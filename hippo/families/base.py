@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Protocol
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from hippo.errors import HippoError
 
+_WHOLE = 32768  # patches that a vision tower takes at once, as in generate()
+_PART = 8192  # patches that it takes at a time where there are more
 _LABEL = 5  # tokens: a frame's number or time is at least as long, what stands between an image's tiles is shorter
 _DIGITS = 3  # tokens by which the numbers of a video's frames differ in length
 
@@ -179,6 +181,30 @@ def embedded(
     if videos is not None and inputs.get("pixel_values_videos") is not None:
         embeds = embeds.masked_scatter((input_ids == config.video_token_id)[:, None], videos().to(embeds))
     return Embeds(embeds)
+
+
+def looks(frames: int, pixels: tuple[int, int], patch: int) -> list[slice]:
+    """The frames that a vision tower takes at a time, of (height, width) pixels and square patches: all, as in
+    generate(), or some where it would hold too much at once. Frames do not see each other, so only rounding tells."""
+    patches = (pixels[0] // patch) * (pixels[1] // patch)
+    if frames * patches <= _WHOLE:
+        return [slice(0, frames)]
+    some = max(1, _PART // patches)
+    return [slice(begin, min(begin + some, frames)) for begin in range(0, frames, some)]
+
+
+def looks_at_grids(pixels: Tensor, grids: Tensor) -> Iterator[tuple[Tensor, Tensor, slice]]:
+    """The same for pixels that lie as (patches of all videos, ...), of `grids` (videos, 3): frames, rows, columns.
+    Yields, for each time, pixels, their grids and the videos they are of."""
+    if len(pixels) <= _WHOLE:
+        yield pixels, grids, slice(None)
+        return
+    rest = pixels
+    for number, (frames, rows, columns) in enumerate(grids.tolist()):
+        for some in looks(frames, (rows, columns), 1):
+            grid = grids.new_tensor([[some.stop - some.start, rows, columns]])
+            now, rest = rest.tensor_split([int(grid.prod())])
+            yield now, grid, slice(number, number + 1)
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from hippo.families.base import Card, Embeds, Prompt, Released, embedded, prompt_of_images
+from hippo.families.base import Card, Embeds, Prompt, Released, embedded, looks, prompt_of_images
 
 
 class InternVL:
@@ -27,7 +27,12 @@ class InternVL:
         return prompt_of_images(inputs, config.image_token_id, tiles, side)
 
     def embed(self, model: Any, inputs: Mapping[str, Any]) -> Embeds:
-        return embedded(model, inputs, lambda: model.model.get_image_features(inputs["pixel_values"]).pooler_output)
+        def images() -> list[Tensor]:
+            pixels, (patch, _) = inputs["pixel_values"], model.config.vision_config.patch_size
+            some = looks(len(pixels), pixels.shape[-2:], patch)
+            return [image for now in some for image in model.model.get_image_features(pixels[now]).pooler_output]
+
+        return embedded(model, inputs, images)
 
     def language_model(self, model: Any) -> nn.Module:
         return model.model.language_model

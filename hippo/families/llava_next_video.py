@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hippo.families.base import (
     Card,
@@ -14,6 +14,7 @@ from hippo.families.base import (
     Prompt,
     VideoGrid,
     embedded,
+    looks,
     require_one_request,
     require_video_tokens,
 )
@@ -45,13 +46,24 @@ class LlavaNextVideo:
 
     def embed(self, model: Any, inputs: Mapping[str, Any]) -> Embeds:
         of = model.model
+
+        def videos() -> Tensor:
+            pixels, patch = inputs["pixel_values_videos"], model.config.vision_config.patch_size
+            return torch.cat(
+                [
+                    # transformers before 5.20 or so has a frame where later ones have a video
+                    each.flatten(0, -2)
+                    for video in pixels
+                    for now in looks(len(video), video.shape[-2:], patch)
+                    for each in of.get_video_features(video[None, now]).pooler_output
+                ]
+            )
+
         return embedded(
             model,
             inputs,
             lambda: of.get_image_features(inputs["pixel_values"], inputs["image_sizes"]).pooler_output,
-            lambda: torch.cat(  # transformers before 5.20 or so has a frame where later ones have a video
-                [each.flatten(0, -2) for each in of.get_video_features(inputs["pixel_values_videos"]).pooler_output]
-            ),
+            videos,
         )
 
     def language_model(self, model: Any) -> nn.Module:

@@ -15,6 +15,7 @@ from hippo.families.base import (
     Released,
     VideoGrid,
     embedded,
+    looks,
     require_one_request,
     require_video_tokens,
 )
@@ -38,8 +39,7 @@ class LlavaOnevision:
         pixels = inputs.get("pixel_values_videos")
         grids: tuple[VideoGrid, ...] = ()
         if pixels is not None:
-            vision = model.config.vision_config
-            side = -(-(vision.image_size // vision.patch_size) // 2)
+            side = _side(model)
             grids = (VideoGrid(pixels.shape[1], side, side),) * len(pixels)
         tokens = (input_ids[0] == model.config.video_token_id).nonzero()[:, 0]
         require_video_tokens(len(tokens), grids, beside=1)  # the newline
@@ -55,14 +55,21 @@ class LlavaOnevision:
             return of.get_image_features(inputs["pixel_values"], sizes, batch_num_images=counts).pooler_output
 
         def videos() -> Tensor:
-            features = of.get_video_features(inputs["pixel_values_videos"]).pooler_output
-            if features.shape[:2].numel() < int((inputs["input_ids"] == model.config.video_token_id).sum()):
-                # transformers before 5.20 or so adds the newline in forward() only
-                newline = of.image_newline.to(features).expand(len(features), 1, -1)
-                features = torch.cat([features, newline], dim=1)
-            return features.flatten(0, 1)
+            pixels, side = inputs["pixel_values_videos"], _side(model)
+            some = looks(pixels.shape[1], pixels.shape[-2:], model.config.vision_config.patch_size)
+            looked = [of.get_video_features(pixels[:, now]).pooler_output for now in some]
+            # Some versions of transformers end what they return with the newline, others add it in forward().
+            cells = [rows[:, : (now.stop - now.start) * side**2] for rows, now in zip(looked, some, strict=True)]
+            newline = of.image_newline.to(cells[0]).expand(len(pixels), 1, -1)
+            return torch.cat([*cells, newline], dim=1).flatten(0, 1)
 
         return embedded(model, inputs, images, videos)
 
     def language_model(self, model: Any) -> nn.Module:
         return model.model.language_model
+
+
+def _side(model: Any) -> int:
+    """Tokens along each side of a frame."""
+    vision = model.config.vision_config
+    return -(-(vision.image_size // vision.patch_size) // 2)

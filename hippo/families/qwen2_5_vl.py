@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hippo.errors import HippoError
 from hippo.families.base import (
@@ -16,6 +16,7 @@ from hippo.families.base import (
     Released,
     VideoGrid,
     embedded,
+    looks_at_grids,
     require_one_request,
     require_video_tokens,
 )
@@ -68,13 +69,18 @@ class Qwen2_5VL:
 
     def embed(self, model: Any, inputs: Mapping[str, Any]) -> Embeds:
         of = model.model
+
+        def videos() -> Tensor:
+            looked = looks_at_grids(inputs["pixel_values_videos"], inputs["video_grid_thw"])
+            return torch.cat(
+                [row for now, grids, _ in looked for row in of.get_video_features(now, grids).pooler_output]
+            )
+
         return embedded(
             model,
             inputs,
             lambda: of.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"]).pooler_output,
-            lambda: torch.cat(
-                list(of.get_video_features(inputs["pixel_values_videos"], inputs["video_grid_thw"]).pooler_output)
-            ),
+            videos,
         )
 
     def language_model(self, model: Any) -> nn.Module:

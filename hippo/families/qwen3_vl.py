@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hippo.families.base import Card, Embeds, Released
+from hippo.families.base import Card, Embeds, Released, looks_at_grids
 from hippo.families.qwen2_5_vl import Qwen2_5VL
 
 _2B, _8B = Released("Qwen/Qwen3-VL-2B-Instruct", 2.13), Released("Qwen/Qwen3-VL-8B-Instruct", 8.77)
@@ -49,11 +49,13 @@ class Qwen3VL(Qwen2_5VL):
             ("pixel_values_videos", "video_grid_thw", config.video_token_id, of.get_video_features),
         ):
             if inputs.get(pixels) is not None:
-                seen = features_of(inputs[pixels], inputs[grid])
-                # transformers 5.16 splits only the first of these by image or video, later ones all
-                features = [
-                    layer if isinstance(layer, Tensor) else torch.cat(layer)
-                    for layer in (seen.pooler_output, *seen.deepstack_features)
-                ]
-                layers[:, input_ids == token] = torch.stack(features).to(layers)
+                looked = [_features(features_of(*now)) for *now, _ in looks_at_grids(inputs[pixels], inputs[grid])]
+                layers[:, input_ids == token] = torch.cat(looked, dim=1).to(layers)
         return DeepEmbeds(layers[0], layers[1:])
+
+
+def _features(seen: Any) -> Tensor:
+    """(1 + layers, V, D): what enters below the first layer, and what the first layers' outputs are added."""
+    # transformers 5.16 splits only the first of these by image or video, later ones all
+    every = (seen.pooler_output, *seen.deepstack_features)
+    return torch.stack([layer if isinstance(layer, Tensor) else torch.cat(layer) for layer in every])

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from hippo.families.base import Card, Embeds, Prompt, Released, embedded, prompt_of_images
+from hippo.families.base import Card, Embeds, Prompt, Released, embedded, looks, prompt_of_images
 
 
 class SmolVLM:
@@ -31,17 +31,29 @@ class SmolVLM:
         pixels, config = inputs.get("pixel_values"), model.config
         tiles = side = 0
         if pixels is not None:
-            # The processor fills up shorter videos with frames of zeros, which the model leaves out.
-            tiles = int((pixels != 0).flatten(2).any(2).sum())
+            tiles = int(_frames(pixels).sum())
             side = pixels.shape[-1] // config.vision_config.patch_size // config.scale_factor
         return prompt_of_images(inputs, config.image_token_id, tiles, side)
 
     def embed(self, model: Any, inputs: Mapping[str, Any]) -> Embeds:
-        def images() -> Any:
-            pixels, mask = inputs["pixel_values"], inputs.get("pixel_attention_mask")
-            return model.model.get_image_features(pixels, mask).pooler_output
+        def images() -> list[Tensor]:
+            pixels, mask = inputs["pixel_values"].flatten(0, 1)[None], inputs.get("pixel_attention_mask")
+            if mask is not None:
+                mask = mask.flatten(0, 1)[None]
+            there, looked = _frames(pixels)[0].nonzero()[:, 0], []
+            for some in looks(len(there), pixels.shape[-2:], model.config.vision_config.patch_size):
+                now = there[some]
+                seen = model.model.get_image_features(pixels[:, now], None if mask is None else mask[:, now])
+                looked += seen.pooler_output
+            return looked
 
         return embedded(model, inputs, images)
 
     def language_model(self, model: Any) -> nn.Module:
         return model.model.text_model
+
+
+def _frames(pixels: Tensor) -> Tensor:
+    """(batch, n) which of n images there are: the processor fills up shorter videos with zeros, which the model leaves
+    out."""
+    return (pixels != 0).flatten(2).any(2)

@@ -15,6 +15,7 @@ from hippo.families.base import (
     Released,
     VideoGrid,
     embedded,
+    looks_at_grids,
     require_one_request,
     require_video_tokens,
 )
@@ -49,8 +50,12 @@ class VideoLlama3:
             return of.get_image_features(inputs["pixel_values"], grids, merges).pooler_output
 
         def videos() -> Tensor:
-            grids, merges = inputs["video_grid_thw"], inputs["video_merge_sizes"]
-            cells = torch.cat(list(of.get_video_features(inputs["pixel_values_videos"], grids, merges).pooler_output))
+            pixels, merges = inputs["pixel_values_videos"], inputs["video_merge_sizes"]
+            looked = (
+                of.get_video_features(now, grids, merges[which]).pooler_output
+                for now, grids, which in looks_at_grids(pixels, inputs["video_grid_thw"])
+            )
+            cells = torch.cat([row for rows in looked for row in rows])
             has_token = inputs.get("video_compression_mask")
             return cells if has_token is None else cells[has_token]
 

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from hippo.clock import clock
-from hippo.families import Embeds, Family
+from hippo.families import Embeds, Family, Prompt
 from hippo.forward.fused import FusedDecoder, fused
 from hippo.forward.kv_cache import KVCache
 
 _MOST_SPARE = 4096  # tokens of room made in advance, whatever the longest answer may be
+_WHOLE = 8192  # tokens of a prompt that are read by one forward, as generate() reads it
+_PART = 2048  # tokens of a longer one, which bounds what a forward holds at a time
 _TABLE = 512  # positions whose cosines and sines are computed at a time
 
 
@@ -45,12 +47,21 @@ class CachedModel:
         head, lookup = model.get_output_embeddings(), model.get_input_embeddings()
         return cls(family.language_model(model), head, lookup, may_fuse, spare)
 
+    def read(self, embeds: Embeds, prompt: Prompt) -> Tensor:
+        """Read a whole prompt, its question by one forward, which can be listened to. Returns (vocabulary,) logits."""
+        question = len(embeds) - int(prompt.question_at[0])
+        return self.prefill(embeds, prompt.positions, prompt.next_position, question)
+
     @torch.inference_mode()
-    def prefill(self, embeds: Embeds, positions: Tensor, next_position: Tensor) -> Tensor:
-        """Read a prompt of L tokens. positions: (axes, L); next_position: (axes,). Returns (vocabulary,) logits."""
+    def prefill(self, embeds: Embeds, positions: Tensor, next_position: Tensor, question: int = 1) -> Tensor:
+        """Read a prompt of L tokens. positions: (axes, L); next_position: (axes,). question: so many tokens at its end
+        are read by one forward. Returns (vocabulary,) logits."""
         self._next = next_position
         self._first = len(embeds)
-        return self._forward(embeds, positions, last_only=True)[0]
+        self._kv.expect(self._first)
+        for part in prefill_parts(self._first, question):
+            logits = self._forward(embeds[part], positions[:, part], last_only=True)
+        return logits[0]
 
     @torch.inference_mode()
     def extend(self, ids: Sequence[int]) -> Tensor:
@@ -100,3 +111,12 @@ class CachedModel:
             **embeds.arguments,
         ).last_hidden_state[0]
         return self._head(hidden[-1:] if last_only else hidden)
+
+
+def prefill_parts(length: int, question: int) -> list[slice]:
+    """The forwards that read a prompt: one, or several if it is long, the last with the `question` tokens at the end
+    or more."""
+    if length <= _WHOLE:
+        return [slice(0, length)]
+    last = length - max(_PART, question)
+    return [*(slice(begin, min(begin + _PART, last)) for begin in range(0, last, _PART)), slice(max(0, last), length)]

@@ -19,12 +19,14 @@ class Room:
     def __init__(self, layers: int, spare: int = _SPARE) -> None:
         self._layers, self._spare = layers, spare
         self._tensor: Tensor | None = None
+        self.expected = 0  # tokens that are known to come
 
     def holding(self, end: int, like: Tensor) -> Tensor:
         """The buffer, (layers, 2, H_kv, capacity, d), with room for `end` tokens of keys `like` (1, H_kv, n, d)."""
         if self._tensor is None or end > self._tensor.shape[-2]:
             old = self._tensor
-            shape = self._layers, 2, like.shape[1], end + self._spare, like.shape[-1]
+            capacity = max(end, self.expected) + self._spare
+            shape = self._layers, 2, like.shape[1], capacity, like.shape[-1]
             self._tensor = torch.empty(shape, dtype=like.dtype, device=like.device)
             if old is not None:
                 self._tensor[..., : old.shape[-2], :] = old
@@ -64,17 +66,19 @@ class KVCache:
     """The keys and values of one request.
 
     config: the text model's. together: whether all layers are on one device and may share one room. spare: tokens to
-    make room for beyond the prompt, since growing holds everything twice for a moment. Layers that transformers gives a
-    kind of their own (sliding windows, linear attention) keep it, and record what rollbacks need.
+    make room for beyond those expected. Layers that transformers gives a kind of their own (sliding windows, linear
+    attention) keep it, and record what rollbacks need.
     """
 
     def __init__(self, config: Any, together: bool, spare: int = _SPARE) -> None:
         self.cache = DynamicCache(config=config)  # what transformers' forward is given
         layers: list[Any] = self.cache.layers
         self._room = Room(len(layers), spare) if together else None
+        self._rooms: list[Room] = []
         for index, layer in enumerate(layers):
             if type(layer) is DynamicLayer:
-                layers[index] = RoomyLayer(self._room or Room(1, spare), index if self._room else 0)
+                self._rooms.append(self._room or Room(1, spare))
+                layers[index] = RoomyLayer(self._rooms[-1], index if self._room else 0)
             elif hasattr(layer, "activate_past_recording"):
                 layer.activate_past_recording()
 
@@ -82,6 +86,11 @@ class KVCache:
     def length(self) -> int:
         """Tokens held."""
         return self.cache.get_seq_length()
+
+    def expect(self, tokens: int) -> None:
+        """Make room for so many tokens with the first that come, since growing holds everything twice for a moment."""
+        for room in self._rooms:
+            room.expected = tokens
 
     def rollback(self, count: int) -> None:
         """Forget the last `count` tokens."""

@@ -68,12 +68,15 @@ class Listener:
         self.seconds = 0.0
 
     def hear(self, query: Tensor, key: Tensor, scaling: float) -> None:
-        """Add one layer. query: (1, H, L, d), key: (1, H_kv, L, d)."""
-        if self.layers == self._wanted:
+        """Add one layer. query: (1, H, n, d), key: (1, H_kv, L, d), the queries being those of the last n keys.
+        Forwards that end before the question are not for us; one that begins within it would be a mistake."""
+        begin = key.shape[2] - query.shape[2]
+        if self.layers == self._wanted or key.shape[2] <= self.text_at[-1]:
             return
         began = time.perf_counter()
+        assert begin <= self.text_at[0]
         score = self._score(
-            query[0][:, self.text_at.to(query.device)], key[0][:, self.video_at.to(key.device)], scaling
+            query[0][:, (self.text_at - begin).to(query.device)], key[0][:, self.video_at.to(key.device)], scaling
         )
         self._total = score if self._total is None else self._total + score.to(self._total.device)
         self.layers += 1

@@ -31,7 +31,7 @@ def first_difference(pair: Pair, inputs: dict[str, Any], theirs: list[int], ours
     def row(blocks: list[list[int]], may_fuse: bool) -> Tensor:
         cached = CachedModel.of(pair.family, pair.target, may_fuse)
         embeds = pair.family.embed(pair.target, here)
-        logits = cached.prefill(embeds, prompt.positions, prompt.next_position)
+        logits = cached.read(embeds, prompt)
         for block in blocks:
             logits = cached.extend(block)[-1]
         return processors(ids, logits[None].float().clone())[0]

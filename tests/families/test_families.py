@@ -5,8 +5,10 @@ import torch
 
 from hippo.errors import HippoError
 from hippo.families import FAMILIES as served
-from hippo.families import family_of, require_family
-from hippo.forward import CachedModel
+from hippo.families import base, family_of, require_family
+from hippo.forward import CachedModel, cached_model
+from hippo.keep import Listener, listening
+from hippo.keep.attention import SCORES
 from tests.models import FAMILIES, generated, inputs, model, text_only, with_image, with_second_video
 
 
@@ -104,6 +106,37 @@ def test_a_pruned_prompt_is_the_whole_one_with_the_dropped_tokens_masked(name):
         family.embed(target, request)[stays], prompt.positions[:, stays], prompt.next_position
     )
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("holds", ["video", "image and video", "image and videos"])
+def test_what_is_looked_at_and_read_in_parts_is_what_is_looked_at_and_read_whole(name, holds, monkeypatch):
+    target, request = model(name), inputs(name)
+    request = with_second_video(name, request) if "videos" in holds else request
+    request = with_image(name, request) if "image" in holds else request
+    family = family_of(target)
+    prompt = family.place(target, request)
+
+    def read():
+        embeds = family.embed(target, request)
+        listeners = [Listener(prompt.question_at, prompt.video_at, kind, 3) for kind in SCORES]
+        with listening(family.language_model(target), *listeners):
+            logits = CachedModel.of(family, target).read(embeds, prompt)
+        return [embeds.tokens, logits, *embeds.arguments.get("deepstack_visual_embeds", [])], listeners
+
+    (whole, heard), calls = read(), []
+    for module, part in ((base, 1), (cached_model, 7)):
+        monkeypatch.setattr(module, "_WHOLE", 4)
+        monkeypatch.setattr(module, "_PART", part)
+    tower = family.language_model(target).register_forward_hook(lambda *_: calls.append(1))
+    parts, heard_in_parts = read()
+    tower.remove()
+    assert len(calls) > 2
+    for one, other in zip(parts, whole, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-3)
+    for one, other in zip(heard_in_parts, heard, strict=True):
+        torch.testing.assert_close(one.scores, other.scores, rtol=1e-4, atol=1e-5)
+    tokens = generated(target, request)
+    assert steps(target, request, tokens[:-1]).argmax(-1).tolist() == tokens
 
 
 def test_the_question_is_the_text_after_the_video(name):
