@@ -13,6 +13,7 @@ from torch import nn
 
 from hippo.errors import HippoError
 from hippo.families import require_family
+from hippo.memory import free_memory
 
 BUNDLED = Path(__file__).parent / "bundled"
 
@@ -94,10 +95,9 @@ def require_memory(checkpoint: Checkpoint) -> None:
     """Refuse a local checkpoint that cannot fit, rather than be killed half-way. Raises HippoError."""
     folder = Path(checkpoint.source)
     weights = sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder.is_dir() else 0
-    if checkpoint.device == "cpu":
-        needed, free = weights * (2 if checkpoint.dtype == "float32" else 1), _free_memory()
-    else:
-        needed, free = weights, torch.cuda.mem_get_info(checkpoint.device)[0]
+    widened = checkpoint.device == "cpu" and checkpoint.dtype == "float32"
+    needed = weights * (2 if widened else 1)
+    free = free_memory(checkpoint.device)
     if needed > free:
         raise HippoError(
             f"not enough memory: {checkpoint.source} needs up to {needed / 2**30:.1f} GiB on {checkpoint.device}, "
@@ -180,11 +180,3 @@ def _model_type(checkpoint: Checkpoint) -> str:
 
 def _dtype_on(device: str, dtype: str) -> str:
     return "float32" if dtype == "auto" and device == "cpu" else dtype
-
-
-def _free_memory() -> int:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return 1 << 62
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), 1 << 62)

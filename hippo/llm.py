@@ -17,15 +17,14 @@ from torch import nn
 from hippo.checkpoints import load_processor, load_target, require_same_tokenizer, resolve
 from hippo.draft import DraftProcess
 from hippo.errors import HippoError
-from hippo.inputs import Messages, Source, messages_of, parts_of, prepare, read_messages
+from hippo.inputs import Messages, Source, messages_of, read_fitting, room_for
 from hippo.options import Options, make_options
-from hippo.pair import Pair
+from hippo.pair import Pair, Progress
 from hippo.report.stats import Stats
 from hippo.text import TextStream
 
 DEFAULT_PROMPT = "Describe the video in detail."
 Sources = Source | Sequence[Source] | None
-Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
@@ -52,6 +51,7 @@ class VideoLLM:
         messages: Messages | None = None,
         frames: int | None = None,
         fps: float | None = None,
+        max_video_tokens: int | None = None,
         on_text: Callable[[str], None] | None = None,
         progress: Progress | None = None,
         **options: Any,
@@ -61,12 +61,14 @@ class VideoLLM:
         video: a path or a `Video` already read, an image's path or a PIL image, or a list of these, which come before
         the prompt in their order; none for a prompt without. messages: instead of both, whole turns with text, videos
         and images in any order; see `hippo.inputs.read_messages`. frames, fps: how many frames of each video to
-        sample, or how many a second (16 frames by default). on_text: called with each piece of text as it is accepted.
-        progress: called with a phase and the share of it that is done. options: see `hippo.options.make_options`;
-        method="hippo", max_new_tokens=256, keep_ratio=0.1, gamma="auto", temperature=0, top_k, top_p, seed, stop,
-        decoder, pruner. Raises HippoError.
+        sample, or how many a second (16 frames by default). max_video_tokens: fewer frames are taken where the videos
+        would have more tokens, and by default where they would not fit the free memory. on_text: called with each
+        piece of text as it is accepted. progress: called with a phase and the share of it that is done. options: see
+        `hippo.options.make_options`; method="hippo", max_new_tokens=256, keep_ratio=0.1, gamma="auto", temperature=0,
+        top_k, top_p, seed, stop, decoder, pruner. Raises HippoError.
         """
-        stream = self.stream(video, prompt, messages=messages, frames=frames, fps=fps, progress=progress, **options)
+        sampling: dict[str, Any] = {"frames": frames, "fps": fps, "max_video_tokens": max_video_tokens}
+        stream = self.stream(video, prompt, messages=messages, progress=progress, **sampling, **options)
         for piece in stream:
             if on_text is not None:
                 on_text(piece)
@@ -80,12 +82,14 @@ class VideoLLM:
         messages: Messages | None = None,
         frames: int | None = None,
         fps: float | None = None,
+        max_video_tokens: int | None = None,
         progress: Progress | None = None,
         **options: Any,
     ) -> Stream:
         """Like `generate`, but to be iterated for the text piece by piece as it is accepted; see `Stream`."""
         checked = make_options(**options)
-        return Stream(self, (video, prompt, messages), checked, {"frames": frames, "fps": fps}, progress)
+        sampling = {"frames": frames, "fps": fps, "max_video_tokens": max_video_tokens}
+        return Stream(self, (video, prompt, messages), checked, sampling, progress)
 
     def inputs(
         self,
@@ -95,9 +99,27 @@ class VideoLLM:
         messages: Messages | None = None,
         frames: int | None = None,
         fps: float | None = None,
+        max_video_tokens: int | None = None,
     ) -> dict[str, Any]:
         """The processor's output for a request as `generate` has it, as transformers' generate() takes it."""
-        return prepare(self.processor, read_messages(as_messages(video, prompt, messages), frames=frames, fps=fps))
+        turns = as_messages(video, prompt, messages)
+        return self.read(turns, frames=frames, fps=fps, max_video_tokens=max_video_tokens)[0]
+
+    def read(
+        self, messages: Messages, *, max_video_tokens: int | None = None, **sampling: Any
+    ) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """The processor's output for messages, and what the user should know; see `read_fitting`."""
+        if max_video_tokens is not None and max_video_tokens < 1:
+            raise HippoError(f"max_video_tokens {max_video_tokens} is not positive", "leave it out, or allow some")
+        target, family = self.pair.target, self.pair.family
+        return read_fitting(
+            self.processor,
+            messages,
+            lambda inputs: len(family.place(target, inputs).video_at),
+            lambda inputs, tokens: room_for(target, inputs, tokens),
+            max_video_tokens,
+            **sampling,
+        )
 
     def close(self) -> None:
         """End the draft's process."""
@@ -153,7 +175,8 @@ class Stream:
             read = time.perf_counter() - began
             tokenizer = self._llm.processor.tokenizer
             try:
-                for tokens in self._llm.pair.answer(inputs, self._options, self._stats, tokenizer.decode):
+                answer = self._llm.pair.answer(inputs, self._options, self._stats, tokenizer.decode, self._progress)
+                for tokens in answer:
                     if piece := self._text.push(tokens):
                         yield piece
                 if piece := self._text.finish():
@@ -165,9 +188,8 @@ class Stream:
     def _read(self) -> dict[str, Any]:
         tell = self._progress
         report = None if tell is None else lambda share: tell("reading frames", share)
-        messages = read_messages(as_messages(*self._request), **self._sampling, progress=report)
-        self._warnings = tuple(warning for video in parts_of(messages, "video") for warning in video.warnings)
-        return prepare(self._llm.processor, messages)
+        inputs, self._warnings = self._llm.read(as_messages(*self._request), **self._sampling, progress=report)
+        return inputs
 
 
 def as_messages(video: Sources, prompt: str, messages: Messages | None) -> Messages:

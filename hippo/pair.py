@@ -24,6 +24,8 @@ from hippo.options import Options
 from hippo.report.stats import Stats
 from hippo.threads import sharing
 
+Progress = Callable[[str, float], None]
+
 
 class Pair:
     """A target in this process and a draft in another, ready for requests, one at a time.
@@ -73,18 +75,24 @@ class Pair:
 
     @torch.no_grad()
     def answer(
-        self, inputs: dict[str, Any], options: Options, stats: Stats, decode: Callable[[list[int]], str] | None = None
+        self,
+        inputs: dict[str, Any],
+        options: Options,
+        stats: Stats,
+        decode: Callable[[list[int]], str] | None = None,
+        progress: Progress | None = None,
     ) -> Iterator[list[int]]:
         """Answer one request; yield token ids as they are committed, the ending one included. Fills `stats`.
 
         inputs: what the processor returned, batch of one. decode: token ids -> text, needed only with stop strings.
+        progress: called with a phase and the share of it that is done, where a long prompt is read in parts.
         """
         if self._owner == threading.get_ident():
             raise HippoError("an answer of this pair is still being streamed", "finish or close it first")
         with self._lock:
             self._owner = threading.get_ident()
             try:
-                yield from self._answer(inputs, options, stats, decode)
+                yield from self._answer(inputs, options, stats, decode, progress)
             finally:
                 self._owner = None
 
@@ -104,7 +112,12 @@ class Pair:
         return prompt, signals_of(prompt, embeds.tokens[prompt.video_at], listener.scores)
 
     def _answer(
-        self, inputs: dict[str, Any], options: Options, stats: Stats, decode: Callable[[list[int]], str] | None
+        self,
+        inputs: dict[str, Any],
+        options: Options,
+        stats: Stats,
+        decode: Callable[[list[int]], str] | None,
+        progress: Progress | None,
     ) -> Iterator[list[int]]:
         began = time.perf_counter()
         if options.stop and decode is None:
@@ -121,7 +134,7 @@ class Pair:
                 drafter.begin(inputs)
             share = stack.enter_context(sharing(process is not None and self.target.device.type == "cpu"))
             target = CachedModel.of(self.family, self.target, spare=options.max_new_tokens + LARGEST + 1)
-            logits = self._read(here, prompt, target, drafter, options, stats, share)
+            logits = self._read(here, prompt, target, drafter, options, stats, share, progress)
             session = self._session(target, prompt, options, gamma, stats, decode, share)
             first = session.start(logits)
             drafter.settle(0, first)
@@ -159,6 +172,7 @@ class Pair:
         options: Options,
         stats: Stats,
         share: Callable[[bool], None],
+        progress: Progress | None,
     ) -> Tensor:
         """Vision tower, prefill, and the choice of the draft's tokens. Returns the prefill's logits, (vocabulary,)."""
         pruner, device = pruner_named(options.pruner), self.target.device
@@ -190,10 +204,11 @@ class Pair:
         with listening(self.family.language_model(self.target), *listeners):
             if options.decoder != "ar" and not listeners:
                 keep()
-            logits = target.read(embeds, prompt)
+            logits = target.read(embeds, prompt, progress)
         prefilled = clock(device)
         scoring += sum(listener.seconds for listener in listeners)
         stats.prompt_tokens, stats.video_tokens = len(prompt.input_ids), len(prompt.video_at)
+        stats.kv_cache_mib = target.size / 2**20
         stats.seconds.vision = looked - begin
         stats.seconds.prefill, stats.seconds.scoring = prefilled - looked - scoring, scoring
         return logits

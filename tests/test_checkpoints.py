@@ -68,7 +68,7 @@ def test_a_checkpoint_of_another_kind_is_told_by_its_type(tmp_path, model_type, 
 
 
 def test_not_enough_memory_is_told_before_loading(monkeypatch):
-    monkeypatch.setattr(checkpoints, "_free_memory", lambda: 1000)
+    monkeypatch.setattr(checkpoints, "free_memory", lambda device: 1000)
     with pytest.raises(HippoError, match="not enough memory"):
         load_target(Checkpoint(str(TARGET), "cpu", "float32"))
 

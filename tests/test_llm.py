@@ -174,6 +174,16 @@ def test_warnings_of_all_videos_are_told(tiny):
     assert tiny.generate(clips, "What?", max_new_tokens=2).warnings == ("one", "two")
 
 
+def test_a_limit_of_video_tokens_takes_fewer_frames_of_the_same_clip(tiny):
+    out = tiny.generate(CLIP, max_new_tokens=8, max_video_tokens=200)
+    assert out.stats.video_tokens == 192 and "6 of 16 frames" in out.warnings[0]
+    asked = make_options(max_new_tokens=8)
+    assert out.token_ids == transformers_generate(tiny, asked, video=CLIP, max_video_tokens=200).token_ids
+    assert tiny.generate(CLIP, max_new_tokens=8, frames=6).stats.video_tokens == 192
+    with pytest.raises(hippo.HippoError, match="max_video_tokens 0 is not positive"):
+        tiny.generate(CLIP, max_video_tokens=0)
+
+
 @pytest.mark.usefixtures("patient_targets")
 def test_stats_hold_everything(tiny):
     stats = tiny.generate(CLIP, max_new_tokens=12).stats.as_dict()

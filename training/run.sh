@@ -17,4 +17,3 @@ stage speak draft --minutes 60 --modal 0.95 --whole 0.02 --questions 2 --rate 1.
 stage grow target --minutes 15 --batch 8 --whole 0.3 --questions 1 --rate 4e-4 --meetings 0.15
 stage grow target --minutes 36 --batch 8 --whole 0.4 --questions 1 --rate 5e-4 --restart --meetings 0.12
 stage grow target --minutes 52 --batch 8 --whole 0.4 --questions 1 --rate 5e-4 --restart --meetings 0.12
-stage speak draft --minutes 85 --modal 0.95 --whole 0.02 --questions 1 --rate 1e-3 --restart --taught --meetings 0.12

@@ -76,7 +76,6 @@ class Trainer:
         self.objects = torch.ones((), dtype=torch.int64).share_memory_()
         left, right, up, down = self.processor.tokenizer.convert_tokens_to_ids([f"Ġ{word}" for word in WAYS])
         self.sides, self.ways = {left, right}, {left, right, up, down}
-        self.teacher = self._teacher() if args.taught else None
         self._load()
 
     def _path(self, stage: str) -> Path:
@@ -127,14 +126,6 @@ class Trainer:
         saved_optimizers = state["optimizers"] if state and not self.args.restart else []
         for optimizer, saved in zip(self.optimizers, saved_optimizers, strict=bool(saved_optimizers)):
             optimizer.load_state_dict(saved)
-
-    def _teacher(self) -> Any:
-        """The target, as trained so far: what a draft shall propose is not the truth but what this says."""
-        folder = RUNS / "target" if (RUNS / "target" / "config.json").exists() else TINY / "target"
-        teacher = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
-        if self.device.type == "cpu":
-            use_training_attention(teacher)
-        return teacher.to(self.device)
 
     @torch.no_grad()
     def _inner_activations(self, target: Any) -> dict[int, torch.Tensor]:
@@ -288,17 +279,38 @@ class Trainer:
     def speak(self, batch: list[Sample]) -> tuple[torch.Tensor, dict[str, float]]:
         """Every text of a clip in one row: all see the prefix with the video, none sees another text."""
         videos = self.features(batch)
-        rows = [
-            self._row(sample, self._keep(sample, video.detach())) for sample, video in zip(batch, videos, strict=True)
-        ]
-        out, label, way, where = self.read(self.model, rows, videos)
+        rows = [self._row(sample, video.detach()) for sample, video in zip(batch, videos, strict=True)]
+        length = max(len(row["group"]) for row in rows)
+        lookup = self.model.model.language_model.embed_tokens
+        embeds, positions, groups, labels = [], [], [], []
+        for row, video in zip(rows, videos, strict=True):
+            pad = length - len(row["group"])
+            words = lookup(row["ids"].to(self.device))
+            words[row["video"]] = video[row["kept"].to(self.device)].to(words.dtype)
+            embeds.append(F.pad(words, (0, 0, 0, pad)))
+            positions.append(F.pad(row["positions"], (0, pad)))
+            groups.append(F.pad(row["group"], (0, pad), value=-1))
+            labels.append(F.pad(row["labels"], (0, pad), value=-100))
+        group = torch.stack(groups).to(self.device)
+        causal = torch.ones(length, length, dtype=torch.bool, device=self.device).tril()
+        same = (group[:, :, None] == group[:, None, :]) | (group[:, None, :] == 0)
+        mask = (causal & same)[:, None] | torch.eye(length, dtype=torch.bool, device=self.device)
+        out = self.model.model.language_model(
+            inputs_embeds=torch.stack(embeds),
+            attention_mask={"full_attention": mask},
+            position_ids=torch.stack(positions, dim=1).to(self.device),
+            use_cache=False,
+            output_hidden_states=True,
+        )
+        label = torch.stack(labels).to(self.device)
         chosen = label != -100
         logits = self.model.lm_head(out.last_hidden_state[chosen]).float()
-        told = label[chosen] if self.teacher is None else self.told(batch, videos)
-        loss = F.cross_entropy(logits, told)
-        right = (logits.argmax(-1) == (told if told.ndim == 1 else told.argmax(-1))).float()
-        notes = {"right": right.mean().item(), "ways": right[way[chosen]].mean().item(), "length": float(len(label[0]))}
+        loss = F.cross_entropy(logits, label[chosen])
+        way = torch.stack([F.pad(row["ways"], (0, length - len(row["ways"]))) for row in rows]).to(self.device)[chosen]
+        right = (logits.argmax(-1) == label[chosen]).float()
+        notes = {"right": right.mean().item(), "ways": right[way].mean().item(), "length": float(length)}
         if self.args.stage == "speak":
+            where = torch.stack([F.pad(row["video"], (0, length - len(row["video"]))) for row in rows]).to(self.device)
             cells = torch.cat([s.cells[row["kept"]] for s, row in zip(batch, rows, strict=True)]).to(self.device)
             at = torch.cat([row["kept"] for row in rows]).to(self.device)
             placed, notes["placed"] = self.place_loss(out.hidden_states[2][where], at)
@@ -312,44 +324,10 @@ class Trainer:
             loss = loss + 0.1 * seen
         return loss, notes
 
-    @torch.no_grad()
-    def told(self, batch: list[Sample], videos: list[torch.Tensor]) -> torch.Tensor:
-        """What the teacher, who sees every video token, says at each place of the texts: (n, vocabulary), half of it
-        its most likely token and half its probabilities."""
-        rows = [self._row(sample, torch.arange(len(sample.cells))) for sample in batch]
-        out, label, _, _ = self.read(self.teacher, rows, videos)
-        chances = self.teacher.lm_head(out.last_hidden_state[label != -100]).float().softmax(-1)
-        return (chances + F.one_hot(chances.argmax(-1), chances.shape[-1])) / 2
-
-    def read(self, model: Any, rows: list[dict[str, torch.Tensor]], videos: list[torch.Tensor]) -> tuple[Any, ...]:
-        """The text stack's output; labels, directions of motion and video tokens, (rows, length) each."""
-        length = max(len(row["group"]) for row in rows)
-        embeds = []
-        for row, video in zip(rows, videos, strict=True):
-            words = model.model.language_model.embed_tokens(row["ids"].to(self.device))
-            words[row["video"]] = video[row["kept"].to(self.device)].to(words.dtype)
-            embeds.append(F.pad(words, (0, 0, 0, length - len(words))))
-
-        def padded(name: str, value: int = 0) -> torch.Tensor:
-            each = [F.pad(row[name], (0, length - row[name].shape[-1]), value=value) for row in rows]
-            return torch.stack(each).to(self.device)
-
-        group = padded("group", -1)
-        causal = torch.ones(length, length, dtype=torch.bool, device=self.device).tril()
-        same = (group[:, :, None] == group[:, None, :]) | (group[:, None, :] == 0)
-        mask = (causal & same)[:, None] | torch.eye(length, dtype=torch.bool, device=self.device)
-        out = model.model.language_model(
-            inputs_embeds=torch.stack(embeds),
-            attention_mask={"full_attention": mask},
-            position_ids=padded("positions").transpose(0, 1),
-            use_cache=False,
-            output_hidden_states=True,
-        )
-        return out, padded("labels", -100), padded("ways"), padded("video")
-
-    def _row(self, sample: Sample, kept: torch.Tensor) -> dict[str, torch.Tensor]:
+    def _row(self, sample: Sample, video: torch.Tensor) -> dict[str, torch.Tensor]:
         token = self.processor.tokenizer.convert_tokens_to_ids
         prefix = self.processor.tokenizer("<|im_start|>user\n<|vision_start|>").input_ids
+        kept = self._keep(sample, video)
         ids = prefix + [token("<|video_pad|>")] * len(kept)
         spacing = self.model.config.vision_config.tokens_per_second * sample.seconds
         step, cell = kept // 64, kept % 64
@@ -436,7 +414,6 @@ def main() -> None:
         "--ramp", type=float, nargs="*", default=[],
         help="one object first; another once directions are right, at the latest from these shares of --minutes",
     )  # fmt: skip
-    parser.add_argument("--taught", action="store_true", help="learn what the target says, instead of the truth")
     parser.add_argument("--thaw", action="store_true", help="train the vision tower while learning to speak")
     parser.add_argument("--restart", action="store_true", help="begin the learning rate's schedule anew on resuming")
     parser.add_argument("--bundled", action="store_true", help="start from the bundled pair where there is no run yet")

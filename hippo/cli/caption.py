@@ -33,6 +33,7 @@ def caption(
     stop: Annotated[list[str] | None, typer.Option(help="End the answer at this string; may be repeated.")] = None,
     frames: common.FramesOption = None,
     fps: common.FpsOption = None,
+    max_video_tokens: common.VideoTokensOption = None,
     device: common.DeviceOption = "auto",
     dtype: common.DtypeOption = "auto",
     draft_timeout: common.TimeoutOption = 20.0,
@@ -65,7 +66,7 @@ def caption(
     drafts = make_options(**options).decoder != "ar"  # and a wrong option is told before models are loaded
     if drafts:
         common.require_draft(target, draft)
-    request = common.request_of(videos, prompt, system, frames, fps)
+    request = common.request_of(videos, prompt, system, frames, fps, max_video_tokens)
     with common.loaded(target, draft, device, dtype, drafts, draft_timeout) as llm:
         with common.answering() as (on_text, progress):
             output = llm.generate(**request, **options, on_text=None if json else on_text, progress=progress)

@@ -36,6 +36,12 @@ TargetOption = Annotated[str, typer.Option(help="The model whose words you want:
 DraftOption = Annotated[str | None, typer.Option(help="A smaller model with the same tokenizer; tiny brings its own.")]
 FramesOption = Annotated[int | None, typer.Option(help="Frames to sample, evenly spread. [default: 16]")]
 FpsOption = Annotated[float | None, typer.Option(help="Frames to sample a second, instead of --frames.")]
+VideoTokensOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Take fewer frames where they would be more tokens. [default: what the free memory holds]"
+    ),
+]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N. auto takes the first GPU.")]
 DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16. auto: float32 on a CPU.")]
 TokensOption = Annotated[int, typer.Option(help="Longest answer, in tokens.")]
@@ -61,12 +67,19 @@ def require_clip(video: Path, frames: int | None, fps: float | None) -> None:
     read_video(video, frames=1)
 
 
-def request_of(sources: list[Path], prompt: str, system: str, frames: int | None, fps: float | None) -> dict[str, Any]:
+def request_of(
+    sources: list[Path],
+    prompt: str,
+    system: str,
+    frames: int | None,
+    fps: float | None,
+    max_video_tokens: int | None = None,
+) -> dict[str, Any]:
     """What `VideoLLM.generate` takes for it. Refuses what cannot be read before any model is loaded."""
     check_request(frames, fps)
     messages = messages_of(sources, prompt, system)
     read_messages(messages, frames=1)
-    return {"messages": messages, "frames": frames, "fps": fps}
+    return {"messages": messages, "frames": frames, "fps": fps, "max_video_tokens": max_video_tokens}
 
 
 def require_draft(target: str, draft: str | None) -> None:
@@ -109,9 +122,8 @@ def answering() -> Iterator[tuple[Callable[[str], None], Callable[[str, float], 
         task = bar.add_task("reading frames", total=1.0)
 
         def progress(phase: str, share: float) -> None:
-            bar.update(task, completed=share)
-            if share >= 1:
-                bar.update(task, description="watching", total=None)
+            known = share < 1
+            bar.update(task, description=phase if known else "watching", completed=share, total=1.0 if known else None)
 
         def on_text(piece: str) -> None:
             bar.stop()

@@ -28,6 +28,7 @@ def verify(
     max_new_tokens: common.TokensOption = 256,
     frames: common.FramesOption = None,
     fps: common.FpsOption = None,
+    max_video_tokens: common.VideoTokensOption = None,
     device: common.DeviceOption = "auto",
     dtype: common.DtypeOption = "auto",
     json: common.JsonOption = False,
@@ -43,7 +44,7 @@ def verify(
     }
     make_options(**options)
     common.require_draft(target, draft)
-    request = common.request_of(videos, prompt, system, frames, fps)
+    request = common.request_of(videos, prompt, system, frames, fps, max_video_tokens)
     with common.loaded(target, draft, device, dtype) as llm:
         report = _report(llm, request, options)
     if json:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -47,19 +47,29 @@ class CachedModel:
         head, lookup = model.get_output_embeddings(), model.get_input_embeddings()
         return cls(family.language_model(model), head, lookup, may_fuse, spare)
 
-    def read(self, embeds: Embeds, prompt: Prompt) -> Tensor:
+    def read(self, embeds: Embeds, prompt: Prompt, progress: Callable[[str, float], None] | None = None) -> Tensor:
         """Read a whole prompt, its question by one forward, which can be listened to. Returns (vocabulary,) logits."""
-        question = len(embeds) - int(prompt.question_at[0])
-        return self.prefill(embeds, prompt.positions, prompt.next_position, question)
+        question = len(embeds) - int(prompt.question_at[0]) if len(prompt.video_at) else 1
+        return self.prefill(embeds, prompt.positions, prompt.next_position, question, progress)
 
     @torch.inference_mode()
-    def prefill(self, embeds: Embeds, positions: Tensor, next_position: Tensor, question: int = 1) -> Tensor:
+    def prefill(
+        self,
+        embeds: Embeds,
+        positions: Tensor,
+        next_position: Tensor,
+        question: int = 1,
+        progress: Callable[[str, float], None] | None = None,
+    ) -> Tensor:
         """Read a prompt of L tokens. positions: (axes, L); next_position: (axes,). question: so many tokens at its end
-        are read by one forward. Returns (vocabulary,) logits."""
+        are read by one forward. progress: called with a phase and its share where several are needed. Returns
+        (vocabulary,) logits."""
         self._next = next_position
         self._first = len(embeds)
         self._kv.expect(self._first)
         for part in prefill_parts(self._first, question):
+            if progress and part.stop - part.start < self._first:
+                progress("reading the prompt", part.start / self._first)
             logits = self._forward(embeds[part], positions[:, part], last_only=True)
         return logits[0]
 
@@ -84,6 +94,11 @@ class CachedModel:
     def rollback(self, count: int) -> None:
         """Forget the last `count` tokens."""
         self._kv.rollback(count)
+
+    @property
+    def size(self) -> int:
+        """Bytes that the keys and values take, with the room made for more."""
+        return self._kv.size
 
     @property
     def length(self) -> int:

@@ -21,6 +21,11 @@ class Room:
         self._tensor: Tensor | None = None
         self.expected = 0  # tokens that are known to come
 
+    @property
+    def size(self) -> int:
+        """Bytes held."""
+        return 0 if self._tensor is None else self._tensor.nbytes
+
     def holding(self, end: int, like: Tensor) -> Tensor:
         """The buffer, (layers, 2, H_kv, capacity, d), with room for `end` tokens of keys `like` (1, H_kv, n, d)."""
         if self._tensor is None or end > self._tensor.shape[-2]:
@@ -86,6 +91,11 @@ class KVCache:
     def length(self) -> int:
         """Tokens held."""
         return self.cache.get_seq_length()
+
+    @property
+    def size(self) -> int:
+        """Bytes held, the room for more included."""
+        return sum(room.size for room in dict.fromkeys(self._rooms))
 
     def expect(self, tokens: int) -> None:
         """Make room for so many tokens with the first that come, since growing holds everything twice for a moment."""

@@ -43,14 +43,15 @@ def read_messages(
     *,
     frames: int | None = None,
     fps: float | None = None,
+    most: int | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Messages checked, with every content a list of parts, every video a `Video` and every image a PIL image in RGB.
 
     messages: turns with a role (system, user or assistant; the last is the user's) and a content, which is a string or
     a list of {"type": "text", "text": str}, {"type": "video", "video": path or Video} and {"type": "image", "image":
-    path or PIL image}. frames, fps: how each video is sampled, see `read_video`. progress: called with the share of
-    videos and images read. Raises HippoError.
+    path or PIL image}. frames, fps, most: how each video is sampled, see `read_video`. progress: called with the share
+    of videos and images read. Raises HippoError.
     """
     check_request(frames, fps)
     turns = _checked(messages)
@@ -59,8 +60,10 @@ def read_messages(
         report = partial(_share, progress, index, len(media))
         if part["type"] == "image":
             part["image"] = _read_image(part["image"])
-        elif not isinstance(part["video"], Video):
-            part["video"] = read_video(part["video"], frames=frames, fps=fps, progress=report)
+        elif isinstance(part["video"], Video):
+            part["video"] = part["video"].thinned(most)
+        else:
+            part["video"] = read_video(part["video"], frames=frames, fps=fps, most=most, progress=report)
         report(1.0)
     return turns
 

@@ -27,7 +27,7 @@ class Seconds:
 @dataclass
 class Stats:
     """Counts of one request. target_forwards: those after the prefill. draft_rounds: those of them beside which the
-    draft worked. checked, accepted: drafted tokens."""
+    draft worked. checked, accepted: drafted tokens. kv_cache_mib: what the target's keys and values take."""
 
     method: str = ""
     new_tokens: int = 0
@@ -40,6 +40,7 @@ class Stats:
     prompt_tokens: int = 0
     video_tokens: int = 0
     kept_tokens: int = 0
+    kv_cache_mib: float = 0.0
     draft_lost: str = ""
     finish: str = ""
     seconds: Seconds = field(default_factory=Seconds)

@@ -15,7 +15,7 @@ import numpy as np
 
 from hippo.errors import HippoError
 from hippo.video.packets import Scan, needed_runs, open_container, video_stream
-from hippo.video.sampling import pick
+from hippo.video.sampling import pick, thin
 from hippo.video.timeline import Timeline, build_timeline
 
 BATCH = 16
@@ -25,10 +25,16 @@ Progress = Callable[[float], None]
 
 @dataclass(frozen=True)
 class Request:
-    """How many frames are asked for: see `sampling.pick`."""
+    """How many frames are asked for: see `sampling.pick`. most: if they are more, they are thinned out to so many."""
 
     frames: int | None
     fps: float | None
+    most: int | None = None
+
+    def picks(self, timeline: Timeline) -> list[int]:
+        """The positions (ascending) of the frames to keep."""
+        picks = pick(timeline, self.frames, self.fps)
+        return [picks[index] for index in thin(len(picks), self.most)]
 
 
 @dataclass(frozen=True)
@@ -108,7 +114,7 @@ def decode_torchcodec(scan: Scan, request: Request, progress: Progress) -> Decod
     if not _is_plain(scan):
         return "its first frame is rotated or damaged"
     timeline = scan.timeline()
-    picks = pick(timeline, request.frames, request.fps)
+    picks = request.picks(timeline)
     try:
         from torchcodec.decoders import VideoDecoder
 
@@ -181,7 +187,7 @@ def _decode_planned(scan: Scan, request: Request, progress: Progress) -> Decoded
     """
     timeline = scan.timeline()
     shown = scan.shown()
-    picks = pick(timeline, request.frames, request.fps)
+    picks = request.picks(timeline)
     # The last frame is decoded too: it shows whether the clip decodes up to its end.
     runs = needed_runs(scan, [*(shown[index] for index in picks), shown[-1]])
     missing = {scan.stamps[shown[index]]: slot for slot, index in enumerate(picks)}
@@ -239,7 +245,7 @@ def _decode_carefully(scan: Scan, request: Request, progress: Progress) -> Decod
     if not stamps:
         raise HippoError(f"{scan.path.name} has no frame that decodes", "copy or download it again in full")
     timeline = build_timeline(stamps, scan.time_base, duration, scan.rate)
-    picks = pick(timeline, request.frames, request.fps)
+    picks = request.picks(timeline)
     slots = {index: slot for slot, index in enumerate(picks)}
     store = FrameStore(len(picks), scan.path.name)
     for index, frame in enumerate(_AllFrames(scan, lambda done: progress(0.5 + done / 2))):

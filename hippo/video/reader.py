@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ from hippo.video.decoding import (
     torchcodec_problem,
 )
 from hippo.video.packets import Scan, check_file, scan_packets
-from hippo.video.sampling import check_request
+from hippo.video.sampling import check_request, thin
 
 if TYPE_CHECKING:
     from transformers.video_utils import VideoMetadata
@@ -45,6 +45,7 @@ class Video:
         path: the file.
         backend: what decoded it, "pyav" or "torchcodec".
         warnings: what the user should know, one line each, such as damage.
+        asked: how many frames were to be sampled, if they are more than are here.
     """
 
     frames: np.ndarray = field(repr=False)
@@ -55,6 +56,20 @@ class Video:
     path: Path
     backend: str
     warnings: tuple[str, ...] = ()
+    asked: int = 0
+
+    @property
+    def wanted(self) -> int:
+        """How many frames were to be sampled."""
+        return max(self.asked, len(self.frames))
+
+    def thinned(self, most: int | None) -> Video:
+        """The same with at most so many of its frames, evenly spread."""
+        stay = thin(len(self.frames), most)
+        if len(stay) == len(self.frames):
+            return self
+        times = tuple(self.timestamps[index] for index in stay)
+        return replace(self, frames=self.frames[stay], timestamps=times, asked=self.wanted)
 
     @property
     def sampled_fps(self) -> float:
@@ -93,6 +108,7 @@ def read_video(
     *,
     frames: int | None = None,
     fps: float | None = None,
+    most: int | None = None,
     backend: str = "auto",
     progress: Callable[[float], None] | None = None,
 ) -> Video:
@@ -104,6 +120,7 @@ def read_video(
             that many equal segments of the clip's time; all frames if the clip has no more.
         fps: frames to keep per second of true time: those on screen at 0, 1/fps, 2/fps, ... seconds,
             each once.
+        most: if that would be more frames, so many of them, evenly spread.
         backend: "auto" (torchcodec where it works, else PyAV), "pyav" or "torchcodec".
         progress: called with the fraction done, rising to 1.0.
 
@@ -120,7 +137,7 @@ def read_video(
     path = Path(path)
     check_file(path)
     scan = scan_packets(path)
-    request = Request(frames, fps)
+    request = Request(frames, fps, most)
     report = _Rising(progress)
     warnings: list[str] = []
     decoded: Decoded | str = decode_torchcodec(scan, request, report) if use_torchcodec else ""
@@ -130,10 +147,10 @@ def read_video(
             warnings.append(f"torchcodec did not read {path.name} ({decoded}): used PyAV")
         decoded, used = decode_pyav(scan, request, report), "pyav"
     report(1.0)
-    return _video(scan, decoded, used, [*damage(scan, decoded), *warnings])
+    return _video(scan, request, decoded, used, [*damage(scan, decoded), *warnings])
 
 
-def _video(scan: Scan, decoded: Decoded, backend: str, warnings: list[str]) -> Video:
+def _video(scan: Scan, request: Request, decoded: Decoded, backend: str, warnings: list[str]) -> Video:
     timeline = decoded.timeline
     return Video(
         frames=decoded.frames,
@@ -144,6 +161,7 @@ def _video(scan: Scan, decoded: Decoded, backend: str, warnings: list[str]) -> V
         path=scan.path,
         backend=backend,
         warnings=tuple(warnings),
+        asked=len(replace(request, most=None).picks(timeline)),
     )
 
 

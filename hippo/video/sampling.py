@@ -48,6 +48,13 @@ def pick(timeline: Timeline, frames: int | None, fps: float | None) -> list[int]
     return _pick_by_count(timeline, DEFAULT_FRAMES if frames is None else frames)
 
 
+def thin(count: int, most: int | None) -> list[int]:
+    """Which of `count` things stay, evenly spread, when there may be `most`; None: all."""
+    if most is None or count <= most:
+        return list(range(count))
+    return [(2 * index + 1) * count // (2 * most) for index in range(most)]
+
+
 def _pick_by_count(timeline: Timeline, count: int) -> list[int]:
     total = len(timeline.times)
     if count >= total:

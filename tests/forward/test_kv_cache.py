@@ -45,3 +45,15 @@ def test_what_is_appended_at_once_is_what_each_layer_then_holds():
         assert torch.equal(all_values[index], torch.cat([first[index, 1, 0], new[index, 1]], dim=1))
     cache.rollback(301)
     assert cache.length == 4
+
+
+def test_room_for_what_is_expected_is_made_once():
+    cache = KVCache(model("qwen2_5_vl").model.language_model.config, together=True, spare=10)
+    assert cache.size == 0
+    cache.expect(90)
+    for layer in cache.cache.layers:
+        layer.update(torch.zeros(1, 2, 30, 16), torch.zeros(1, 2, 30, 16))
+    assert cache.size == 3 * 2 * 2 * 100 * 16 * 4
+    for layer in cache.cache.layers:
+        layer.update(torch.zeros(1, 2, 60, 16), torch.zeros(1, 2, 60, 16))
+    assert cache.size == 3 * 2 * 2 * 100 * 16 * 4 and cache.length == 90
