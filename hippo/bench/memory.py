@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 
-def peak(arguments: list[str]) -> int | None:
-    """The most bytes that `python ARGUMENTS` and the processes it starts hold at once; None where that is not known.
+def peak(arguments: list[str], out: Path = Path(os.devnull)) -> int | None:
+    """The most bytes that `python ARGUMENTS` and the processes it starts hold at once; None where that is not known, or
+    it fails. out: where its standard output goes.
 
     Memory is PSS, the proportional share: pages that processes share are counted once between them. Looked at fifty
     times a second.
     """
-    if not Path("/proc/self/smaps_rollup").exists():
-        return None
-    process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     most = 0
-    while process.poll() is None:
-        most = max(most, sum(held(pid) for pid in with_children(process.pid)))
-        time.sleep(0.02)
-    return most if process.returncode == 0 else None
+    with out.open("wb") as file:
+        process = subprocess.Popen([sys.executable, *arguments], stdout=file, stderr=subprocess.DEVNULL)
+        while process.poll() is None:
+            most = max(most, sum(held(pid) for pid in with_children(process.pid)))
+            time.sleep(0.02)
+    return most if most and process.returncode == 0 else None
 
 
 def with_children(pid: int) -> list[int]:

@@ -74,3 +74,12 @@ def test_scoring_measures_seconds_and_memory():
     assert row["video_tokens"] == 128 and row["layers"] == 2 and 0 < row["scoring_seconds"] < row["prefill_seconds"] * 9
     with pytest.raises(HippoError, match="not a multiple of 64"):
         bench("scoring", "--tokens", 100)
+
+
+def test_a_long_clip_takes_memory_that_is_known_and_gets_the_same_words():
+    result = json.loads(bench("long", "--minutes", 0.25, "--fps", 2, "--max-new-tokens", 8, "--json"))
+    assert result["identical"] and [row["method"] for row in result["rows"]] == ["hippo", "ar"]
+    hippo, alone = result["rows"]
+    assert hippo["video_tokens"] == 15 * 64 == alone["video_tokens"] and hippo["kept_tokens"] == 96
+    assert hippo["peak_memory"] > hippo["above_weights"] > 100 << 20
+    assert len(hippo["token_ids"]) == 8 and hippo["kv_cache_mib"] > 960 * 12 / 1024
