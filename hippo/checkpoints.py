@@ -106,17 +106,36 @@ def require_memory(checkpoint: Checkpoint) -> None:
         )
 
 
-def require_same_tokenizer(tokenizer: Any, draft: Checkpoint) -> None:
-    """Draft and target must mean the same by every token id. Raises HippoError naming the first that differs.
+def own_processor(processor: Any, target: Checkpoint, draft: Checkpoint) -> Any:
+    """The draft's own processor where its inputs are not those that the target's makes: of another family, with other
+    settings or another chat template. None where one processor serves both.
 
-    Only the tokenizers count: weights padded to different vocabulary sizes are fine.
+    processor: the target's. A draft of the same family may come without a processor or a chat template. Raises
+    HippoError, also if the tokenizers differ.
     """
     from transformers import AutoTokenizer
 
     with explained(draft.source):
-        require_family(_model_type(draft))
-        other = AutoTokenizer.from_pretrained(draft.source)
-    ours, theirs = ({index: token for token, index in t.get_vocab().items()} for t in (tokenizer, other))
+        one_family = require_family(_model_type(draft)) is require_family(_model_type(target))
+        try:
+            own = load_processor(draft)
+        except HippoError:
+            if not one_family:
+                raise
+            require_same_tokenizer(processor.tokenizer, AutoTokenizer.from_pretrained(draft.source))
+            return None
+    require_same_tokenizer(processor.tokenizer, own.tokenizer)
+    own.chat_template = own.chat_template or processor.chat_template
+    alike = own.chat_template == processor.chat_template and own.to_dict() == processor.to_dict()
+    return None if one_family and alike else own
+
+
+def require_same_tokenizer(target: Any, draft: Any) -> None:
+    """Draft and target must mean the same by every token id. Raises HippoError naming the first that differs.
+
+    Only the tokenizers count: weights padded to different vocabulary sizes are fine.
+    """
+    ours, theirs = ({index: token for token, index in t.get_vocab().items()} for t in (target, draft))
     for index in sorted(ours.keys() | theirs.keys()):
         if ours.get(index) != theirs.get(index):
             raise HippoError(

@@ -1,4 +1,6 @@
-"""The one exception that a user is meant to read."""
+"""The one exception that a user is meant to read, and the one that has many names."""
+
+import torch
 
 
 class HippoError(Exception):
@@ -13,3 +15,9 @@ class HippoError(Exception):
         self.cause = cause
         self.mend = mend
         super().__init__(f"{cause}: {mend}" if mend else cause)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether this is one of the ways to run out of memory."""
+    known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return known or (isinstance(error, RuntimeError) and "allocate memory" in str(error))

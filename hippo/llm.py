@@ -7,17 +7,17 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from hippo.checkpoints import load_processor, load_target, require_same_tokenizer, resolve
+from hippo.checkpoints import load_processor, load_target, own_processor, resolve
 from hippo.draft import DraftProcess
-from hippo.errors import HippoError
-from hippo.inputs import Messages, Source, messages_of, read_fitting, room_for
+from hippo.errors import HippoError, out_of_memory
+from hippo.families import family_of
+from hippo.inputs import Messages, Source, messages_of, prepare, read_fitting, room_for
 from hippo.options import Options, make_options
 from hippo.pair import Pair, Progress
 from hippo.report.stats import Stats
@@ -38,10 +38,13 @@ class Output:
 
 
 class VideoLLM:
-    """A target, its draft and their processor. Made by `hippo.load`; close it, or use it as a context manager."""
+    """A target, its draft and their processor. Made by `hippo.load`; close it, or use it as a context manager.
 
-    def __init__(self, pair: Pair, processor: Any) -> None:
-        self.pair, self.processor = pair, processor
+    draft_processor: the draft's own, if the target's does not serve both.
+    """
+
+    def __init__(self, pair: Pair, processor: Any, draft_processor: Any = None) -> None:
+        self.pair, self.processor, self.draft_processor = pair, processor, draft_processor
 
     def generate(
         self,
@@ -103,12 +106,12 @@ class VideoLLM:
     ) -> dict[str, Any]:
         """The processor's output for a request as `generate` has it, as transformers' generate() takes it."""
         turns = as_messages(video, prompt, messages)
-        return self.read(turns, frames=frames, fps=fps, max_video_tokens=max_video_tokens)[0]
+        return self.read(turns, frames=frames, fps=fps, max_video_tokens=max_video_tokens)[1]
 
     def read(
         self, messages: Messages, *, max_video_tokens: int | None = None, **sampling: Any
-    ) -> tuple[dict[str, Any], tuple[str, ...]]:
-        """The processor's output for messages, and what the user should know; see `read_fitting`."""
+    ) -> tuple[Messages, dict[str, Any], tuple[str, ...]]:
+        """Messages read, the processor's output for them, and what the user should know; see `read_fitting`."""
         if max_video_tokens is not None and max_video_tokens < 1:
             raise HippoError(f"max_video_tokens {max_video_tokens} is not positive", "leave it out, or allow some")
         target, family = self.pair.target, self.pair.family
@@ -166,16 +169,18 @@ class Stream:
     @property
     def output(self) -> Output:
         """The answer so far."""
-        return Output(self._text.text, self._text.token_ids, self._stats, self._warnings + lost_warning(self._stats))
+        return Output(self._text.text, self._text.token_ids, self._stats, self._warnings + warnings_of(self._stats))
 
     def _answer(self) -> Generator[str, None, None]:
         began = time.perf_counter()
         with out_of_memory_explained():
-            inputs = self._read()
+            inputs, draft_inputs = self._read()
             read = time.perf_counter() - began
             tokenizer = self._llm.processor.tokenizer
             try:
-                answer = self._llm.pair.answer(inputs, self._options, self._stats, tokenizer.decode, self._progress)
+                answer = self._llm.pair.answer(
+                    inputs, self._options, self._stats, tokenizer.decode, draft_inputs, self._progress
+                )
                 for tokens in answer:
                     if piece := self._text.push(tokens):
                         yield piece
@@ -185,11 +190,24 @@ class Stream:
                 self._stats.seconds.video = read
                 self._stats.seconds.total = time.perf_counter() - began
 
-    def _read(self) -> dict[str, Any]:
+    def _read(self) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        """Inputs for the target, and for the draft if it needs others."""
         tell = self._progress
         report = None if tell is None else lambda share: tell("reading frames", share)
-        inputs, self._warnings = self._llm.read(as_messages(*self._request), **self._sampling, progress=report)
-        return inputs
+        asked = as_messages(*self._request)
+        messages, inputs, self._warnings = self._llm.read(asked, **self._sampling, progress=report)
+        return inputs, self._read_for_draft(messages)
+
+    def _read_for_draft(self, messages: Messages) -> dict[str, Any] | None:
+        processor = self._llm.draft_processor
+        if processor is None or self._options.decoder == "ar":
+            return None
+        try:
+            return prepare(processor, messages)
+        except HippoError as error:
+            self._options = replace(self._options, decoder="ar")
+            self._stats.draft_lost = f"the draft cannot be asked this ({error.cause})"
+            return None
 
 
 def as_messages(video: Sources, prompt: str, messages: Messages | None) -> Messages:
@@ -216,6 +234,7 @@ def load(
     """Load a target and a draft.
 
     target, draft: checkpoint folders or hub ids; "tiny" is the bundled pair. Without a draft only method "ar" works.
+    They must have one tokenizer; where the draft's processor differs, it makes the draft's inputs.
     device: "auto" (the first GPU, or the CPU), "cpu", "cuda", "cuda:1". draft_device: "auto" is the second GPU where
     there is one, else the target's device. dtype: "auto" is the checkpoint's on a GPU and float32 on a CPU, where
     half precision is slow and makes near ties frequent; or a torch name such as "bfloat16".
@@ -226,9 +245,9 @@ def load(
     target_point, draft_point = resolve(target, draft, device, dtype, draft_device)
     with out_of_memory_explained(), ExitStack() as unless_loaded:
         processor = load_processor(target_point)
-        process = None
+        process = draft_processor = None
         if draft_point is not None:
-            require_same_tokenizer(processor.tokenizer, draft_point)
+            draft_processor = own_processor(processor, target_point, draft_point)
             if start_draft:  # first, so that both load at the same time
                 process = DraftProcess(draft_point.source, draft_point.dtype, draft_point.device, draft_timeout)
                 unless_loaded.callback(process.close)
@@ -243,7 +262,7 @@ def load(
         if process is not None:
             process.wait_loaded()
         unless_loaded.pop_all()
-    return VideoLLM(pair, processor)
+    return VideoLLM(pair, processor, draft_processor)
 
 
 _pairing = threading.Lock()
@@ -253,26 +272,41 @@ def generate(
     target: nn.Module,
     draft: nn.Module | None,
     inputs: Mapping[str, Any],
+    draft_inputs: Mapping[str, Any] | None = None,
     *,
     tokenizer: Any = None,
     **options: Any,
 ) -> Output:
     """Answer one request with models that are already in memory.
 
-    inputs: a processor's output, batch of one. tokenizer: to get `text` as well as `token_ids`, and for stop strings.
+    inputs: a processor's output, batch of one. draft_inputs: of the same request, by the draft's own processor; needed
+    where the target's makes nothing that the draft can use, and always if the two are of different families.
+    tokenizer: to get `text` as well as `token_ids`, and for stop strings.
     options: see `VideoLLM.generate`. The draft is copied once into a process of its own, which lives as long as the
     target does, or until the target is given another draft. On a CPU, some of the target's projections come to share
     storage (query, key and value; gate and up); their values stay, and they can be trained and saved. Raises
     HippoError.
     """
-    stats = Stats()
+    checked, stats = make_options(**options), Stats()
+    if draft is not None and draft_inputs is None and checked.decoder != "ar":
+        require_one_family(target, draft)
     token_ids: list[int] = []
     decode = None if tokenizer is None else tokenizer.decode
+    for_draft = None if draft_inputs is None else dict(draft_inputs)
     with out_of_memory_explained():
-        for tokens in pair_of(target, draft).answer(dict(inputs), make_options(**options), stats, decode):
+        for tokens in pair_of(target, draft).answer(dict(inputs), checked, stats, decode, for_draft):
             token_ids += tokens
     text = "" if tokenizer is None else tokenizer.decode(token_ids, skip_special_tokens=True)
-    return Output(text, token_ids, stats, lost_warning(stats))
+    return Output(text, token_ids, stats, warnings_of(stats))
+
+
+def require_one_family(target: Any, draft: Any) -> None:
+    """Refuse a draft of another family, which would not understand the target's inputs. Raises HippoError."""
+    if family_of(draft) is not family_of(target):
+        raise HippoError(
+            f"a draft of type {draft.config.model_type} cannot use the inputs of a {target.config.model_type}",
+            "pass draft_inputs, which its own processor made of the same request",
+        )
 
 
 def pair_of(target: nn.Module, draft: nn.Module | None) -> Pair:
@@ -288,9 +322,10 @@ def pair_of(target: nn.Module, draft: nn.Module | None) -> Pair:
         return pair
 
 
-def lost_warning(stats: Stats) -> tuple[str, ...]:
-    """What to tell a user whose draft was lost; nothing otherwise."""
-    return (f"{stats.draft_lost}; the target finished the answer alone",) if stats.draft_lost else ()
+def warnings_of(stats: Stats) -> tuple[str, ...]:
+    """What to tell the user about an answer's draft; nothing if all went well."""
+    lost = (f"{stats.draft_lost}; the target finished the answer alone",) if stats.draft_lost else ()
+    return (*stats.warnings, *lost)
 
 
 @contextmanager
@@ -298,10 +333,8 @@ def out_of_memory_explained() -> Iterator[None]:
     """Turn every kind of running out of memory into one clear HippoError."""
     try:
         yield
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        reason: Exception = error
-    except RuntimeError as error:
-        if "allocate memory" not in str(error):
+    except Exception as error:
+        if not out_of_memory(error):
             raise
         reason = error
     else:

@@ -80,11 +80,13 @@ class Pair:
         options: Options,
         stats: Stats,
         decode: Callable[[list[int]], str] | None = None,
+        draft_inputs: dict[str, Any] | None = None,
         progress: Progress | None = None,
     ) -> Iterator[list[int]]:
         """Answer one request; yield token ids as they are committed, the ending one included. Fills `stats`.
 
         inputs: what the processor returned, batch of one. decode: token ids -> text, needed only with stop strings.
+        draft_inputs: the same request by the draft's own processor; the target's inputs serve both if there are none.
         progress: called with a phase and the share of it that is done, where a long prompt is read in parts.
         """
         if self._owner == threading.get_ident():
@@ -92,7 +94,7 @@ class Pair:
         with self._lock:
             self._owner = threading.get_ident()
             try:
-                yield from self._answer(inputs, options, stats, decode, progress)
+                yield from self._answer(inputs, options, stats, decode, draft_inputs, progress)
             finally:
                 self._owner = None
 
@@ -117,6 +119,7 @@ class Pair:
         options: Options,
         stats: Stats,
         decode: Callable[[list[int]], str] | None,
+        draft_inputs: dict[str, Any] | None,
         progress: Progress | None,
     ) -> Iterator[list[int]]:
         began = time.perf_counter()
@@ -127,11 +130,12 @@ class Pair:
         self._check_length(prompt)
         gamma = Gamma(options.gamma, overlapped=options.decoder == "parallel")
         process = None if options.decoder == "ar" else self._process_for(stats)
-        drafter = self._drafter(process, stats, gamma.saw_draft, *self._known_of(process))
+        limit, alike = self._known_of(process)
+        drafter = self._drafter(process, stats, gamma.saw_draft, limit, alike and draft_inputs is None)
         with ExitStack() as stack:
             stack.callback(drafter.end)
             if not drafter.alike:
-                drafter.begin(inputs)
+                drafter.begin(inputs if draft_inputs is None else draft_inputs)
             share = stack.enter_context(sharing(process is not None and self.target.device.type == "cpu"))
             target = CachedModel.of(self.family, self.target, spare=options.max_new_tokens + LARGEST + 1)
             logits = self._read(here, prompt, target, drafter, options, stats, share, progress)
@@ -154,12 +158,15 @@ class Pair:
         """The draft's process, its model loaded. One that worked once and cannot be started again is only lost."""
         try:
             process = self.start_draft()
-            process.wait_loaded()
+            loaded = process.wait_loaded()
         except HippoError as error:
             if not self._drafted:
                 raise
             stats.draft_lost = error.cause
             return None
+        if not self._drafted and (times := loaded.parameters / self.target.num_parameters()) > 1:
+            size = f"{times:.2f} times its parameters"
+            stats.warnings.append(f"the draft is larger than the target ({size}): it will hardly save time")
         self._drafted = True
         return process
 
@@ -194,7 +201,7 @@ class Pair:
             else:
                 if drafter.alike:
                     drafter.begin(inputs)
-                drafter.prefill(kept)
+                drafter.prefill(kept, prompt.grids)
             stats.kept_tokens = len(kept)
             scoring += clock(device) - began
 

@@ -6,10 +6,10 @@ import shutil
 import pytest
 
 from hippo import checkpoints
-from hippo.checkpoints import BUNDLED, Checkpoint, load_processor, load_target, require_same_tokenizer, resolve
+from hippo.checkpoints import BUNDLED, Checkpoint, load_processor, load_target, own_processor, resolve
 from hippo.errors import HippoError
 
-TARGET = BUNDLED / "tiny" / "target"
+TARGET, DRAFT = BUNDLED / "tiny" / "target", BUNDLED / "tiny" / "draft"
 
 
 def test_tiny_is_the_bundled_pair():
@@ -81,7 +81,38 @@ def test_a_different_tokenizer_is_refused_by_its_first_different_token(tmp_path)
     a, b = sorted(vocabulary, key=vocabulary.get)[400:402]
     vocabulary[a], vocabulary[b] = vocabulary[b], vocabulary[a]
     file.write_text(json.dumps(content))
-    ours = load_processor(Checkpoint(str(TARGET), "cpu", "auto")).tokenizer
-    require_same_tokenizer(ours, Checkpoint(str(BUNDLED / "tiny" / "draft"), "cpu", "auto"))
     with pytest.raises(HippoError, match=f"token {vocabulary[b]} is"):
-        require_same_tokenizer(ours, Checkpoint(str(folder), "cpu", "auto"))
+        own_processor_of(folder)
+
+
+def own_processor_of(draft):
+    target = Checkpoint(str(TARGET), "cpu", "auto")
+    return own_processor(load_processor(target), target, Checkpoint(str(draft), "cpu", "auto"))
+
+
+def change(file, **values):
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def test_one_processor_serves_a_pair_that_was_made_for_each_other(tmp_path):
+    assert own_processor_of(DRAFT) is None and own_processor_of(TARGET) is None
+    bare = shutil.copytree(DRAFT, tmp_path / "bare")
+    (bare / "chat_template.jinja").unlink()
+    assert own_processor_of(bare) is None
+    (bare / "processor_config.json").unlink()
+    assert own_processor_of(bare) is None
+
+
+def test_a_draft_with_other_settings_or_another_template_brings_its_own_processor(tmp_path):
+    sized, words, family = (shutil.copytree(DRAFT, tmp_path / name) for name in ("sized", "words", "family"))
+    settings = json.loads((DRAFT / "processor_config.json").read_text())
+    smaller = {"video_processor": settings["video_processor"] | {"size": {"longest_edge": 9, "shortest_edge": 4}}}
+    change(sized / "processor_config.json", **smaller)
+    assert own_processor_of(sized).video_processor.size["longest_edge"] == 9
+    (words / "chat_template.jinja").write_text("{{ messages }}")
+    assert own_processor_of(words).chat_template == "{{ messages }}"
+    change(family / "config.json", model_type="qwen2_vl")
+    assert own_processor_of(family) is not None
+    (family / "processor_config.json").unlink()
+    with pytest.raises(HippoError, match="does not load"):
+        own_processor_of(family)

@@ -308,9 +308,8 @@ def bench_pair(
         say_the_least_likely(bad)
         if rate is None:
             subject: Subject = Clip(llm, video)
-            wrong: Subject = Clip(
-                VideoLLM(stack.enter_context(closing(Pair(llm.pair.target, bad))), llm.processor), video
-            )
+            pair_of_bad = stack.enter_context(closing(Pair(llm.pair.target, bad)))
+            wrong: Subject = Clip(VideoLLM(pair_of_bad, llm.processor, llm.draft_processor), video)
         else:
             pair = RatedPair(llm.pair.target, llm.pair.draft, rate=rate, draft_dtype=dtype)
             wrong = subject = Rated(

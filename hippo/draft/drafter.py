@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hippo.draft.messages import Begin, End, Keep, Propose, Read, Ready, Settle, Token, packed
 from hippo.draft.process import DraftLost, DraftProcess
+from hippo.families import VideoGrid
 from hippo.report.stats import Stats
 
 # A prefill may take much longer than a step: so many times the process's timeout. Meanwhile the target works alone.
@@ -51,9 +52,9 @@ class Drafter:
         self._began = self._turn()
         self._send(Begin(packed(inputs), self._limit))
 
-    def prefill(self, kept: Tensor) -> None:
-        """Tell which of the video's tokens to keep, (K,); the draft reads its prompt."""
-        self._send(Keep(kept.tolist()))
+    def prefill(self, kept: Tensor, grids: tuple[VideoGrid, ...]) -> None:
+        """Tell which of the tokens of the videos' grids to keep, (K,); the draft reads its prompt."""
+        self._send(Keep(kept.tolist(), grids))
         self._be_patient()
 
     def read(self, prompt: dict[str, Tensor]) -> None:
@@ -142,9 +143,10 @@ class Drafter:
             self._lose(lost)
             return
         match message:
-            case Ready(epoch, seconds) if epoch == self._began:
+            case Ready(epoch, seconds, warning) if epoch == self._began:
                 self._ready = True
                 self._stats.seconds.draft_prefill = seconds
+                self._stats.warnings += [warning] if warning else []
             case Token(epoch, token, sure, seconds):
                 self._stats.draft_forwards += epoch > self._began
                 if epoch == self._process.epoch:

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from hippo.families import VideoGrid
+
 
 class Begin(NamedTuple):
     """A new request: the draft's inputs, tensors as numpy arrays (see `packed`). It encodes the video at once.
@@ -19,9 +21,10 @@ class Begin(NamedTuple):
 
 
 class Keep(NamedTuple):
-    """Which video tokens to keep, by index. The draft reads its prompt."""
+    """Which video tokens to keep, by index into those of the target's grids. The draft reads its prompt."""
 
     kept: list[int]
+    grids: tuple[VideoGrid, ...]
 
 
 class Read(NamedTuple):
@@ -53,17 +56,21 @@ class End(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """The draft model is there. vocabulary: rows of its output head; eyes: see `hippo.draft.eyes`."""
+    """The draft model is there. vocabulary: rows of its output head; parameters: how many it has; eyes: see
+    `hippo.draft.eyes`."""
 
     vocabulary: int
+    parameters: int
     eyes: str
 
 
 class Ready(NamedTuple):
-    """The prompt is read. epoch: that in which its request began; seconds: vision tower and prefill."""
+    """The prompt is read. epoch: that in which its request began; seconds: vision tower and prefill; warning: what
+    the user should know, empty for nothing."""
 
     epoch: int
     seconds: float
+    warning: str = ""
 
 
 class Token(NamedTuple):

@@ -30,8 +30,10 @@ from hippo.draft.messages import (
     take,
     unpacked,
 )
+from hippo.errors import HippoError, out_of_memory
 from hippo.families import Embeds, Prompt, family_of
 from hippo.forward import CachedModel, fused
+from hippo.keep import carry
 
 
 class Worker:
@@ -68,8 +70,8 @@ class Worker:
         match message:
             case Begin():
                 self._begin(message)
-            case Keep(kept):
-                self._keep(kept)
+            case Keep():
+                self._keep(message)
             case Read():
                 self._read(message)
             case Settle(stands, tokens):
@@ -94,17 +96,32 @@ class Worker:
         self._turn(begin.limit)
         began = time.perf_counter()
         inputs = unpacked(begin.inputs, self._device)
-        self._prompt = self._family.place(self._model, inputs)
-        self._embeds = self._family.embed(self._model, inputs)
+        try:
+            self._prompt = self._family.place(self._model, inputs)
+            self._embeds = self._family.embed(self._model, inputs)
+        except Exception as error:
+            if out_of_memory(error):
+                raise
+            reason = " ".join(str(error).split())[:160]
+            raise HippoError(
+                f"it cannot use the inputs ({type(error).__name__}: {reason})",
+                "give it those of its own processor, as draft_inputs",
+            ) from error
         self._seconds = time.perf_counter() - began
 
-    def _keep(self, kept: list[int]) -> None:
+    def _keep(self, keep: Keep) -> None:
         assert self._prompt is not None and self._embeds is not None
         prompt, embeds = self._prompt, self._embeds
         self._embeds = None
-        stays = prompt.keep(torch.tensor(kept, dtype=torch.long)).to(self._device)
+        warning, known, videos = "", len(prompt.grids), len(keep.grids)
+        if known == videos:
+            kept = carry(torch.tensor(keep.kept, dtype=torch.long), keep.grids, prompt.grids)
+        else:
+            kept = torch.arange(len(prompt.video_at))
+            warning = f"the draft's prompt holds {known} videos and the target's {videos}: it keeps all of its tokens"
+        stays = prompt.keep(kept).to(self._device)
         # Kept tokens keep their places: the positions are those of the whole prompt.
-        self._prefill(embeds[stays], prompt.positions[:, stays], prompt.next_position)
+        self._prefill(embeds[stays], prompt.positions[:, stays], prompt.next_position, warning)
 
     @torch.inference_mode()
     def _read(self, read: Read) -> None:
@@ -115,11 +132,11 @@ class Worker:
         embeds[told["at"]] = told["rows"].to(embeds)
         self._prefill(Embeds(embeds), told["positions"], told["next_position"])
 
-    def _prefill(self, embeds: Embeds, positions: Tensor, next_position: Tensor) -> None:
+    def _prefill(self, embeds: Embeds, positions: Tensor, next_position: Tensor, warning: str = "") -> None:
         began = time.perf_counter()
         self._cached = CachedModel.of(self._family, self._model)
         self._cached.prefill(embeds, positions, next_position)
-        put(self._pipe, Ready(self._began, self._seconds + time.perf_counter() - began))
+        put(self._pipe, Ready(self._began, self._seconds + time.perf_counter() - began, warning))
 
     def _step(self) -> None:
         began = time.perf_counter()
@@ -152,7 +169,8 @@ def work(descriptor: int, source: str | Path | nn.Module, dtype: str, device: st
     try:
         model = load_draft(source, dtype, device)
         worker = Worker(pipe, model)
-        put(pipe, Loaded(model.get_output_embeddings().weight.shape[0], eyes_of(family_of(model), model)))
+        vocabulary, parameters = model.get_output_embeddings().weight.shape[0], model.num_parameters()
+        put(pipe, Loaded(vocabulary, parameters, eyes_of(family_of(model), model)))
         worker.serve()
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return 0

@@ -24,9 +24,9 @@ def read_fitting(
     room: Callable[[dict[str, Any], int], int],
     limit: int | None,
     **sampling: Any,
-) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Messages read and made inputs, as `prepare` returns them, and what the user should know: of videos that have
-    more tokens than `limit`, or than memory has room for, fewer frames are taken.
+) -> tuple[list[dict[str, Any]], dict[str, Any], tuple[str, ...]]:
+    """Messages read, the inputs made of them, and what the user should know: of videos that have more tokens than
+    `limit`, or than memory has room for, fewer frames are taken.
 
     count: inputs -> their video tokens. room: inputs and their video tokens -> so many fit. limit: None leaves it to
     memory alone, which is only asked about videos of more than FIRST_LOOK frames. sampling: see `read_messages`.
@@ -41,13 +41,13 @@ def read_fitting(
         wanted = max((video.wanted for video in videos), default=0)
         warnings = tuple(warning for video in videos for warning in video.warnings)
         if not videos or (limit is None and wanted <= FIRST_LOOK):
-            return inputs, warnings
+            return turns, inputs, warnings
         tokens = count(inputs)
         fits = room(inputs, tokens) if limit is None else min(limit, room(inputs, tokens))
         frames = max(1, min(wanted, here * fits // max(1, tokens)))
         if tokens <= fits and (here == wanted or most != FIRST_LOOK or frames <= here):
             told = () if here == wanted else (f"{here} of {wanted} frames are used: {_why(limit, fits)}",)
-            return inputs, (*warnings, *told)
+            return turns, inputs, (*warnings, *told)
         if here == 1:
             raise HippoError(
                 f"{tokens} video tokens at one frame a video: {_why(limit, fits)}",

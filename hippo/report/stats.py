@@ -27,7 +27,8 @@ class Seconds:
 @dataclass
 class Stats:
     """Counts of one request. target_forwards: those after the prefill. draft_rounds: those of them beside which the
-    draft worked. checked, accepted: drafted tokens. kv_cache_mib: what the target's keys and values take."""
+    draft worked. checked, accepted: drafted tokens. kept_tokens: of the target's video tokens. kv_cache_mib: what the
+    target's keys and values take. warnings: what the user should know, beside a lost draft."""
 
     method: str = ""
     new_tokens: int = 0
@@ -43,6 +44,7 @@ class Stats:
     kv_cache_mib: float = 0.0
     draft_lost: str = ""
     finish: str = ""
+    warnings: list[str] = field(default_factory=list)
     seconds: Seconds = field(default_factory=Seconds)
 
     @property
@@ -68,6 +70,7 @@ class Stats:
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers, for JSON; draft_lost is a bool and draft_lost_reason says why."""
         counts = asdict(self)
+        del counts["warnings"]  # no count, and told beside the answer
         counts["draft_lost_reason"] = counts["draft_lost"]
         counts["draft_lost"] = bool(self.draft_lost)
         for name in ("gamma", "acceptance_rate", "tokens_per_target_forward", "run_between_rejections"):

@@ -8,7 +8,10 @@ import torch
 from hippo.draft.drafter import Drafter, Proposal
 from hippo.draft.messages import Keep, Propose, Ready, Settle, Token
 from hippo.draft.process import DraftLost
+from hippo.families import VideoGrid
 from hippo.report.stats import Stats
+
+GRIDS = (VideoGrid(1, 1, 4),)
 
 
 class Script:
@@ -53,7 +56,7 @@ def test_nothing_is_asked_of_a_draft_that_is_not_ready():
 
 def test_tokens_come_in_order_and_no_more_than_asked_for():
     made, script, stats, steps = drafter(Ready(1, 0.5), Token(2, 7, 0.9, 0.1), Token(2, 8, 0.9, 0.2))
-    made.prefill(torch.tensor([1, 2]))
+    made.prefill(torch.tensor([1, 2]), GRIDS)
     made.settle(0, [5])
     assert made.ready()
     made.propose(2)
@@ -61,7 +64,7 @@ def test_tokens_come_in_order_and_no_more_than_asked_for():
     assert ids(made.collect(1)) == [7] and made.waiting == 1
     assert ids(made.collect(5)) == [8] and made.collect(1) == [] and made.coming() is None
     assert stats.seconds.draft_prefill == 0.5 and stats.draft_forwards == 2 and steps == [0.1, 0.2]
-    assert script.told[1:] == [Keep([1, 2]), Settle(0, [5]), Propose(2)]
+    assert script.told[1:] == [Keep([1, 2], GRIDS), Settle(0, [5]), Propose(2)]
     made.propose(0)
     made.propose(5)
     assert script.told[-1] == Propose(5) and len(script.told) == 5
@@ -83,6 +86,11 @@ def test_what_was_said_before_a_verdict_is_dropped():
     made.propose(1)
     assert ids(made.collect(1)) == [9]
     assert stats.draft_forwards == 2 and len(steps) == 1
+
+
+def test_what_a_draft_that_is_ready_warns_of_is_told():
+    made, _, stats, _ = drafter(Ready(1, 0.0, "careful"))
+    assert made.ready() and stats.warnings == ["careful"] and "warnings" not in stats.as_dict()
 
 
 def test_looking_for_what_comes_does_not_wait():
@@ -116,7 +124,7 @@ def test_a_lost_draft_is_closed_and_every_call_is_a_no_op():
 
 def test_a_draft_that_never_gets_ready_is_given_up():
     made, script, stats, _ = drafter()
-    made.prefill(torch.tensor([0]))
+    made.prefill(torch.tensor([0]), GRIDS)
     assert not made.ready() and not stats.draft_lost
     time.sleep(0.02)
     assert not made.ready() and "did not read its prompt" in stats.draft_lost and script.closed

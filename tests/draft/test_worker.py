@@ -9,7 +9,7 @@ import torch
 from hippo.draft.eyes import seen
 from hippo.draft.messages import Begin, End, Keep, Propose, Read, Ready, Settle, Token, packed, put, take
 from hippo.draft.worker import Worker
-from hippo.families import family_of
+from hippo.families import VideoGrid, family_of
 from tests.models import generated, inputs, model
 
 
@@ -31,7 +31,7 @@ def pipe():
 
 def begin(pipe, request):
     put(pipe, Begin(packed(request), 160))
-    put(pipe, Keep(list(range(24))))
+    put(pipe, Keep(list(range(24)), (VideoGrid(4, 2, 3),)))
     ready = take(pipe)
     assert isinstance(ready, Ready) and ready.seconds > 0
     return ready.epoch
@@ -53,6 +53,19 @@ def test_it_proposes_what_the_model_says_and_goes_on_after_a_rejection(pipe):
     put(pipe, Settle(3, [expected[3]]))  # two of the four stand, then the token it had proposed itself
     again = proposals(pipe, 3)
     assert [t.id for t in again] == expected[4:7] and again[0].epoch == epoch + 2
+
+
+@pytest.mark.parametrize(
+    ("kept", "grids"), [(24, (VideoGrid(4, 2, 3),)), (2, (VideoGrid(2, 1, 1),)), (1, (VideoGrid(1, 1, 1),) * 2)]
+)
+def test_what_is_kept_is_carried_to_its_own_grid_and_all_of_it_if_the_videos_differ(pipe, kept, grids):
+    request = inputs("qwen2_5_vl")
+    expected = generated(model("qwen2_5_vl"), request)
+    put(pipe, Begin(packed(request), 160))
+    put(pipe, Keep(list(range(kept)), grids))
+    assert bool(take(pipe).warning) == (len(grids) == 2)
+    put(pipe, Settle(0, expected[:1]))
+    assert [t.id for t in proposals(pipe, 4)] == expected[1:5]
 
 
 def test_a_verdict_cancels_what_is_still_wanted(pipe):

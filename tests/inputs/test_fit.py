@@ -29,7 +29,7 @@ def read(monkeypatch, source, limit=None, room=1 << 40, first=128, **sampling):
 
     monkeypatch.setattr(fit, "prepare", prepare)
     monkeypatch.setattr(fit, "FIRST_LOOK", first)
-    made, warnings = read_fitting(
+    _, made, warnings = read_fitting(
         None, messages_of(source, "What?"), lambda made: made["tokens"], lambda made, tokens: room, limit, **sampling
     )
     return made["tokens"], warnings, looks
