@@ -12,9 +12,12 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from hippo.checkpoints import BUNDLED
 from hippo.cli.app import app
 from hippo.cli.demo import CLIP
 from hippo.errors import HippoError
+
+TINY = BUNDLED / "tiny"
 
 
 def hippo(*arguments, **options):
@@ -58,6 +61,12 @@ def test_caption_without_a_video_is_an_error():
 def photo(tmp_path):
     Image.new("RGB", (90, 60), "red").save(tmp_path / "photo.png")
     return tmp_path / "photo.png"
+
+
+def test_a_draft_larger_than_the_target_is_told_on_stderr():
+    done = hippo("caption", CLIP, "--target", TINY / "draft", "--draft", TINY / "target", "--max-new-tokens", 4)
+    assert done.returncode == 0 and "larger" not in done.stdout
+    assert "warning: the draft is larger than the target (5." in " ".join(done.stderr.split())
 
 
 def test_explain_is_for_one_video(photo):
