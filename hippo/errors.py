@@ -1,7 +1,5 @@
 """The one exception that a user is meant to read, and the one that has many names."""
 
-import torch
-
 
 class HippoError(Exception):
     """A failure the user can mend: one line naming the cause and what to do about it.
@@ -19,5 +17,7 @@ class HippoError(Exception):
 
 def out_of_memory(error: Exception) -> bool:
     """Whether this is one of the ways to run out of memory."""
+    import torch  # not above: a command imports this file before it can be interrupted without a trace
+
     known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
     return known or (isinstance(error, RuntimeError) and "allocate memory" in str(error))
