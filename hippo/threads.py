@@ -10,8 +10,11 @@ import torch
 
 
 def cores() -> int:
-    """Cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores this process may run on, no more than OMP_THREAD_LIMIT: told to use more threads than that, torch computes
+    bfloat16 products wrong."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limit = os.environ.get("OMP_THREAD_LIMIT", "")
+    return min(count, int(limit)) if limit.isdigit() and int(limit) else count
 
 
 def shares() -> tuple[int, int]:

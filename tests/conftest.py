@@ -6,6 +6,7 @@ import transformers
 
 import hippo
 from hippo.draft import Drafter
+from hippo.threads import cores
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -14,7 +15,7 @@ transformers.logging.disable_progress_bar()
 @pytest.fixture(autouse=True)
 def _two_threads():
     """Two threads: what the project is measured with, and what leaves room for the draft's process."""
-    torch.set_num_threads(2)
+    torch.set_num_threads(min(2, cores()))
 
 
 @pytest.fixture(scope="session")
@@ -36,3 +37,13 @@ def patient_targets(monkeypatch):
         return ready(self)
 
     monkeypatch.setattr(Drafter, "ready", patient)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Show what tests saw, to be quoted: `record_property("seen", ...)`."""
+    reports = [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]
+    lines = [value for report in reports for name, value in report.user_properties if name == "seen"]
+    if lines:
+        terminalreporter.section("seen")
+        for line in lines:
+            terminalreporter.line(line)

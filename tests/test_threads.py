@@ -12,6 +12,11 @@ def test_the_two_never_want_more_than_there_is(monkeypatch):
         assert target >= 1 <= draft and target + draft <= max(2, count) and target >= draft
 
 
+def test_a_limit_on_threads_is_kept(monkeypatch):
+    monkeypatch.setenv("OMP_THREAD_LIMIT", "1")
+    assert threads.cores() == 1 and threads.shares() == (1, 1)
+
+
 def test_what_is_shared_is_put_back(monkeypatch):
     monkeypatch.setattr(threads, "shares", lambda: (1, 1))
     before = torch.get_num_threads()
