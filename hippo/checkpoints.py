@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from hippo.errors import HippoError
-from hippo.families import require_family
+from hippo.families import Family, require_family
 from hippo.memory import free_memory
 
 BUNDLED = Path(__file__).parent / "bundled"
@@ -20,15 +20,22 @@ BUNDLED = Path(__file__).parent / "bundled"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder or hub id, the device to put it on and the torch dtype's name (or "auto")."""
+    """A folder or hub id, the device to put it on, the torch dtype's name (or "auto"), and whether code that the
+    checkpoint brings may run."""
 
     source: str
     device: str
     dtype: str
+    trust_remote_code: bool = False
 
 
 def resolve(
-    target: str | Path, draft: str | Path | None, device: str, dtype: str, draft_device: str
+    target: str | Path,
+    draft: str | Path | None,
+    device: str,
+    dtype: str,
+    draft_device: str,
+    trust_remote_code: bool = False,
 ) -> tuple[Checkpoint, Checkpoint | None]:
     """Where the models are and where they will run. Raises HippoError."""
     if str(target) == "tiny":
@@ -43,10 +50,10 @@ def resolve(
         draft_place = "cuda:1" if spare else place
     else:
         draft_place = pick_device(draft_device)
-    here = Checkpoint(str(target), place, _dtype_on(place, dtype))
+    here = Checkpoint(str(target), place, _dtype_on(place, dtype), trust_remote_code)
     if draft is None:
         return here, None
-    return here, Checkpoint(str(draft), draft_place, _dtype_on(draft_place, dtype))
+    return here, Checkpoint(str(draft), draft_place, _dtype_on(draft_place, dtype), trust_remote_code)
 
 
 def pick_device(device: str) -> str:
@@ -71,8 +78,8 @@ def load_processor(checkpoint: Checkpoint) -> Any:
     from transformers import AutoProcessor
 
     with explained(checkpoint.source):
-        require_family(_model_type(checkpoint))
-        processor = AutoProcessor.from_pretrained(checkpoint.source)
+        _require_served(checkpoint)
+        processor = AutoProcessor.from_pretrained(checkpoint.source, trust_remote_code=checkpoint.trust_remote_code)
     if getattr(processor, "video_processor", None) is None:
         raise HippoError(
             f"{checkpoint.source} takes no video", "use a video-LLM checkpoint, such as Qwen/Qwen2.5-VL-7B-Instruct"
@@ -82,22 +89,43 @@ def load_processor(checkpoint: Checkpoint) -> Any:
 
 def load_target(checkpoint: Checkpoint) -> nn.Module:
     """The checkpoint's model, in evaluation mode on its device. Raises HippoError."""
+    require_memory(checkpoint)
+    with explained(checkpoint.source):
+        return load_model(checkpoint)
+
+
+def load_model(checkpoint: Checkpoint) -> nn.Module:
+    """`load_target` without its words for what goes wrong."""
     from transformers import AutoModelForImageTextToText
 
-    require_memory(checkpoint)
-    dtype: Any = getattr(torch, checkpoint.dtype, "auto")
-    with explained(checkpoint.source):
-        model: Any = AutoModelForImageTextToText.from_pretrained(checkpoint.source, dtype=dtype)
-    return model.to(checkpoint.device).eval()
+    given: dict[str, Any] = {
+        "dtype": getattr(torch, checkpoint.dtype, "auto"),
+        "trust_remote_code": checkpoint.trust_remote_code,
+    }
+    if not _settings(checkpoint).get("quantization_config"):
+        model: Any = AutoModelForImageTextToText.from_pretrained(checkpoint.source, **given)
+        return model.to(checkpoint.device).eval()
+    # Packed weights may not be moved, and some would go to a GPU by themselves.
+    given["device_map"] = {"": checkpoint.device}
+    return AutoModelForImageTextToText.from_pretrained(checkpoint.source, **given).eval()
+
+
+def quantisation_of(model: Any) -> str:
+    """What a model is quantised by, such as "bitsandbytes"; empty if it is not."""
+    settings = getattr(model.config, "quantization_config", None)
+    if settings is None:
+        return ""
+    method = settings["quant_method"] if isinstance(settings, dict) else settings.quant_method
+    return str(getattr(method, "value", method))
 
 
 def require_memory(checkpoint: Checkpoint) -> None:
     """Refuse a local checkpoint that cannot fit, rather than be killed half-way. Raises HippoError."""
     folder = Path(checkpoint.source)
     weights = sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder.is_dir() else 0
-    widened = checkpoint.device == "cpu" and checkpoint.dtype == "float32"
-    needed = weights * (2 if widened else 1)
-    free = free_memory(checkpoint.device)
+    packed = bool(weights and _settings(checkpoint).get("quantization_config"))
+    grows = checkpoint.device == "cpu" and checkpoint.dtype == "float32" and not packed
+    needed, free = weights * (2 if grows else 1), free_memory(checkpoint.device)
     if needed > free:
         raise HippoError(
             f"not enough memory: {checkpoint.source} needs up to {needed / 2**30:.1f} GiB on {checkpoint.device}, "
@@ -116,13 +144,14 @@ def own_processor(processor: Any, target: Checkpoint, draft: Checkpoint) -> Any:
     from transformers import AutoTokenizer
 
     with explained(draft.source):
-        one_family = require_family(_model_type(draft)) is require_family(_model_type(target))
+        one_family = _require_served(draft) is _require_served(target)
         try:
             own = load_processor(draft)
         except HippoError:
             if not one_family:
                 raise
-            require_same_tokenizer(processor.tokenizer, AutoTokenizer.from_pretrained(draft.source))
+            tokenizer = AutoTokenizer.from_pretrained(draft.source, trust_remote_code=draft.trust_remote_code)
+            require_same_tokenizer(processor.tokenizer, tokenizer)
             return None
     require_same_tokenizer(processor.tokenizer, own.tokenizer)
     own.chat_template = own.chat_template or processor.chat_template
@@ -179,22 +208,45 @@ def explained(source: str) -> Iterator[None]:
         yield
     except (HippoError, MemoryError, torch.OutOfMemoryError):
         raise
-    except ImportError as error:
-        raise HippoError(f"{source} needs a package that is not here ({error})", "install it") from None
     except Exception as error:
         # Checkpoints fail in many ways (safetensors, JSON, missing classes); the first line of each tells enough.
         text = " ".join(str(error).split())
+        if isinstance(error, ImportError) or "pip install" in text:
+            raise HippoError(f"{source} needs a package that is not here ({text})", "install it") from None
+        if "trust_remote_code" in text:
+            raise _brings_code(source, "its processor or model") from None
         raise HippoError(
             f"{source} does not load ({text[:160]})", "check that it is a whole video-LLM checkpoint"
         ) from None
 
 
-def _model_type(checkpoint: Checkpoint) -> str:
-    """As its config.json has it, whether or not transformers knows it; if it has none, transformers says why."""
-    from transformers import AutoConfig, PreTrainedConfig
+def _require_served(checkpoint: Checkpoint) -> Family:
+    """The checkpoint's family. Raises HippoError where there is none, or where its code may not run."""
+    from transformers import AutoConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-    settings, _ = PreTrainedConfig.get_config_dict(checkpoint.source)
-    return settings.get("model_type") or AutoConfig.from_pretrained(checkpoint.source).model_type
+    settings = _settings(checkpoint)
+    model_type = settings.get("model_type")
+    if model_type is None:  # transformers says why
+        model_type = AutoConfig.from_pretrained(checkpoint.source, trust_remote_code=False).model_type
+    if "auto_map" in settings and model_type not in CONFIG_MAPPING_NAMES and not checkpoint.trust_remote_code:
+        raise _brings_code(checkpoint.source, f"models of type {model_type!r}, which transformers does not have")
+    return require_family(model_type)
+
+
+def _brings_code(source: str, of: str) -> HippoError:
+    return HippoError(
+        f"{source} brings its own code for {of}, and none is run unasked",
+        "if you trust it, add --trust-remote-code (in Python trust_remote_code=True); it also needs to be of a family "
+        "that `hippo models` lists",
+    )
+
+
+def _settings(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Its config.json, whether or not transformers knows the type of model."""
+    from transformers import PreTrainedConfig
+
+    return PreTrainedConfig.get_config_dict(checkpoint.source)[0]
 
 
 def _dtype_on(device: str, dtype: str) -> str:

@@ -230,6 +230,7 @@ def load(
     draft_device: str = "auto",
     draft_timeout: float = 20.0,
     start_draft: bool = True,
+    trust_remote_code: bool = False,
 ) -> VideoLLM:
     """Load a target and a draft.
 
@@ -240,16 +241,19 @@ def load(
     half precision is slow and makes near ties frequent; or a torch name such as "bfloat16".
     draft_timeout: seconds of silence after which the draft is given up and the target carries on alone.
     start_draft: start the draft's process and wait for it now, rather than at the first request that needs it.
-    Raises HippoError.
+    trust_remote_code: let code run that a checkpoint brings, of target, draft and processor; never otherwise.
+    A quantised checkpoint is loaded as it is. Raises HippoError.
     """
-    target_point, draft_point = resolve(target, draft, device, dtype, draft_device)
+    target_point, draft_point = resolve(target, draft, device, dtype, draft_device, trust_remote_code)
     with out_of_memory_explained(), ExitStack() as unless_loaded:
         processor = load_processor(target_point)
         process = draft_processor = None
         if draft_point is not None:
             draft_processor = own_processor(processor, target_point, draft_point)
             if start_draft:  # first, so that both load at the same time
-                process = DraftProcess(draft_point.source, draft_point.dtype, draft_point.device, draft_timeout)
+                process = DraftProcess(
+                    draft_point.source, draft_point.dtype, draft_point.device, draft_timeout, trust_remote_code
+                )
                 unless_loaded.callback(process.close)
         pair = Pair(
             load_target(target_point),
@@ -258,6 +262,7 @@ def load(
             draft_device=draft_point.device if draft_point else "cpu",
             draft_timeout=draft_timeout,
             process=process,
+            trust_remote_code=trust_remote_code,
         )
         if process is not None:
             process.wait_loaded()

@@ -32,7 +32,7 @@ class Pair:
 
     draft: a checkpoint folder, a hub id, a model in memory, or None when only `ar` is wanted.
     draft_timeout: seconds without a sign of life after which the draft is given up. process: the draft's, if it has
-    been started.
+    been started. trust_remote_code: whether code that the draft's checkpoint brings may run.
     """
 
     def __init__(
@@ -44,13 +44,14 @@ class Pair:
         draft_device: str = "cpu",
         draft_timeout: float = 20.0,
         process: DraftProcess | None = None,
+        trust_remote_code: bool = False,
     ) -> None:
         self.target: Any = target.eval()
         self.family = family_of(target)
         self._eyes = eyes_of(self.family, target)
         fused(self.family.language_model(target))  # now rather than in the first answer
         self.draft, self._dtype, self._draft_device, self._timeout = draft, draft_dtype, draft_device, draft_timeout
-        self._process = process
+        self._process, self._trust = process, trust_remote_code
         self._drafted = False
         self._lock = threading.Lock()
         self._owner: int | None = None
@@ -64,7 +65,7 @@ class Pair:
         if self.draft is None:
             raise HippoError("there is no draft model", "name one, or use method 'ar'")
         if self._process is None or not self._process.alive:
-            self._process = DraftProcess(self.draft, self._dtype, self._draft_device, self._timeout)
+            self._process = DraftProcess(self.draft, self._dtype, self._draft_device, self._timeout, self._trust)
         return self._process
 
     def close(self) -> None:
@@ -244,7 +245,7 @@ class Pair:
         """Of a draft: how many ids it may propose, and whether it has the target's eyes."""
         if process is None:
             return 0, False
-        draft, vocabulary = process.wait_loaded(), self.target.get_output_embeddings().weight.shape[0]
+        draft, vocabulary = process.wait_loaded(), self.target.get_output_embeddings().out_features
         return min(draft.vocabulary, vocabulary), draft.eyes == self._eyes
 
     def _drafter(

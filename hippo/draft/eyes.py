@@ -24,10 +24,17 @@ def eyes_of(family: Family, model: Any) -> str:
     digest = blake2b(model.config.model_type.encode(), digest_size=16)
     for tensor in _tensors(model):
         if id(tensor) not in others:
-            values = tensor.detach().flatten()
-            at = torch.linspace(0, len(values) - 1, min(_SAMPLES, len(values)), device=values.device).long()
-            digest.update(str(tuple(tensor.shape)).encode() + values[at].float().cpu().numpy().tobytes())
+            for part in _unpacked(tensor.detach()):
+                values = part.flatten()
+                at = torch.linspace(0, len(values) - 1, min(_SAMPLES, len(values)), device=values.device).long()
+                digest.update(str(tuple(tensor.shape)).encode() + values[at].float().cpu().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _unpacked(tensor: Tensor) -> list[Tensor]:
+    """The plain tensors that a quantised one is made of, which may not know how to be flattened; one is its own."""
+    flatten = getattr(tensor, "__tensor_flatten__", None)
+    return [tensor] if flatten is None else [part for name in flatten()[0] for part in _unpacked(getattr(tensor, name))]
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:

@@ -33,10 +33,18 @@ class DraftProcess:
     """A child process with the draft model in it, and a pipe to it.
 
     source: a checkpoint folder, a hub id, or a model in memory. timeout: seconds of silence after which it counts as
-    lost. Starting it returns at once; `wait_loaded` waits for the model.
+    lost. trust_remote_code: whether code that a checkpoint brings may run. Starting it returns at once; `wait_loaded`
+    waits for the model.
     """
 
-    def __init__(self, source: str | Path | nn.Module, dtype: str, device: str, timeout: float) -> None:
+    def __init__(
+        self,
+        source: str | Path | nn.Module,
+        dtype: str,
+        device: str,
+        timeout: float,
+        trust_remote_code: bool = False,
+    ) -> None:
         threads = shares()[1]
         ours, theirs = socket.socketpair()
         # A send never blocks for good on a stopped process.
@@ -51,10 +59,11 @@ class DraftProcess:
             forked = None
             if may_fork(device, threads):
                 with suppress(OSError):  # too little memory for a copy of this process
-                    forked = Forked(lambda: work(pipe, source, dtype, device, threads), pipe)
+                    forked = Forked(lambda: work(pipe, source, dtype, device, threads, trust_remote_code), pipe)
             if forked is None:
                 self._copy = _copy_of(source) if isinstance(source, nn.Module) else None
-            self._child = forked or _fresh(pipe, [self._copy or str(source), dtype, device, str(threads)])
+            trust = "trust" if trust_remote_code else "no code"
+            self._child = forked or _fresh(pipe, [self._copy or str(source), dtype, device, trust, str(threads)])
         self._pipe = Connection(ours.detach())
         self.timeout = timeout
         self.loaded: Loaded | None = None

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hippo.checkpoints import Checkpoint, load_model
 from hippo.draft.eyes import eyes_of
 from hippo.draft.messages import (
     Begin,
@@ -151,25 +152,26 @@ class Worker:
         put(self._pipe, Token(self._epoch, int(token), sure, time.perf_counter() - began))
 
 
-def load_draft(source: str | Path | nn.Module, dtype: str, device: str) -> Any:
+def load_draft(source: str | Path | nn.Module, dtype: str, device: str, trust_remote_code: bool = False) -> Any:
     """The draft model of a checkpoint folder, a hub id or a fork's parent, in evaluation mode on its device."""
     if isinstance(source, nn.Module):
         return source.eval()
-    from transformers import AutoModelForImageTextToText, logging
+    from transformers import logging
 
     logging.disable_progress_bar()
-    model: Any = AutoModelForImageTextToText.from_pretrained(source, dtype=getattr(torch, dtype, "auto"))
-    return model.to(device).eval()
+    return load_model(Checkpoint(str(source), device, dtype, trust_remote_code))
 
 
-def work(descriptor: int, source: str | Path | nn.Module, dtype: str, device: str, threads: int) -> int:
+def work(
+    descriptor: int, source: str | Path | nn.Module, dtype: str, device: str, threads: int, trust_remote_code: bool
+) -> int:
     """Load the draft and serve the pipe with this file descriptor until it closes. Returns an exit code."""
     pipe = Connection(descriptor)
     torch.set_num_threads(threads)
     try:
-        model = load_draft(source, dtype, device)
+        model = load_draft(source, dtype, device, trust_remote_code)
         worker = Worker(pipe, model)
-        vocabulary, parameters = model.get_output_embeddings().weight.shape[0], model.num_parameters()
+        vocabulary, parameters = model.get_output_embeddings().out_features, model.num_parameters()
         put(pipe, Loaded(vocabulary, parameters, eyes_of(family_of(model), model)))
         worker.serve()
     except (EOFError, BrokenPipeError, ConnectionResetError):
@@ -183,5 +185,5 @@ def work(descriptor: int, source: str | Path | nn.Module, dtype: str, device: st
 
 def main() -> None:
     """`work`, with what a fresh interpreter was given on its command line."""
-    _, descriptor, source, dtype, device, threads = sys.argv
-    sys.exit(work(int(descriptor), source, dtype, device, int(threads)))
+    _, descriptor, source, dtype, device, trust, threads = sys.argv
+    sys.exit(work(int(descriptor), source, dtype, device, int(threads), trust == "trust"))

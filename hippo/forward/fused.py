@@ -171,6 +171,8 @@ def _made_of(model: nn.Module) -> tuple[Any, ...]:
 def _require_fusable(model: Any) -> None:
     """Raises NotFusable naming the first thing that is not as expected."""
     parameters = list(model.parameters())
+    if any(type(p) is not nn.Parameter for p in parameters):  # packed weights have a class of their own
+        raise NotFusable("its weights are quantised or adapted")
     if {(p.device.type, p.dtype) for p in parameters} != {("cpu", torch.float32)}:
         raise NotFusable("it is not in float32 on a CPU")
     config = model.config
