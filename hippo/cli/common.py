@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +18,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.progress import Progress
 
+from hippo import __version__
 from hippo.errors import HippoError
 from hippo.inputs import messages_of, read_messages
 from hippo.llm import Output, VideoLLM, load
@@ -86,6 +89,12 @@ def require_draft(target: str, draft: str | None) -> None:
     """Refuse a target without a draft before it is loaded."""
     if draft is None and target != "tiny":
         raise HippoError("there is no draft model", "name one with --draft, or use --method ar")
+
+
+def versions() -> dict[str, str]:
+    """Of what an answer depends on."""
+    names = ("torch", "torchvision", "transformers", "tokenizers", "av")
+    return {"hippo-video": __version__, "python": platform.python_version()} | {name: version(name) for name in names}
 
 
 def quieten() -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import platform
-from importlib.metadata import version
 
 import torch
 from rich.table import Table
 
-from hippo import __version__
 from hippo.checkpoints import BUNDLED, pick_device
-from hippo.cli.common import JsonOption, print_json, stderr
+from hippo.cli.common import JsonOption, print_json, stderr, versions
 from hippo.draft.child import may_fork
 from hippo.families import FAMILIES
 from hippo.threads import cores, shares
@@ -20,7 +18,7 @@ from hippo.video import available_backends
 def doctor(json: JsonOption = False) -> None:
     """Show versions, devices and video decoders, and what hippo will use and why."""
     facts = {
-        "versions": _versions(),
+        "versions": versions(),
         "video decoders": available_backends(),
         "devices": _devices(),
         "will use": _plan(),
@@ -34,11 +32,6 @@ def doctor(json: JsonOption = False) -> None:
         for name, value in rows.items():
             table.add_row("  " + name, value)
     stderr.print(table)
-
-
-def _versions() -> dict[str, str]:
-    names = ("torch", "torchvision", "transformers", "tokenizers", "av")
-    return {"hippo-video": __version__, "python": platform.python_version()} | {name: version(name) for name in names}
 
 
 def _devices() -> dict[str, str]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-import transformers
 import typer
 from rich.table import Table
 
+from hippo.checkpoints import quantisation_of
 from hippo.cli import common
 from hippo.forward import why_not_fused
 from hippo.llm import DEFAULT_PROMPT, VideoLLM
@@ -34,6 +33,8 @@ def verify(
     json: common.JsonOption = False,
 ) -> None:
     """Run transformers' generate() and every method on one clip or several: identical, or the first difference.
+
+    The report on stderr, or --json on stdout, has all that an issue needs.
 
     Exit code 0 if every method gave generate()'s tokens, or differed only at a near tie; 1 if not.
     """
@@ -64,6 +65,7 @@ def _report(llm: VideoLLM, request: dict[str, Any], options: dict[str, Any]) -> 
             row: dict[str, Any] = {
                 "method": method,
                 "tokens": len(output.token_ids),
+                "kept_tokens": output.stats.kept_tokens,
                 "identical": True,
                 "near_tie": False,
             }
@@ -73,36 +75,45 @@ def _report(llm: VideoLLM, request: dict[str, Any], options: dict[str, Any]) -> 
             if output.stats.draft_lost:
                 row["draft_lost"] = output.stats.draft_lost
             rows.append(row)
-    model = llm.pair.target
-    reason = why_not_fused(llm.pair.family.language_model(model))
+    model, family = llm.pair.target, llm.pair.family
+    reason = why_not_fused(family.language_model(model))
     return {
+        "versions": common.versions(),
+        "family": family.card.name,
         "target": model.name_or_path,
+        "draft": str(llm.pair.draft),
         "device": str(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        "quantised": quantisation_of(model),
         "forwards": f"transformers' own, since {reason}" if reason else "fused",
+        "video_tokens": output.stats.video_tokens,
         "baseline_tokens": len(baseline.token_ids),
         "methods": rows,
     }
 
 
 def _show(report: dict[str, Any]) -> None:
-    facts = ("device", "dtype", "torch", "transformers", "forwards")
-    table = Table(title="against transformers' generate(): " + ", ".join(f"{k} {report[k]}" for k in facts))
-    for heading in ("method", "tokens", "verdict"):
+    facts = Table(title="against transformers' generate()", title_justify="left", show_header=False, box=None)
+    facts.add_row("versions", ", ".join(f"{name} {number}" for name, number in report["versions"].items()))
+    for name in ("family", "target", "draft", "device", "dtype", "quantised", "forwards"):
+        facts.add_row(name, report[name] or "no")
+    table = Table()
+    for heading in ("method", "tokens", f"kept of {report['video_tokens']}", "verdict"):
         table.add_column(heading)
     for row in report["methods"]:
         verdict = "identical" if row["identical"] else _explained(row)
         if "draft_lost" in row:
             verdict += f"; but the draft was lost: {row['draft_lost']}"
-        table.add_row(row["method"], str(row["tokens"]), verdict)
-    common.stderr.print(table)
+        table.add_row(row["method"], str(row["tokens"]), str(row["kept_tokens"]), verdict)
+    common.stderr.print(facts, table)
 
 
 def _explained(row: dict[str, Any]) -> str:
-    cause = "a near tie, within rounding" if row["near_tie"] else "a bug, please report it"
+    cause = "near tie (rounding)" if row["near_tie"] else "not a near tie: a bug, please report"
+    where = f"differs from token {row['at']} on, {row['ours']} for {row['theirs']}"
+    if row["gap"] is None:
+        return f"{where}: {cause}"
     return (
-        f"differs from token {row['at']} on: {row['ours']} for {row['theirs']}; the target's top-2 logit gap there is "
-        f"{row['gap']:.2e}, rounding moves its logits by {row['rounding']:.2e}: {cause}"
+        f"{where}: their logits are {row['gap']:.2g} apart, ours are off by {row['moved']:.2g}, rounding explains "
+        f"{row['bound']:.2g}: {cause}"
     )
