@@ -17,7 +17,7 @@ from hippo.decode import LARGEST, Chooser, Gamma, Session, StopRule, decoder_nam
 from hippo.draft import Drafter, DraftProcess, eyes_of, seen
 from hippo.errors import HippoError
 from hippo.families import Prompt, family_of
-from hippo.forward import CachedModel, fused
+from hippo.forward import CachedModel, fused, mixed_dtypes_explained
 from hippo.inputs import on_device
 from hippo.keep import Listener, Signals, listening, pruner_named, signals_of
 from hippo.options import Options
@@ -51,7 +51,7 @@ class Pair:
         self._eyes = eyes_of(self.family, target)
         fused(self.family.language_model(target))  # now rather than in the first answer
         self.draft, self._dtype, self._draft_device, self._timeout = draft, draft_dtype, draft_device, draft_timeout
-        self._process, self._trust = process, trust_remote_code
+        self._process, self.trust_remote_code = process, trust_remote_code
         self._drafted = False
         self._lock = threading.Lock()
         self._owner: int | None = None
@@ -65,7 +65,8 @@ class Pair:
         if self.draft is None:
             raise HippoError("there is no draft model", "name one, or use method 'ar'")
         if self._process is None or not self._process.alive:
-            self._process = DraftProcess(self.draft, self._dtype, self._draft_device, self._timeout, self._trust)
+            options = self._dtype, self._draft_device, self._timeout, self.trust_remote_code
+            self._process = DraftProcess(self.draft, *options)
         return self._process
 
     def close(self) -> None:
@@ -95,7 +96,8 @@ class Pair:
         with self._lock:
             self._owner = threading.get_ident()
             try:
-                yield from self._answer(inputs, options, stats, decode, draft_inputs, progress)
+                with mixed_dtypes_explained(self.target):
+                    yield from self._answer(inputs, options, stats, decode, draft_inputs, progress)
             finally:
                 self._owner = None
 
