@@ -11,9 +11,15 @@ from hippo.checkpoints import BUNDLED
 from hippo.cli.common import JsonOption, print_json, stderr
 from hippo.families import FAMILIES, Family, Released
 
-RUN = "random models of 3 layers, width 64, on a CPU: every method equal to generate()"
-RUN_BUNDLED = "the bundled pair, tiny, on a CPU: equal as well, and timed"
-NOT_RUN = "the pairs named here, and any other released checkpoint: no hub was at hand"
+RUN = (
+    "random models of 3 layers, width 64, on a CPU: every method equal to generate() in float32; in bfloat16 too, but "
+    "for near ties"
+)
+RUN_BUNDLED = (
+    "the bundled pair, tiny, on a CPU: equal as well, in float32 and bfloat16, and with its target quantised by "
+    "bitsandbytes, torchao and quanto; timed in float32"
+)
+NOT_RUN = "the pairs named here, and any other released checkpoint, of any size: no hub was at hand; float16; a GPU"
 MEMORY = "of both models' weights in bfloat16, 2 bytes a parameter: by parameter count, not measured"
 
 
