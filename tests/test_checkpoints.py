@@ -2,11 +2,18 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
+import huggingface_hub
 import pytest
+import transformers
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
+import hippo
 from hippo import checkpoints
 from hippo.checkpoints import BUNDLED, Checkpoint, load_processor, load_target, own_processor, resolve
+from hippo.draft import process
+from hippo.draft.worker import load_draft
 from hippo.errors import HippoError
 
 TARGET, DRAFT = BUNDLED / "tiny" / "target", BUNDLED / "tiny" / "draft"
@@ -41,6 +48,81 @@ def test_a_missing_folder_and_an_unreachable_hub(monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(HippoError, match="cannot be reached"):
         load_processor(Checkpoint("nobody/nothing", "cpu", "auto"))
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [(GatedRepoError, "is gated: accept its terms on the hub"), (RepositoryNotFoundError, "the model hub knows no")],
+)
+def test_what_the_hub_refuses(monkeypatch, error, words):
+    def refuse(*_, **__):
+        raise error("no", response=SimpleNamespace(headers={}, request=None))
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", refuse)
+    with pytest.raises(HippoError, match=words) as told:
+        load_processor(Checkpoint("somebody/something", "cpu", "auto"))
+    assert "\n" not in str(told.value)
+
+
+def test_a_checkpoint_whose_processor_takes_no_video(monkeypatch):
+    monkeypatch.setattr(transformers.AutoProcessor, "from_pretrained", lambda *_, **__: SimpleNamespace())
+    with pytest.raises(HippoError, match="takes no video: use a video-LLM checkpoint"):
+        load_processor(Checkpoint(str(TARGET), "cpu", "auto"))
+
+
+def test_code_of_a_checkpoint_is_not_run_unasked(tmp_path):
+    settings = {"model_type": "somebodys_video_llm", "auto_map": {"AutoConfig": "code.SomebodysConfig"}}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    (tmp_path / "code.py").write_text(f"open({str(tmp_path / 'was_run')!r}, 'w')")
+    for load in (load_processor, lambda checkpoint: require_same_tokenizer(None, checkpoint)):
+        with pytest.raises(HippoError, match=r"own code for models of type 'somebodys_video_llm'.*--trust-remote-code"):
+            load(Checkpoint(str(tmp_path), "cpu", "auto"))
+    with pytest.raises(HippoError, match="knows no model of type 'somebodys_video_llm'"):
+        load_processor(Checkpoint(str(tmp_path), "cpu", "auto", trust_remote_code=True))
+    assert not (tmp_path / "was_run").exists()
+
+
+def test_code_of_a_processor_is_not_run_unasked(tmp_path):
+    with (
+        pytest.raises(HippoError, match=r"none is run unasked: .*--trust-remote-code"),
+        checkpoints.explained(tmp_path),
+    ):
+        raise ValueError("Please pass the argument `trust_remote_code=True` to allow custom code to be run.")
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_trust_reaches_everything_that_is_loaded(monkeypatch, trusted):
+    told = []
+    for name in ("AutoProcessor", "AutoTokenizer", "AutoModelForImageTextToText"):
+        plain = getattr(transformers, name).from_pretrained
+
+        def loading(*args, plain=plain, name=name, **options):
+            told.append((name, options.get("trust_remote_code")))
+            return plain(*args, **options)
+
+        monkeypatch.setattr(getattr(transformers, name), "from_pretrained", loading)
+    monkeypatch.setattr(process, "may_fork", lambda *_: False)
+    monkeypatch.setattr(process, "_fresh", lambda pipe, arguments: told.append(("draft", arguments[3])) or Ended())
+    with hippo.load("tiny", start_draft=False, trust_remote_code=trusted) as llm:
+        llm.pair.start_draft()
+    with pytest.raises(HippoError, match="draft model did not load"):
+        hippo.load("tiny", trust_remote_code=trusted)
+    load_draft(BUNDLED / "tiny" / "draft", "auto", "cpu", trusted)
+    loaded = ("AutoProcessor", "AutoTokenizer", "AutoModelForImageTextToText")
+    assert {(name, trusted) for name in loaded} <= set(told) and (trusted or True not in {trust for _, trust in told})
+    assert [trust for name, trust in told if name == "draft"] == ["trust" if trusted else "no code"] * 2
+
+
+class Ended:
+    """A child process that has ended."""
+
+    pid = 0
+
+    def poll(self):
+        return 1
+
+    def wait(self, timeout=None):
+        return 1
 
 
 def test_a_folder_that_is_no_checkpoint(tmp_path):

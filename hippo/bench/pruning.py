@@ -77,7 +77,7 @@ def study(
     todo = list(requests(*seeds))
     chosen = [pruner_named(name) for name in pruners if name != ORACLE]
     steps = ORACLE_STEPS if ORACLE in pruners else 0
-    draft = load_draft(str(llm.pair.draft), "float32", "cpu")
+    draft = load_draft(str(llm.pair.draft), "float32", "cpu", llm.pair.trust_remote_code)
     with tempfile.TemporaryDirectory() as folder:
         clip = Path(folder) / "clip.mp4"
         for done, (seed, kind, prompt) in enumerate(todo):

@@ -53,6 +53,9 @@ GammaOption = Annotated[str, typer.Option(help="Tokens drafted at a time; auto m
 TimeoutOption = Annotated[
     float, typer.Option(min=0.1, help="Seconds of silence after which the draft is given up; the target goes on alone.")
 ]
+TrustOption = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Let code run that a checkpoint brings. Only if you trust it.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text and tables.")]
 
 
@@ -113,13 +116,22 @@ def loaded(
     dtype: str = "auto",
     start_draft: bool = True,
     draft_timeout: float = 20.0,
+    trust_remote_code: bool = False,
 ) -> Iterator[VideoLLM]:
     """A loaded pair, ended with the block; says on stderr that it is loading."""
     quieten()
     text = escape(f"loading {target}" + (f" and {draft}" if draft else "") + " ...")
     # Not stderr.status: its thread would keep the draft's process from being a fork (see hippo.draft.child).
     with Live(text, console=stderr, auto_refresh=False, transient=True):
-        llm = load(target, draft, device=device, dtype=dtype, start_draft=start_draft, draft_timeout=draft_timeout)
+        llm = load(
+            target,
+            draft,
+            device=device,
+            dtype=dtype,
+            start_draft=start_draft,
+            draft_timeout=draft_timeout,
+            trust_remote_code=trust_remote_code,
+        )
     with llm:
         yield llm
 

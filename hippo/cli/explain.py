@@ -46,6 +46,7 @@ def explain(
     fps: common.FpsOption = None,
     device: common.DeviceOption = "auto",
     dtype: common.DtypeOption = "auto",
+    trust_remote_code: common.TrustOption = False,
     json: common.JsonOption = False,
 ) -> None:
     """Show which video tokens the draft would see, and why: kept.png, scores.png, kept.mp4, caption.txt.
@@ -58,7 +59,7 @@ def explain(
     chosen = [pruner_named(name) for name in dict.fromkeys(name.strip() for name in pruners.split(","))]
     common.require_clip(video, frames, fps)
     with all_or_nothing(out) as folder:
-        with common.loaded(target, None, device, dtype, start_draft=False) as llm:
+        with common.loaded(target, None, device, dtype, start_draft=False, trust_remote_code=trust_remote_code) as llm:
             with common.answering() as (_, progress):
                 clip = read_video(video, frames=frames, fps=fps, progress=partial(progress, "reading frames"))
                 inputs = llm.inputs(clip, prompt)

@@ -30,6 +30,7 @@ def verify(
     max_video_tokens: common.VideoTokensOption = None,
     device: common.DeviceOption = "auto",
     dtype: common.DtypeOption = "auto",
+    trust_remote_code: common.TrustOption = False,
     json: common.JsonOption = False,
 ) -> None:
     """Run transformers' generate() and every method on one clip or several: identical, or the first difference.
@@ -46,7 +47,7 @@ def verify(
     make_options(**options)
     common.require_draft(target, draft)
     request = common.request_of(videos, prompt, system, frames, fps, max_video_tokens)
-    with common.loaded(target, draft, device, dtype) as llm:
+    with common.loaded(target, draft, device, dtype, trust_remote_code=trust_remote_code) as llm:
         report = _report(llm, request, options)
     if json:
         common.print_json(report)
@@ -98,7 +99,7 @@ def _show(report: dict[str, Any]) -> None:
     for name in ("family", "target", "draft", "device", "dtype", "quantised", "forwards"):
         facts.add_row(name, report[name] or "no")
     table = Table()
-    for heading in ("method", "tokens", f"kept of {report['video_tokens']}", "verdict"):
+    for heading in ("method", "tokens", f"video tokens kept of {report['video_tokens']}", "verdict"):
         table.add_column(heading)
     for row in report["methods"]:
         verdict = "identical" if row["identical"] else _explained(row)

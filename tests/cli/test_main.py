@@ -13,8 +13,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from hippo.checkpoints import BUNDLED
+from hippo.cli import common
 from hippo.cli.app import app
 from hippo.cli.demo import CLIP
+from hippo.cli.verify import _show
 from hippo.errors import HippoError
 
 TINY = BUNDLED / "tiny"
@@ -177,6 +179,37 @@ def test_verify(others):
     report = json.loads(done.stdout)
     assert done.returncode == 0 and [row["method"] for row in report["methods"]] == ["ar", "sd", "pearl", "hippo"]
     assert all(row["identical"] for row in report["methods"])
+    assert {"hippo-video", "python", "torch", "transformers"} <= set(report["versions"]) and report["family"]
+    assert report["dtype"] == "float32" and report["device"] == "cpu" and report["quantised"] == ""
+    assert Path(report["target"]).is_dir() and Path(report["draft"]).is_dir()
+    kept = [row["kept_tokens"] for row in report["methods"]]
+    assert kept[:3] == [0, report["video_tokens"], report["video_tokens"]] and 0 < kept[3] < kept[2]
+
+
+def test_verify_tells_rounding_from_a_bug(capsys):
+    found = {"method": "sd", "tokens": 3, "kept_tokens": 2, "identical": False, "at": 1, "theirs": 4, "ours": 5}
+    rows = [
+        found | {"gap": 0.02, "moved": 0.01, "bound": 0.05, "near_tie": True},
+        found | {"gap": 0.9, "moved": 0.01, "bound": 0.05, "near_tie": False},
+        found | {"gap": None, "moved": 0.01, "bound": 0.05, "near_tie": False, "draft_lost": "it died"},
+    ]
+    facts = dict.fromkeys(("family", "target", "draft", "device", "dtype", "quantised", "forwards"), "x")
+    _show(facts | {"versions": {"torch": "2"}, "video_tokens": 4, "methods": rows})
+    told = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert "near tie (rounding)" in told and told.count("not a near tie: a bug, please report") == 2
+    assert "it died" in told
+
+
+@pytest.mark.parametrize("command", ["caption", "verify", "explain"])
+@pytest.mark.parametrize("flags", [[], ["--trust-remote-code"]])
+def test_code_of_checkpoints_runs_only_if_asked(monkeypatch, tmp_path, command, flags):
+    def load(*_, trust_remote_code, **__):
+        raise HippoError(f"trusted: {trust_remote_code}")
+
+    monkeypatch.setattr(common, "load", load)
+    out = ["--out", str(tmp_path / "out")] if command == "explain" else []
+    with pytest.raises(HippoError, match=f"trusted: {bool(flags)}"):
+        CliRunner().invoke(app, [command, str(CLIP), *out, *flags], catch_exceptions=False)
 
 
 def test_world(tmp_path):

@@ -25,6 +25,36 @@ def test_only_the_same_vision_tower_sees_alike(name):
         assert eyes_of(family, changed) != eyes_of(family, target)
 
 
+class Wrapped(torch.Tensor):
+    """A tensor made of packed numbers and a scale, which knows no operation: as some quantised ones."""
+
+    @staticmethod
+    def __new__(cls, packed, scale):
+        return torch.Tensor._make_wrapper_subclass(cls, packed.shape, dtype=scale.dtype)
+
+    def __init__(self, packed, scale):
+        self.packed, self.scale = packed, scale
+
+    def __tensor_flatten__(self):
+        return ["packed", "scale"], None
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten.detach.default:
+            return cls(args[0].packed, args[0].scale)
+        raise NotImplementedError(str(function))
+
+
+def test_packed_weights_are_told_apart_by_what_they_are_made_of():
+    target = copy.deepcopy(model("qwen2_5_vl"))
+    family, block = family_of(target), target.model.visual.blocks[0].mlp.down_proj
+    packed, fingerprints = torch.ones(block.weight.shape, dtype=torch.int8), []
+    for scale in (0.5, 0.5, 0.25):
+        block.weight = torch.nn.Parameter(Wrapped(packed, torch.tensor([scale])), requires_grad=False)
+        fingerprints.append(eyes_of(family, target))
+    assert fingerprints[0] == fingerprints[1] != fingerprints[2]
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_what_was_seen_is_the_rows_that_are_no_words(name):
     target, request = model(name), with_image(name, inputs(name))

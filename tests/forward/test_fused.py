@@ -131,6 +131,7 @@ def test_a_model_is_looked_at_again_when_what_kept_it_is_gone():
         (lambda text: text.to(torch.bfloat16), "float32"),
         (lambda text: text.layers[1].register_forward_hook(lambda *_: None), "hooks"),
         (lambda text: setattr(text.layers[0].mlp, "up_proj", Halved(text.layers[0].mlp.up_proj)), "quantised"),
+        (lambda text: setattr(text.layers[2].mlp.up_proj, "weight", Packed(torch.rand(96, 64))), "quantised"),
         (lambda text: setattr(text.layers[0].self_attn, "q_norm", nn.LayerNorm(16)), "laid out"),
         (lambda text: setattr(text.layers[2].self_attn, "scaling", 1.0), "something else"),
         (lambda text: setattr(text.config, "layer_types", ["full_attention", "sliding_attention"]), "attend"),
@@ -150,6 +151,10 @@ def test_norms_of_heads_that_compute_something_else_are_found_out():
 
 def test_a_model_of_experts_keeps_its_own_forward_and_says_why():
     assert "laid out" in why_not_fused(model("qwen3_vl_moe").model.language_model)
+
+
+class Packed(nn.Parameter):
+    """A weight of a class of its own in a plain linear layer."""
 
 
 class Halved(nn.Linear):

@@ -18,6 +18,7 @@ def identical(
     clips: Annotated[int, typer.Option(min=1, help="How many clips of the procedural world.")] = 20,
     target: common.TargetOption = "tiny",
     draft: common.DraftOption = None,
+    trust_remote_code: common.TrustOption = False,
     json: common.JsonOption = False,
 ) -> None:
     """Describe clips by every method and by transformers' generate(): the same words, and how much sooner?
@@ -26,7 +27,7 @@ def identical(
     """
     common.require_draft(target, draft)
     seen = []
-    with common.loaded(target, draft) as llm:
+    with common.loaded(target, draft, trust_remote_code=trust_remote_code) as llm:
         for verdict in verdicts(llm, range(first_seed, first_seed + clips), list(METHODS)):
             seen.append(verdict)
             said = ", ".join(f"{name} {'identical' if same else 'DIFFERS'}" for name, same in verdict.identical.items())

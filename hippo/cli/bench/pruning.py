@@ -30,6 +30,7 @@ def pruning(
     gamma: Annotated[int, typer.Option(min=1, help="Tokens drafted at a time.")] = 8,
     target: common.TargetOption = "tiny",
     draft: common.DraftOption = None,
+    trust_remote_code: common.TrustOption = False,
     out: Annotated[Path | None, typer.Option(help="Folder for the samples, the tables and the plots.")] = None,
     json: common.JsonOption = False,
 ) -> None:
@@ -52,7 +53,7 @@ def pruning(
         common.make_folder(out)
     samples: list[Sample] = []
     with (
-        common.loaded(target, draft, device="cpu", start_draft=False) as llm,
+        common.loaded(target, draft, "cpu", start_draft=False, trust_remote_code=trust_remote_code) as llm,
         Progress(console=common.stderr, transient=True, disable=not common.stderr.is_terminal) as bar,
     ):
         task = bar.add_task("asking about clips", total=1.0)
