@@ -74,7 +74,8 @@ def test_code_of_a_checkpoint_is_not_run_unasked(tmp_path):
     settings = {"model_type": "somebodys_video_llm", "auto_map": {"AutoConfig": "code.SomebodysConfig"}}
     (tmp_path / "config.json").write_text(json.dumps(settings))
     (tmp_path / "code.py").write_text(f"open({str(tmp_path / 'was_run')!r}, 'w')")
-    for load in (load_processor, lambda checkpoint: require_same_tokenizer(None, checkpoint)):
+    target = Checkpoint(str(TARGET), "cpu", "auto")
+    for load in (load_processor, lambda checkpoint: own_processor(None, target, checkpoint)):
         with pytest.raises(HippoError, match=r"own code for models of type 'somebodys_video_llm'.*--trust-remote-code"):
             load(Checkpoint(str(tmp_path), "cpu", "auto"))
     with pytest.raises(HippoError, match="knows no model of type 'somebodys_video_llm'"):
