@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -41,8 +41,24 @@ def debiased_attention_score(queries: Tensor, keys: Tensor, scaling: float) -> T
     return attention_score(queries[:, 1:], keys, scaling) - attention_score(queries[:, :1], keys, scaling)
 
 
-SCORES = {"all": attention_score, "early": attention_score, "debiased": debiased_attention_score}
-_EARLY = 4  # "early" hears the first of so many parts of the layers
+def early(layers: int) -> range:
+    """The first quarter of the layers."""
+    return range(max(1, layers // 4))
+
+
+def outer(layers: int) -> list[int]:
+    """The first quarter of the layers and the last half: the second quarter looks less at what a draft needs (our
+    choice, measured)."""
+    return [*early(layers), *range(max(len(early(layers)), layers - layers // 2), layers)]
+
+
+# What is measured of a layer's attention, and in which of so many layers.
+SCORES: dict[str, tuple[Callable[[Tensor, Tensor, float], Tensor], Callable[[int], Sequence[int]]]] = {
+    "outer": (attention_score, outer),
+    "all": (attention_score, range),
+    "early": (attention_score, early),
+    "debiased": (debiased_attention_score, range),
+}
 
 
 class Listener:
@@ -61,17 +77,20 @@ class Listener:
         on_ready: Callable[[], None] = lambda: None,
     ) -> None:
         self.text_at, self.video_at = text_at, video_at
-        self._score, self._on_ready = SCORES[kind], on_ready
-        self._wanted = max(1, layers // _EARLY) if kind == "early" else layers
+        self._score, chosen = SCORES[kind]
+        self._wanted, self._on_ready = list(chosen(layers)), on_ready
         self._total: Tensor | None = None
-        self.layers = 0
+        self._heard = 0
         self.seconds = 0.0
 
     def hear(self, query: Tensor, key: Tensor, scaling: float) -> None:
         """Add one layer. query: (1, H, n, d), key: (1, H_kv, L, d), the queries being those of the last n keys.
         Forwards that end before the question are not for us; one that begins within it would be a mistake."""
         begin = key.shape[2] - query.shape[2]
-        if self.layers == self._wanted or key.shape[2] <= self.text_at[-1]:
+        if key.shape[2] <= self.text_at[-1]:
+            return
+        self._heard += 1
+        if self._heard - 1 not in self._wanted:
             return
         began = time.perf_counter()
         assert begin <= self.text_at[0]
@@ -79,16 +98,15 @@ class Listener:
             query[0][:, (self.text_at - begin).to(query.device)], key[0][:, self.video_at.to(key.device)], scaling
         )
         self._total = score if self._total is None else self._total + score.to(self._total.device)
-        self.layers += 1
         self.seconds += time.perf_counter() - began
-        if self.layers == self._wanted:
+        if self._heard - 1 == self._wanted[-1]:
             self._on_ready()
 
     @property
     def scores(self) -> Tensor:
-        """(V,) float32, the mean over the layers heard."""
+        """(V,) float32, the mean over the layers that count."""
         assert self._total is not None
-        return self._total / self.layers
+        return self._total / len(self._wanted)
 
 
 @contextmanager

@@ -144,7 +144,7 @@ PRUNERS = {
     for pruner in (
         Pruner("none", keep_all),
         Pruner("uniform", keep_uniform),
-        Pruner("hippo", keep_fused(), attention="early"),
+        Pruner("hippo", keep_fused(), attention="outer"),
         Pruner("blind", keep_none),
         Pruner("random", keep_random),
         Pruner("attention", keep_attention, attention="all"),
@@ -153,15 +153,16 @@ PRUNERS = {
         Pruner("specvlm", keep_specvlm, attention="all"),
         Pruner("temporal", keep_fused(attention=False, spatial=False)),
         Pruner("spatial", keep_fused(attention=False, temporal=False)),
+        Pruner("hippo-early-layers", keep_fused(), attention="early"),
         Pruner("hippo-all-layers", keep_fused(), attention="all"),
         Pruner("hippo-debiased", keep_fused(), attention="debiased"),
         Pruner("hippo-per-frame", keep_fused(weight=1.0, attention_per_frame=True), attention="all"),
-        Pruner("hippo-half-floor", keep_fused(floor=0.5), attention="early"),
-        Pruner("hippo-even-budget", keep_fused(floor=1.0), attention="early"),
-        Pruner("hippo-without-repeats", keep_fused(repeats=False), attention="early"),
+        Pruner("hippo-half-floor", keep_fused(floor=0.5), attention="outer"),
+        Pruner("hippo-even-budget", keep_fused(floor=1.0), attention="outer"),
+        Pruner("hippo-without-repeats", keep_fused(repeats=False), attention="outer"),
         Pruner("hippo-without-attention", keep_fused(attention=False)),
-        Pruner("hippo-without-temporal", keep_fused(temporal=False), attention="early"),
-        Pruner("hippo-without-spatial", keep_fused(spatial=False), attention="early"),
+        Pruner("hippo-without-temporal", keep_fused(temporal=False), attention="outer"),
+        Pruner("hippo-without-spatial", keep_fused(spatial=False), attention="outer"),
     )
 }
 

@@ -13,6 +13,7 @@ from typing import Any
 import av
 from av.container import InputContainer
 from av.stream import Disposition
+from PIL import Image, UnidentifiedImageError
 
 from hippo.errors import HippoError
 from hippo.video.timeline import Timeline, build_timeline
@@ -20,6 +21,7 @@ from hippo.video.truncation import has_mp4_header, is_cut_off
 
 # VP8 packets may hold frames that are never shown, so packets are not frames there.
 HIDDEN_FRAME_CODECS = frozenset({"vp8"})
+PICTURES = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000")
 # FFmpeg draws text files as pictures of a terminal.
 TEXT_FORMATS = frozenset({"tty", "bin", "xbin", "adf", "idf"})
 COPY_AGAIN = "copy or download it again in full"
@@ -100,14 +102,20 @@ def check_file(path: Path) -> None:
 
 
 def is_picture(path: Path) -> bool:
-    """Whether a file holds a still picture (jpg, png, webp and their like) and no clip, by its content.
+    """Whether a file holds a still picture (jpg, png, webp and their like), by its content.
 
     Raises:
-        HippoError: the file cannot be read, or FFmpeg does not know what it holds.
+        HippoError: the file cannot be read.
     """
     check_file(path)
-    with open_container(path) as container:
-        return _is_picture(container)
+    try:
+        # Not FFmpeg, which takes milliseconds to look into a clip.
+        Image.open(path, formats=PICTURES).close()
+    except UnidentifiedImageError:
+        return False
+    except Exception:  # damaged pictures fail in many ways, and whoever reads it says how
+        return True
+    return True
 
 
 def _is_picture(container: InputContainer) -> bool:

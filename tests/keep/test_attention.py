@@ -34,12 +34,12 @@ def test_listening_matches_eager_attention_and_leaves_the_prefill_alone(family):
     ready = []
     listener = Listener(prompt.question_at, prompt.video_at, "all", 3, lambda: ready.append("all"))
     early = Listener(prompt.question_at, prompt.video_at, "early", 3, lambda: ready.append("early"))
-    debiased = Listener(prompt.question_at, prompt.video_at, "debiased", 3)
-    with listening(own.language_model(target), listener, early, debiased):
+    others = [Listener(prompt.question_at, prompt.video_at, kind, 3) for kind in ("debiased", "outer")]
+    with listening(own.language_model(target), listener, early, *others):
         heard = prefill()
-    assert ready == ["early", "all"] and early.layers == 1
+    assert ready == ["early", "all"]
     assert torch.equal(heard, prefill())
-    assert listener.layers == 3 and own.language_model(target).config._attn_implementation == "sdpa"
+    assert own.language_model(target).config._attn_implementation == "sdpa"
 
     target.set_attn_implementation("eager")
     try:
@@ -64,7 +64,15 @@ def test_listening_matches_eager_attention_and_leaves_the_prefill_alone(family):
     rows = rows / rows.sum(-1, keepdim=True)
     torch.testing.assert_close(early.scores, rows[0].mean(dim=(0, 1)), rtol=1e-4, atol=1e-6)
     later, first = rows[:, :, 1:].mean(dim=(0, 1, 2)), rows[:, :, 0].mean(dim=(0, 1))
+    debiased, outer = others
     torch.testing.assert_close(debiased.scores, later - first, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(outer.scores, rows[[0, 2]].mean(dim=(0, 1, 2)), rtol=1e-4, atol=1e-6)
+
+
+def test_which_layers_count():
+    assert list(attention.early(24)) == [0, 1, 2, 3, 4, 5] and list(attention.early(2)) == [0]
+    assert attention.outer(24) == [*range(6), *range(12, 24)]
+    assert [attention.outer(count) for count in (1, 2, 3, 4)] == [[0], [0, 1], [0, 2], [0, 2, 3]]
 
 
 def test_an_error_while_listening_leaves_nothing_behind():
