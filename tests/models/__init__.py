@@ -39,7 +39,9 @@ def _of(family: str) -> Any:
 
 @lru_cache
 def _model(family: str, seed: int, layers: int, vocabulary: int) -> Any:
-    return scaled(_of(family).make(layers, vocabulary), seed)
+    with torch.random.fork_rng():  # not all of a model is scaled: the same in every run
+        torch.manual_seed(seed)
+        return scaled(_of(family).make(layers, vocabulary), seed)
 
 
 def model(family: str, seed: int = 0, layers: int = 3, vocabulary: int = VOCABULARY) -> Any:
