@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -41,23 +41,28 @@ def debiased_attention_score(queries: Tensor, keys: Tensor, scaling: float) -> T
     return attention_score(queries[:, 1:], keys, scaling) - attention_score(queries[:, :1], keys, scaling)
 
 
-def early(layers: int) -> range:
+def every(layers: int) -> dict[int, float]:
+    """All layers, each as much as another."""
+    return dict.fromkeys(range(layers), 1.0)
+
+
+def early(layers: int) -> dict[int, float]:
     """The first quarter of the layers."""
-    return range(max(1, layers // 4))
+    return every(max(1, layers // 4))
 
 
-def outer(layers: int) -> list[int]:
-    """The first quarter of the layers and the last half: the second quarter looks less at what a draft needs (our
-    choice, measured)."""
-    return [*early(layers), *range(max(len(early(layers)), layers - layers // 2), layers)]
+def outer(layers: int) -> dict[int, float]:
+    """The first quarter of the layers, which counts twice, and the last half: the second quarter looks less at what a
+    draft needs (our choice, measured)."""
+    return dict.fromkeys(range(layers - layers // 2, layers), 1.0) | dict.fromkeys(early(layers), 2.0)
 
 
-# What is measured of a layer's attention, and in which of so many layers.
-SCORES: dict[str, tuple[Callable[[Tensor, Tensor, float], Tensor], Callable[[int], Sequence[int]]]] = {
+# What is measured of a layer's attention, and what each of so many layers counts; those that are not named do not.
+SCORES: dict[str, tuple[Callable[[Tensor, Tensor, float], Tensor], Callable[[int], dict[int, float]]]] = {
     "outer": (attention_score, outer),
-    "all": (attention_score, range),
+    "all": (attention_score, every),
     "early": (attention_score, early),
-    "debiased": (debiased_attention_score, range),
+    "debiased": (debiased_attention_score, every),
 }
 
 
@@ -77,8 +82,8 @@ class Listener:
         on_ready: Callable[[], None] = lambda: None,
     ) -> None:
         self.text_at, self.video_at = text_at, video_at
-        self._score, chosen = SCORES[kind]
-        self._wanted, self._on_ready = list(chosen(layers)), on_ready
+        self._score, weights = SCORES[kind]
+        self._weights, self._on_ready = weights(layers), on_ready
         self._total: Tensor | None = None
         self._heard = 0
         self.seconds = 0.0
@@ -89,24 +94,24 @@ class Listener:
         begin = key.shape[2] - query.shape[2]
         if key.shape[2] <= self.text_at[-1]:
             return
-        self._heard += 1
-        if self._heard - 1 not in self._wanted:
+        layer, self._heard = self._heard, self._heard + 1
+        if layer not in self._weights:
             return
         began = time.perf_counter()
         assert begin <= self.text_at[0]
-        score = self._score(
+        score = self._weights[layer] * self._score(
             query[0][:, (self.text_at - begin).to(query.device)], key[0][:, self.video_at.to(key.device)], scaling
         )
         self._total = score if self._total is None else self._total + score.to(self._total.device)
         self.seconds += time.perf_counter() - began
-        if self._heard - 1 == self._wanted[-1]:
+        if layer == max(self._weights):
             self._on_ready()
 
     @property
     def scores(self) -> Tensor:
-        """(V,) float32, the mean over the layers that count."""
+        """(V,) float32, the mean over the layers, as each counts."""
         assert self._total is not None
-        return self._total / len(self._wanted)
+        return self._total / sum(self._weights.values())
 
 
 @contextmanager

@@ -31,7 +31,7 @@ def fuse(
     attention: Tensor | None = None,
     temporal: Tensor | None = None,
     spatial: Tensor | None = None,
-    weight: float = 3.0,
+    weight: float = 2.0,
     attention_per_frame: bool = False,
 ) -> Tensor:
     """The sum of those scores that are given, each (P,), one for each cell, after normalising. Returns (P,) float32.
