@@ -28,14 +28,14 @@ def test_over_the_whole_video_frames_stay_unequal():
     assert float(normalise(score).std(unbiased=False)) == pytest.approx(1)
 
 
-def test_scores_that_are_given_are_summed_and_attention_weighs_three():
+def test_scores_that_are_given_are_summed_and_attention_weighs_two():
     attention, temporal, spatial = torch.rand(3, 12)
     parts = [normalise_per_frame(temporal, GRID), normalise_per_frame(spatial, GRID)]
     every = fuse(GRID, attention=attention, temporal=temporal, spatial=spatial)
-    torch.testing.assert_close(every, 3 * normalise(attention) + parts[0] + parts[1])
+    torch.testing.assert_close(every, 2 * normalise(attention) + parts[0] + parts[1])
     assert torch.equal(fuse(GRID, temporal=temporal), parts[0])
     torch.testing.assert_close(
-        fuse(GRID, attention=attention, weight=2.0, attention_per_frame=True), 2 * normalise_per_frame(attention, GRID)
+        fuse(GRID, attention=attention, weight=3.0, attention_per_frame=True), 3 * normalise_per_frame(attention, GRID)
     )
 
 
