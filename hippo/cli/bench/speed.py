@@ -72,7 +72,7 @@ def speed(
             common.require_draft(target, draft or None)
             if context is not None:
                 video = Path(folder) / "clip.mp4"
-                write_clip(make_scene(60006), video, side=28 * math.ceil(math.sqrt(context / 8)))
+                write_clip(make_scene(60020), video, side=28 * math.ceil(math.sqrt(context / 8)))
             common.require_clip(video, None, None)
             result = timing.bench_pair(target, draft or None, video, *how, rate, progress)
     text = table(result)
