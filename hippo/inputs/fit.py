@@ -54,6 +54,7 @@ def read_fitting(
                 "use smaller or fewer videos, or a larger --max-video-tokens",
             )
         most = frames
+        del turns, inputs, videos  # or they would be held while more of them is read
 
 
 def room_for(model: Any, inputs: dict[str, Any], tokens: int) -> int:
