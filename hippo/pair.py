@@ -167,8 +167,8 @@ class Pair:
                 raise
             stats.draft_lost = error.cause
             return None
-        if not self._drafted and (times := loaded.parameters / self.target.num_parameters()) > 1:
-            size = f"{times:.2f} times its parameters"
+        if not self._drafted and (times := loaded.size / self.target.get_memory_footprint()) > 1:
+            size = f"{times:.2f} times its bytes"
             stats.warnings.append(f"the draft is larger than the target ({size}): it will hardly save time")
         self._drafted = True
         return process

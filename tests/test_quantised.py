@@ -62,7 +62,7 @@ def test_packed_layers_keep_their_own_forward_and_the_words_are_generates(family
     try:
         for method in METHODS:
             out = hippo.generate(target, small, request, method=method, max_new_tokens=24, keep_ratio=0.3)
-            assert out.token_ids == expected and not out.warnings and (method == "ar" or out.stats.checked > 0)
+            assert out.token_ids == expected and not out.stats.draft_lost and (method == "ar" or out.stats.checked > 0)
     finally:
         pair_of(target, None)
 

@@ -56,11 +56,11 @@ class End(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """The draft model is there. vocabulary: rows of its output head; parameters: how many it has; eyes: see
-    `hippo.draft.eyes`."""
+    """The draft model is there. vocabulary: rows of its output head; size: bytes of its weights, quantised or
+    not; eyes: see `hippo.draft.eyes`."""
 
     vocabulary: int
-    parameters: int
+    size: int
     eyes: str
 
 

@@ -171,8 +171,8 @@ def work(
     try:
         model = load_draft(source, dtype, device, trust_remote_code)
         worker = Worker(pipe, model)
-        vocabulary, parameters = model.get_output_embeddings().out_features, model.num_parameters()
-        put(pipe, Loaded(vocabulary, parameters, eyes_of(family_of(model), model)))
+        vocabulary, size = model.get_output_embeddings().out_features, model.get_memory_footprint()
+        put(pipe, Loaded(vocabulary, size, eyes_of(family_of(model), model)))
         worker.serve()
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return 0
