@@ -26,7 +26,7 @@ def prepare(processor: Any, messages: Messages) -> dict[str, Any]:
     if images:
         given["images"] = [images]  # nested: to some processors, several images of one prompt are not several prompts
     if videos:
-        given["videos"] = [video.frames for video in videos]
+        given["videos"] = [[video.frames for video in videos]]  # nested, as images are
         given["video_metadata"] = [video.metadata for video in videos]
         given |= {"do_sample_frames": False, "return_metadata": True}
     if (begin := processor.tokenizer.bos_token) and text.startswith(begin):

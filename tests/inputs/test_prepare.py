@@ -195,7 +195,7 @@ class Sampling:
             return self.plain(videos, video_metadata=video_metadata, **options | self.forced)
         for metadata in video_metadata:
             metadata.frames_indices = metadata.frames_indices[::2]
-        return self.plain([video[::2] for video in videos], video_metadata=video_metadata, **options)
+        return self.plain([[video[::2] for video in videos[0]]], video_metadata=video_metadata, **options)
 
 
 @pytest.mark.parametrize("forced", [{}, {"do_sample_frames": True, "num_frames": 4}])
