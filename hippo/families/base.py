@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hippo.errors import HippoError
+from hippo.products import fast_products
 
 _WHOLE = 32768  # patches that a vision tower takes at once, as in generate()
 _PART = 8192  # patches that it takes at a time where there are more
@@ -175,11 +176,12 @@ def embedded(
     """
     input_ids, config = inputs["input_ids"][0], model.config
     embeds = model.get_input_embeddings()(input_ids)
-    if inputs.get("pixel_values") is not None:
-        here = (input_ids == config.image_token_id)[:, None]
-        embeds = embeds.masked_scatter(here, torch.cat(list(images())).to(embeds))
-    if videos is not None and inputs.get("pixel_values_videos") is not None:
-        embeds = embeds.masked_scatter((input_ids == config.video_token_id)[:, None], videos().to(embeds))
+    with fast_products(embeds):
+        if inputs.get("pixel_values") is not None:
+            here = (input_ids == config.image_token_id)[:, None]
+            embeds = embeds.masked_scatter(here, torch.cat(list(images())).to(embeds))
+        if videos is not None and inputs.get("pixel_values_videos") is not None:
+            embeds = embeds.masked_scatter((input_ids == config.video_token_id)[:, None], videos().to(embeds))
     return Embeds(embeds)
 
 

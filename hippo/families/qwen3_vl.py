@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hippo.families.base import Card, Embeds, Released, looks_at_grids
 from hippo.families.qwen2_5_vl import Qwen2_5VL
+from hippo.products import fast_products
 
 _2B, _8B = Released("Qwen/Qwen3-VL-2B-Instruct", 2.13), Released("Qwen/Qwen3-VL-8B-Instruct", 8.77)
 
@@ -49,7 +50,8 @@ class Qwen3VL(Qwen2_5VL):
             ("pixel_values_videos", "video_grid_thw", config.video_token_id, of.get_video_features),
         ):
             if inputs.get(pixels) is not None:
-                looked = [_features(features_of(*now)) for *now, _ in looks_at_grids(inputs[pixels], inputs[grid])]
+                with fast_products(tokens):
+                    looked = [_features(features_of(*now)) for *now, _ in looks_at_grids(inputs[pixels], inputs[grid])]
                 layers[:, input_ids == token] = torch.cat(looked, dim=1).to(layers)
         return DeepEmbeds(layers[0], layers[1:])
 

@@ -12,6 +12,7 @@ from hippo.clock import clock
 from hippo.families import Embeds, Family, Prompt
 from hippo.forward.fused import FusedDecoder, fused
 from hippo.forward.kv_cache import KVCache
+from hippo.products import fast_products
 
 _MOST_SPARE = 4096  # tokens of room made in advance, whatever the longest answer may be
 _WHOLE = 8192  # tokens of a prompt that are read by one forward, as generate() reads it
@@ -83,7 +84,9 @@ class CachedModel:
         if begin == 0 and self._may_fuse:
             self._fused = fused(self._language_model)
         if self._fused is not None:
-            logits = self._head(self._fused.forward(embeds, self._rotary_at(begin, begin + len(ids)), self._kv))
+            hidden = self._fused.forward(embeds, self._rotary_at(begin, begin + len(ids)), self._kv)
+            with fast_products(hidden, len(hidden)):
+                logits = self._head(hidden)
         else:
             positions = self._next[:, None] + torch.arange(begin, begin + len(ids), device=device)
             logits = self._forward(Embeds(embeds), positions)
@@ -117,15 +120,16 @@ class CachedModel:
         # An explicit mask of ones: without one, transformers would read the gaps that pruning leaves in the positions
         # as borders between packed sequences.
         seen = torch.ones(1, self.length + len(embeds), dtype=torch.bool, device=embeds.tokens.device)
-        hidden = self._language_model(
-            inputs_embeds=embeds.tokens[None],
-            position_ids=positions if len(positions) == 1 else positions[:, None],
-            attention_mask=seen,
-            past_key_values=self._kv.cache,
-            use_cache=True,
-            **embeds.arguments,
-        ).last_hidden_state[0]
-        return self._head(hidden[-1:] if last_only else hidden)
+        with fast_products(embeds.tokens, len(embeds)):
+            hidden = self._language_model(
+                inputs_embeds=embeds.tokens[None],
+                position_ids=positions if len(positions) == 1 else positions[:, None],
+                attention_mask=seen,
+                past_key_values=self._kv.cache,
+                use_cache=True,
+                **embeds.arguments,
+            ).last_hidden_state[0]
+            return self._head(hidden[-1:] if last_only else hidden)
 
 
 def prefill_parts(length: int, question: int) -> list[slice]:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hippo.forward.kv_cache import KVCache
+from hippo.products import product, product_added
 
 _HEAD_NORMS = ("q_norm", "k_norm")
 _STATIC_ROTARY = ("default", "linear", "llama3", "yarn", "proportional")
@@ -71,7 +72,7 @@ class FusedDecoder:
         mask = self._mask(count, all_keys[0].shape[1], groups, x)
         for layer, slot, keys, values in zip(self._layers, slots, all_keys, all_values, strict=True):
             h = F.rms_norm(x, width, layer.norm, self._epsilon)
-            h = h @ layer.qkv if layer.qkv_bias is None else torch.addmm(layer.qkv_bias, h, layer.qkv)
+            h = product(h, layer.qkv, layer.qkv_bias)
             h = h.view(count, heads + 2 * key_heads, size)
             rotated = h[:, : heads + key_heads]
             if layer.head_norms:
@@ -85,10 +86,10 @@ class FusedDecoder:
             scores = torch.baddbmm(mask, query, keys.mT, alpha=self._scaling)
             h = torch.bmm(scores.softmax(-1), values)
             h = h.view(heads, count, size).transpose(0, 1).reshape(count, heads * size)
-            x = torch.addmm(x, h, layer.out)
-            h = F.rms_norm(x, width, layer.second_norm, self._epsilon) @ layer.gate_up
+            x = product_added(x, h, layer.out)
+            h = product(F.rms_norm(x, width, layer.second_norm, self._epsilon), layer.gate_up)
             gate, up = h.chunk(2, dim=-1)
-            x = torch.addmm(x, self._activation(gate).mul_(up), layer.down)
+            x = product_added(x, self._activation(gate).mul_(up), layer.down)
         return F.rms_norm(x, width, self._norm, self._epsilon)
 
     def _merged(self, x: Tensor) -> Tensor:
