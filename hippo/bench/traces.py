@@ -29,7 +29,7 @@ def prefilled(
 ) -> CachedModel:
     """A model that has read a prompt of which it sees the video tokens `kept`."""
     reader, stays = CachedModel.of(family, model, may_fuse), prompt.keep(kept).to(embeds.tokens.device)
-    reader.prefill(embeds[stays], prompt.positions[:, stays], prompt.next_position)
+    reader.prefill_few(embeds[stays], prompt.positions[:, stays], prompt.next_position)
     return reader
 
 

@@ -136,7 +136,7 @@ class Worker:
     def _prefill(self, embeds: Embeds, positions: Tensor, next_position: Tensor, warning: str = "") -> None:
         began = time.perf_counter()
         self._cached = CachedModel.of(self._family, self._model)
-        self._cached.prefill(embeds, positions, next_position)
+        self._cached.prefill_few(embeds, positions, next_position)
         put(self._pipe, Ready(self._began, self._seconds + time.perf_counter() - began, warning))
 
     def _step(self) -> None:

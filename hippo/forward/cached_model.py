@@ -17,6 +17,9 @@ from hippo.products import fast_products
 _MOST_SPARE = 4096  # tokens of room made in advance, whatever the longest answer may be
 _WHOLE = 8192  # tokens of a prompt that are read by one forward, as generate() reads it
 _PART = 2048  # tokens of a longer one, which bounds what a forward holds at a time
+_FEW = (
+    512  # tokens of a prompt that the short forward reads; of more, their attention to each other is too large at once
+)
 _TABLE = 512  # positions whose cosines and sines are computed at a time
 
 
@@ -75,13 +78,24 @@ class CachedModel:
         return logits[0]
 
     @torch.inference_mode()
+    def prefill_few(self, embeds: Embeds, positions: Tensor, next_position: Tensor) -> Tensor:
+        """As `prefill`, by the fused forward if there is one and they are few: what a draft keeps of a prompt."""
+        if self._may_fuse and len(embeds) <= _FEW and not embeds.arguments:
+            self._fused = fused(self._language_model)
+        if self._fused is None:
+            return self.prefill(embeds, positions, next_position)
+        self._next, self._first = next_position, len(embeds)
+        self._kv.expect(self._first)
+        return self._head(self._fused.forward(embeds.tokens, self._fused.rotary(positions), self._kv)[-1:])[0]
+
+    @torch.inference_mode()
     def extend(self, ids: Sequence[int]) -> Tensor:
         """Append n generated tokens. Returns (n, vocabulary) logits, row i for the token after ids[i]."""
         device = self._next.device
         began = clock(device)
         begin = self.length - self._first
         embeds = self._lookup(torch.tensor(ids, device=device))
-        if begin == 0 and self._may_fuse:
+        if begin == 0 and self._may_fuse and self._fused is None:
             self._fused = fused(self._language_model)
         if self._fused is not None:
             hidden = self._fused.forward(embeds, self._rotary_at(begin, begin + len(ids)), self._kv)

@@ -29,6 +29,18 @@ def requests(family):
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "qwen3_vl_moe"])
+def test_a_few_tokens_of_a_prompt_are_read_alike(family):
+    net = model(family)
+    axes = 3 if family.startswith("qwen") else 1
+    embeds, positions = torch.randn(20, 64), torch.randint(0, 30, (axes, 20)).sort(dim=1).values
+    few, whole = (CachedModel.of(family_of(net), net) for _ in range(2))
+    given = Embeds(embeds), positions, positions[:, -1] + 1
+    torch.testing.assert_close(few.prefill_few(*given), whole.prefill(*given), rtol=1e-3, atol=1e-3)
+    assert few._fused is not None and whole._fused is None
+    torch.testing.assert_close(few.extend([3, 1]), whole.extend([3, 1]), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "qwen3_vl_moe"])
 def test_it_computes_what_transformers_does(family):
     ours, theirs = requests(family)
     for ids, back in (([7], 0), ([3, 1, 4, 1, 5], 3), ([9, 2], 0), ([6] * 700, 690), ([8], 0)):
