@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from jinja2 import TemplateError
+from torch.overrides import TorchFunctionMode
 
 from hippo.errors import HippoError
 from hippo.inputs.chat import Messages, parts_of
@@ -32,7 +33,8 @@ def prepare(processor: Any, messages: Messages) -> dict[str, Any]:
     if (begin := processor.tokenizer.bos_token) and text.startswith(begin):
         given["add_special_tokens"] = False  # else it would be there twice
     try:
-        inputs = dict(processor(text=[text], return_tensors="pt", **given))
+        with _OneIsNotJoined():
+            inputs = dict(processor(text=[text], return_tensors="pt", **given))
     except ValueError as error:
         raise HippoError(
             f"the model's processor refuses the videos or images ({_line(error)})",
@@ -46,6 +48,18 @@ def prepare(processor: Any, messages: Messages) -> dict[str, Any]:
         if list(metadata.frames_indices)[: len(indices)] != indices:
             raise resampled()
     return inputs
+
+
+class _OneIsNotJoined(TorchFunctionMode):
+    """Inside, joining a list of one tensor makes no copy. Processors join the pixels of all videos, mostly one, while
+    they still hold them in two other forms: of a long clip, a third of all the memory that is ever needed."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.cat and args and len(args[0]) == 1 and "out" not in (kwargs or {}):
+            return args[0][0]
+        return func(*args, **(kwargs or {}))
 
 
 def render(processor: Any, messages: Messages) -> str:

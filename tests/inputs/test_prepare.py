@@ -210,3 +210,23 @@ def test_what_the_processor_refuses_is_one_line(tiny):
     with pytest.raises(HippoError, match=r"refuses the videos or images .*aspect ratio") as error:
         prepare(tiny.processor, asked([CLIP, Image.new("RGB", (2000, 4))], "What?", frames=2))
     assert "\n" not in str(error.value)
+
+
+def test_the_pixels_of_one_video_are_not_copied_to_be_joined(tiny):
+    joined = []
+
+    class Watched:
+        def __getattr__(self, name):
+            return getattr(tiny.processor.video_processor, name)
+
+        def __call__(self, *videos, **options):
+            x, y = torch.ones(2, 3), torch.ones(1, 3)
+            joined.append(torch.cat([x]) is x and torch.cat([x, y], dim=0).shape == (3, 3))
+            return tiny.processor.video_processor(*videos, **options)
+
+    processor = copy.copy(tiny.processor)
+    processor.video_processor = Watched()
+    watched, plain = (prepare(of, asked([CLIP], "What?", frames=4)) for of in (processor, tiny.processor))
+    assert joined == [True] and all(torch.equal(watched[name], plain[name]) for name in plain)
+    x = torch.ones(2, 3)
+    assert torch.cat([x]) is not x
