@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,11 +16,9 @@ from hippo.forward.kv_cache import KVCache
 from hippo.products import fast_products
 
 _MOST_SPARE = 4096  # tokens of room made in advance, whatever the longest answer may be
-_WHOLE = 8192  # tokens of a prompt that are read by one forward, as generate() reads it
-_PART = 2048  # tokens of a longer one, which bounds what a forward holds at a time
-_FEW = (
-    512  # tokens of a prompt that the short forward reads; of more, their attention to each other is too large at once
-)
+_WHOLE = 8192 * 18944  # tokens times the MLP's width that one forward reads, as generate() does: 8192 of a 7B model's
+_PART = 2048  # tokens of a longer prompt, which bounds what a forward holds, and takes longer
+_FEW = 512  # tokens of a prompt that the short forward reads; it holds the attention of all to all
 _TABLE = 512  # positions whose cosines and sines are computed at a time
 
 
@@ -36,9 +35,11 @@ class CachedModel:
     ) -> None:
         self._language_model, self._head, self._lookup = language_model, head, lookup
         self._may_fuse = may_fuse
+        config = language_model.config
+        self._width = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
         self._fused: FusedDecoder | None = None
         devices = {parameter.device for parameter in language_model.parameters()}
-        self._kv = KVCache(language_model.config, len(devices) == 1, min(spare, _MOST_SPARE))
+        self._kv = KVCache(config, len(devices) == 1, min(spare, _MOST_SPARE))
         self._rotary: tuple[Tensor, Tensor] | None = None
         self._first = 0
         self._next: Tensor = torch.zeros(1, dtype=torch.long)
@@ -66,15 +67,14 @@ class CachedModel:
         progress: Callable[[str, float], None] | None = None,
     ) -> Tensor:
         """Read a prompt of L tokens. positions: (axes, L); next_position: (axes,). question: so many tokens at its end
-        are read by one forward. progress: called with a phase and its share where several are needed. Returns
+        are read by one forward. progress: called with a phase and its share, if the prompt is long. Returns
         (vocabulary,) logits."""
         self._next = next_position
         self._first = len(embeds)
         self._kv.expect(self._first)
-        for part in prefill_parts(self._first, question):
-            if progress and part.stop - part.start < self._first:
-                progress("reading the prompt", part.start / self._first)
-            logits = self._forward(embeds[part], positions[:, part], last_only=True)
+        for part in prefill_parts(self._first, question, self._width):
+            with _told(progress if self._first > _PART else None, self._language_model, part, self._first):
+                logits = self._forward(embeds[part], positions[:, part], last_only=True)
         return logits[0]
 
     @torch.inference_mode()
@@ -146,10 +146,27 @@ class CachedModel:
             return self._head(hidden[-1:] if last_only else hidden)
 
 
-def prefill_parts(length: int, question: int) -> list[slice]:
-    """The forwards that read a prompt: one, or several if it is long, the last with the `question` tokens at the end
-    or more."""
-    if length <= _WHOLE:
+@contextmanager
+def _told(progress: Callable[[str, float], None] | None, model: Any, part: slice, length: int) -> Iterator[None]:
+    """Inside, progress is told after each layer of a forward over a part of a prompt of `length` tokens."""
+    layers = list(getattr(model, "layers", [])) if progress else []
+
+    def tell(done: int) -> None:
+        assert progress is not None
+        progress("reading the prompt", (part.start + (part.stop - part.start) * done / len(layers)) / length)
+
+    hooks = [layer.register_forward_hook(lambda *_, done=done: tell(done)) for done, layer in enumerate(layers, 1)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def prefill_parts(length: int, question: int, width: int) -> list[slice]:
+    """The forwards that read a prompt: one, or several if it is long for a model whose MLP is so wide, the last with
+    the `question` tokens at the end or more."""
+    if length * width <= _WHOLE:
         return [slice(0, length)]
     last = length - max(_PART, question)
     return [*(slice(begin, min(begin + _PART, last)) for begin in range(0, last, _PART)), slice(max(0, last), length)]
