@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from hippo.checkpoints import load_processor, load_target, own_processor, resolve
-from hippo.draft import DraftProcess
+from hippo.draft import DraftProcess, is_thread
 from hippo.errors import HippoError, out_of_memory
 from hippo.families import family_of
 from hippo.inputs import Messages, Source, messages_of, prepare, read_fitting, room_for
@@ -229,6 +229,7 @@ def load(
     dtype: str = "auto",
     draft_device: str = "auto",
     draft_timeout: float = 20.0,
+    draft_worker: str = "auto",
     start_draft: bool = True,
     trust_remote_code: bool = False,
 ) -> VideoLLM:
@@ -240,6 +241,8 @@ def load(
     there is one, else the target's device. dtype: "auto" is the checkpoint's on a GPU and float32 on a CPU, where
     half precision is slow and makes near ties frequent; or a torch name such as "bfloat16".
     draft_timeout: seconds of silence after which the draft is given up and the target carries on alone.
+    draft_worker: "auto" has the draft work in a thread where both models are on one GPU, on a stream of its own, else
+    in a process; "process" or "thread" decide it.
     start_draft: start the draft's process and wait for it now, rather than at the first request that needs it.
     trust_remote_code: let code run that a checkpoint brings, of target, draft and processor; never otherwise.
     A quantised checkpoint is loaded as it is. Raises HippoError.
@@ -250,17 +253,20 @@ def load(
         process = draft_processor = None
         if draft_point is not None:
             draft_processor = own_processor(processor, target_point, draft_point)
+            threaded = is_thread(draft_worker, target_point.device, draft_point.device)
             if start_draft:  # first, so that both load at the same time
-                process = DraftProcess(
-                    draft_point.source, draft_point.dtype, draft_point.device, draft_timeout, trust_remote_code
-                )
+                given = draft_point.source, draft_point.dtype, draft_point.device, draft_timeout, trust_remote_code
+                process = DraftProcess(*given, threaded)
                 unless_loaded.callback(process.close)
+                if threaded:  # transformers cannot load two models at once in one process
+                    process.wait_loaded()
         pair = Pair(
             load_target(target_point),
             None if draft_point is None else draft_point.source,
             draft_dtype=draft_point.dtype if draft_point else "auto",
             draft_device=draft_point.device if draft_point else "cpu",
             draft_timeout=draft_timeout,
+            draft_worker=draft_worker,
             process=process,
             trust_remote_code=trust_remote_code,
         )

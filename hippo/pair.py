@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hippo.clock import clock
 from hippo.decode import LARGEST, Chooser, Gamma, Session, StopRule, decoder_named, logits_processors
-from hippo.draft import Drafter, DraftProcess, eyes_of, seen
+from hippo.draft import Drafter, DraftProcess, eyes_of, is_thread, seen
 from hippo.errors import HippoError
 from hippo.families import Prompt, family_of
 from hippo.forward import CachedModel, fused, mixed_dtypes_explained
@@ -31,8 +31,9 @@ class Pair:
     """A target in this process and a draft in another, ready for requests, one at a time.
 
     draft: a checkpoint folder, a hub id, a model in memory, or None when only `ar` is wanted.
-    draft_timeout: seconds without a sign of life after which the draft is given up. process: the draft's, if it has
-    been started. trust_remote_code: whether code that the draft's checkpoint brings may run.
+    draft_timeout: seconds without a sign of life after which the draft is given up. draft_worker: whether the draft
+    works in a "process" or a "thread", see `hippo.draft.child`. process: the draft's, if it has been started.
+    trust_remote_code: whether code that the draft's checkpoint brings may run.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Pair:
         draft_dtype: str = "auto",
         draft_device: str = "cpu",
         draft_timeout: float = 20.0,
+        draft_worker: str = "auto",
         process: DraftProcess | None = None,
         trust_remote_code: bool = False,
     ) -> None:
@@ -52,6 +54,7 @@ class Pair:
         fused(self.family.language_model(target))  # now rather than in the first answer
         self.draft, self._dtype, self._draft_device, self._timeout = draft, draft_dtype, draft_device, draft_timeout
         self._process, self.trust_remote_code = process, trust_remote_code
+        self._threaded = is_thread(draft_worker, str(self.target.device), draft_device)
         self._drafted = False
         self._lock = threading.Lock()
         self._owner: int | None = None
@@ -65,7 +68,7 @@ class Pair:
         if self.draft is None:
             raise HippoError("there is no draft model", "name one, or use method 'ar'")
         if self._process is None or not self._process.alive:
-            options = self._dtype, self._draft_device, self._timeout, self.trust_remote_code
+            options = self._dtype, self._draft_device, self._timeout, self.trust_remote_code, self._threaded
             self._process = DraftProcess(self.draft, *options)
         return self._process
 

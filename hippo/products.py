@@ -25,7 +25,7 @@ _LARGE = 4 << 20  # numbers in such a weight
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x (n, k) @ weight (k, m), a transposed view of one that lies as (m, k), + bias (m,). Float32 on a CPU."""
+    """x (n, k) @ weight (k, m), a transposed view of one that lies as (m, k), + bias (m,)."""
     if _worth_it(len(x), weight):
         return _onednn(x, weight.t(), bias)
     return x @ weight if bias is None else torch.addmm(bias, x, weight)
@@ -115,6 +115,8 @@ def _plain(*tensors: Tensor | None) -> bool:
 
 def _worth_it(rows: int, weight: Tensor) -> bool:
     size = weight.numel()
+    if weight.dtype != torch.float32 or weight.is_cuda:
+        return False
     return rows * size >= _LEAST and (rows >= _FEW_ROWS or size >= _LARGE) and onednn_gain() > 0
 
 

@@ -14,6 +14,7 @@ import torch
 from scipy.stats import chisquare
 
 from hippo.errors import HippoError
+from hippo.forward import cached_model
 from hippo.options import make_options
 from hippo.pair import Pair
 from hippo.report.stats import Stats
@@ -236,6 +237,27 @@ def test_a_seed_gives_the_same_sampled_answer_by_every_method(kind):
     }
     assert len(set(map(tuple, texts.values()))) == 1
     assert answer(pair("qwen2_5_vl", kind), request, temperature=1.5, seed=5)[0] != texts["hippo"]
+
+
+@pytest.mark.parametrize("kind", ["other", "same", "wrong"])
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_onevision", "qwen3_vl"])
+def test_a_draft_in_a_thread_changes_no_word(family, kind):
+    request = inputs(family, seed=10)
+    for method in ("sd", "pearl", "hippo"):
+        tokens, stats = answer(pair(family, kind, draft_worker="thread"), request, method=method)
+        assert tokens == generated(model(family), request) and stats.checked > 0 and not stats.draft_lost
+
+
+def test_recorded_forwards_change_no_word(monkeypatch):
+    monkeypatch.setattr(cached_model, "records", lambda device: True)
+    for kind in ("other", "same", "wrong"):
+        request, forwards = inputs("qwen2_5_vl", seed=11), set()
+        with closing(Pair(model("qwen2_5_vl"), draft(kind), draft_worker="thread")) as of:
+            for method in ("ar", "sd", "pearl", "hippo"):
+                tokens, stats = answer(of, request, method=method, max_new_tokens=60)
+                assert tokens == generated(model("qwen2_5_vl"), request, max_new_tokens=60)
+                forwards.add(stats.target_forwards)
+        assert kind != "same" or min(forwards) < 30, "a draft that is right saves forwards"
 
 
 def lost_in_mid_answer(of, hit, seed=9):

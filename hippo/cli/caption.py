@@ -37,6 +37,7 @@ def caption(
     device: common.DeviceOption = "auto",
     dtype: common.DtypeOption = "auto",
     draft_timeout: common.TimeoutOption = 20.0,
+    draft_worker: common.WorkerOption = "auto",
     trust_remote_code: common.TrustOption = False,
     compare: Annotated[bool, typer.Option("--compare", help="Also run transformers' generate() and compare.")] = False,
     json: common.JsonOption = False,
@@ -68,7 +69,7 @@ def caption(
     if drafts:
         common.require_draft(target, draft)
     request = common.request_of(videos, prompt, system, frames, fps, max_video_tokens)
-    with common.loaded(target, draft, device, dtype, drafts, draft_timeout, trust_remote_code) as llm:
+    with common.loaded(target, draft, device, dtype, drafts, draft_timeout, draft_worker, trust_remote_code) as llm:
         with common.answering() as (on_text, progress):
             output = llm.generate(**request, **options, on_text=None if json else on_text, progress=progress)
         if not json:

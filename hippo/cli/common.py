@@ -53,6 +53,9 @@ GammaOption = Annotated[str, typer.Option(help="Tokens drafted at a time; auto m
 TimeoutOption = Annotated[
     float, typer.Option(min=0.1, help="Seconds of silence after which the draft is given up; the target goes on alone.")
 ]
+WorkerOption = Annotated[
+    str, typer.Option(help="Where the draft works: process, thread, or auto: a thread if both models are on one GPU.")
+]
 TrustOption = Annotated[
     bool, typer.Option("--trust-remote-code", help="Let code run that a checkpoint brings. Only if you trust it.")
 ]
@@ -116,6 +119,7 @@ def loaded(
     dtype: str = "auto",
     start_draft: bool = True,
     draft_timeout: float = 20.0,
+    draft_worker: str = "auto",
     trust_remote_code: bool = False,
 ) -> Iterator[VideoLLM]:
     """A loaded pair, ended with the block; says on stderr that it is loading."""
@@ -130,6 +134,7 @@ def loaded(
             dtype=dtype,
             start_draft=start_draft,
             draft_timeout=draft_timeout,
+            draft_worker=draft_worker,
             trust_remote_code=trust_remote_code,
         )
     with llm:

@@ -61,9 +61,12 @@ def _plan() -> dict[str, str]:
     else:
         plan["target"] = f"{device}: the first GPU"
         plan["draft"] = (
-            "cuda:1: a GPU of its own" if gpus > 1 else f"{device}, in its own process: there is no second GPU"
+            "cuda:1, in its own process: a GPU of its own"
+            if gpus > 1
+            else f"{device}, in a thread, on a stream of its own: there is no second GPU, and two processes take turns"
         )
         plan["dtype"] = "the checkpoint's own"
+        plan["forwards"] = "recorded as CUDA graphs while decoding, for layers laid out like Llama's"
     plan["families"] = ", ".join(name for family in FAMILIES for name in family.model_types)
     there = all(any((BUNDLED / "tiny" / role).glob("*.safetensors")) for role in ("target", "draft"))
     plan["bundled pair"] = "there" if there else "missing: reinstall hippo-video"

@@ -30,6 +30,7 @@ def verify(
     max_video_tokens: common.VideoTokensOption = None,
     device: common.DeviceOption = "auto",
     dtype: common.DtypeOption = "auto",
+    draft_worker: common.WorkerOption = "auto",
     trust_remote_code: common.TrustOption = False,
     json: common.JsonOption = False,
 ) -> None:
@@ -47,7 +48,8 @@ def verify(
     make_options(**options)
     common.require_draft(target, draft)
     request = common.request_of(videos, prompt, system, frames, fps, max_video_tokens)
-    with common.loaded(target, draft, device, dtype, trust_remote_code=trust_remote_code) as llm:
+    where: dict[str, Any] = {"draft_worker": draft_worker, "trust_remote_code": trust_remote_code}
+    with common.loaded(target, draft, device, dtype, **where) as llm:
         report = _report(llm, request, options)
     if json:
         common.print_json(report)

@@ -1,6 +1,8 @@
-"""Two ways to start the draft's process. Forked from this one it shares Python, torch and transformers with it, some
-400 MB, and starts at once; that is only safe on Linux, on a CPU, with one thread each and nobody else in the process.
-Otherwise it is a fresh interpreter: not multiprocessing's, which would import the user's main module a second time."""
+"""Where the draft works. On one GPU two processes take turns, so there it is a thread of this process, on a stream of
+its own, whose work the GPU does beside the target's. Elsewhere it is a process. Forked from this one it shares Python,
+torch and transformers with it, some 400 MB, and starts at once; that is only safe on Linux, on a CPU, with one thread
+each and nobody else in the process. Otherwise it is a fresh interpreter: not multiprocessing's, which would import the
+user's main module a second time."""
 
 from __future__ import annotations
 
@@ -12,11 +14,13 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Protocol
 
 import torch
+
+from hippo.errors import HippoError
 
 
 class Child(Protocol):
@@ -39,6 +43,70 @@ def may_fork(device: str, threads: int) -> bool:
     OpenMP's threads after its parent did; and another Python thread might hold a lock that the fork waits for."""
     alone = threading.active_count() == 1 and not torch.cuda.is_initialized()
     return sys.platform == "linux" and device == "cpu" and threads == 1 and alone
+
+
+PLACES = ("auto", "process", "thread")
+
+
+def is_thread(place: str, target: str, draft: str) -> bool:
+    """Whether the draft is to work in a thread; place: one of PLACES, "auto" for one where both models are on one GPU.
+    target, draft: their devices. Raises HippoError."""
+    if place not in PLACES:
+        raise HippoError(f"unknown place for the draft {place!r}", f"use one of: {', '.join(PLACES)}")
+    here, there = torch.device(target), torch.device(draft)
+    one_gpu = here.type == there.type == "cuda" and (here.index or 0) == (there.index or 0)
+    return place == "thread" or (place == "auto" and one_gpu)
+
+
+@contextmanager
+def _stream_of_its_own(device: str) -> Iterator[None]:
+    """Inside, this thread's work on a GPU is queued apart from what other threads queue there."""
+    if torch.device(device).type != "cuda":
+        yield
+        return
+    # The draft's small forwards go first, or each would wait behind one of the target's large ones.
+    stream = torch.cuda.Stream(device, priority=-1)
+    stream.wait_stream(torch.cuda.default_stream(device))  # a model in memory may still be on its way there
+    with torch.cuda.stream(stream):
+        yield
+
+
+class Threaded:
+    """A thread that runs `run`, which returns an exit code, on a stream of its own if the device is a GPU.
+
+    Nobody can end a thread: it goes when its pipe is closed, and one that hangs is left to itself.
+    """
+
+    def __init__(self, run: Callable[[], int], device: str) -> None:
+        self.pid = os.getpid()
+        self._code: int | None = None
+        self._run, self._device = run, device
+        self._thread = threading.Thread(target=self._work, name="hippo-draft", daemon=True)
+        self._thread.start()
+
+    def _work(self) -> None:
+        code = 1
+        try:
+            with _stream_of_its_own(self._device):
+                code = self._run()
+        finally:
+            self._code = code
+
+    def poll(self) -> int | None:
+        """See Child."""
+        return self._code
+
+    def wait(self, timeout: float | None = None) -> int:
+        """See Child."""
+        if self._code is None:
+            self._thread.join(timeout)
+        if self._code is None:
+            raise subprocess.TimeoutExpired("the draft's thread", timeout or 0.0)
+        return self._code
+
+    def kill(self) -> None:
+        """Leave it to itself: it is counted as ended."""
+        self._code = 1
 
 
 class Forked:

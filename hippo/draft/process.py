@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import nn
 
-from hippo.draft.child import Child, Forked, may_fork
+from hippo.draft.child import Child, Forked, Threaded, may_fork
 from hippo.draft.messages import Failed, Loaded, put, take
 from hippo.draft.worker import work
 from hippo.errors import HippoError
@@ -33,8 +33,8 @@ class DraftProcess:
     """A child process with the draft model in it, and a pipe to it.
 
     source: a checkpoint folder, a hub id, or a model in memory. timeout: seconds of silence after which it counts as
-    lost. trust_remote_code: whether code that a checkpoint brings may run. Starting it returns at once; `wait_loaded`
-    waits for the model.
+    lost. trust_remote_code: whether code that a checkpoint brings may run. threaded: it is a thread of this process,
+    see `hippo.draft.child`. Starting it returns at once; `wait_loaded` waits for the model.
     """
 
     def __init__(
@@ -44,6 +44,7 @@ class DraftProcess:
         device: str,
         timeout: float,
         trust_remote_code: bool = False,
+        threaded: bool = False,
     ) -> None:
         threads = shares()[1]
         ours, theirs = socket.socketpair()
@@ -56,14 +57,17 @@ class DraftProcess:
         self._child: Child
         with theirs:
             pipe = theirs.fileno()
-            forked = None
-            if may_fork(device, threads):
+            inside: Child | None = None
+            if threaded:
+                own = os.dup(pipe)
+                inside = Threaded(lambda: work(own, source, dtype, device, 0, trust_remote_code), device)
+            elif may_fork(device, threads):
                 with suppress(OSError):  # too little memory for a copy of this process
-                    forked = Forked(lambda: work(pipe, source, dtype, device, threads, trust_remote_code), pipe)
-            if forked is None:
+                    inside = Forked(lambda: work(pipe, source, dtype, device, threads, trust_remote_code), pipe)
+            if inside is None:
                 self._copy = _copy_of(source) if isinstance(source, nn.Module) else None
             trust = "trust" if trust_remote_code else "no code"
-            self._child = forked or _fresh(pipe, [self._copy or str(source), dtype, device, trust, str(threads)])
+            self._child = inside or _fresh(pipe, [self._copy or str(source), dtype, device, trust, str(threads)])
         self._pipe = Connection(ours.detach())
         self.timeout = timeout
         self.loaded: Loaded | None = None

@@ -38,8 +38,8 @@ from hippo.keep import carry
 
 
 class Worker:
-    """Serves one request after another. Between two draft steps it always looks at its pipe, so a rejection is heard
-    at once and the steps it made pointless are not run."""
+    """Serves one request after another. Between two draft steps (on a GPU, between two runs of a few) it always looks
+    at its pipe, so a rejection is heard at once and the steps it made pointless are not run."""
 
     def __init__(self, pipe: Connection, model: Any) -> None:
         self._pipe = pipe
@@ -144,12 +144,13 @@ class Worker:
         assert self._cached is not None
         size = self._model.get_input_embeddings().weight.shape[0]
         feed = [min(token, size - 1) for token in self._tokens[self._fed :]]
-        logits = self._cached.extend(feed)[-1]
-        self._fed = len(self._tokens)
-        sure, token = (number.item() for number in logits[: self._limit].float().softmax(-1).max(-1))
-        self._tokens.append(int(token))
-        self._wanted -= 1
-        put(self._pipe, Token(self._epoch, int(token), sure, time.perf_counter() - began))
+        drafted = self._cached.draft(feed, self._wanted, self._limit)
+        self._wanted -= len(drafted)
+        self._tokens += [token for token, _ in drafted]
+        self._fed = len(self._tokens) - 1
+        seconds = (time.perf_counter() - began) / len(drafted)
+        for token, sure in drafted:
+            put(self._pipe, Token(self._epoch, token, sure, seconds))
 
 
 def load_draft(source: str | Path | nn.Module, dtype: str, device: str, trust_remote_code: bool = False) -> Any:
@@ -165,21 +166,23 @@ def load_draft(source: str | Path | nn.Module, dtype: str, device: str, trust_re
 def work(
     descriptor: int, source: str | Path | nn.Module, dtype: str, device: str, threads: int, trust_remote_code: bool
 ) -> int:
-    """Load the draft and serve the pipe with this file descriptor until it closes. Returns an exit code."""
-    pipe = Connection(descriptor)
-    torch.set_num_threads(threads)
-    try:
-        model = load_draft(source, dtype, device, trust_remote_code)
-        worker = Worker(pipe, model)
-        vocabulary, size = model.get_output_embeddings().out_features, model.get_memory_footprint()
-        put(pipe, Loaded(vocabulary, size, eyes_of(family_of(model), model)))
-        worker.serve()
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        return 0
-    except Exception as error:
-        # The target carries on alone and tells the user why.
-        put(pipe, Failed(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"))
-        return 1
+    """Load the draft and serve the pipe with this file descriptor until it closes. threads: of torch's, 0 to leave them
+    as they are. Returns an exit code."""
+    with Connection(descriptor) as pipe:
+        if threads:
+            torch.set_num_threads(threads)
+        try:
+            model = load_draft(source, dtype, device, trust_remote_code)
+            worker = Worker(pipe, model)
+            vocabulary, size = model.get_output_embeddings().out_features, model.get_memory_footprint()
+            put(pipe, Loaded(vocabulary, size, eyes_of(family_of(model), model)))
+            worker.serve()
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            return 0
+        except Exception as error:
+            # The target carries on alone and tells the user why.
+            put(pipe, Failed(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"))
+            return 1
     return 0
 
 

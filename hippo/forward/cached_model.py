@@ -13,6 +13,7 @@ from hippo.clock import clock
 from hippo.families import Embeds, Family, Prompt
 from hippo.forward.fused import FusedDecoder, fused
 from hippo.forward.kv_cache import KVCache
+from hippo.forward.recorded import RUN, Recorded, recorded_for, records
 from hippo.products import fast_products
 
 _MOST_SPARE = 4096  # tokens of room made in advance, whatever the longest answer may be
@@ -39,7 +40,9 @@ class CachedModel:
         self._width = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
         self._fused: FusedDecoder | None = None
         devices = {parameter.device for parameter in language_model.parameters()}
-        self._kv = KVCache(config, len(devices) == 1, min(spare, _MOST_SPARE))
+        self._together, self._spare = len(devices) == 1, min(spare, _MOST_SPARE)
+        self._kv = KVCache(config, self._together, self._spare)
+        self._recorded: Recorded | None = None
         self._rotary: tuple[Tensor, Tensor] | None = None
         self._first = 0
         self._next: Tensor = torch.zeros(1, dtype=torch.long)
@@ -69,9 +72,7 @@ class CachedModel:
         """Read a prompt of L tokens. positions: (axes, L); next_position: (axes,). question: so many tokens at its end
         are read by one forward. progress: called with a phase and its share, if the prompt is long. Returns
         (vocabulary,) logits."""
-        self._next = next_position
-        self._first = len(embeds)
-        self._kv.expect(self._first)
+        self._begin(len(embeds), next_position)
         for part in prefill_parts(self._first, question, self._width):
             with _told(progress if self._first > _PART else None, self._language_model, part, self._first):
                 logits = self._forward(embeds[part], positions[:, part], last_only=True)
@@ -84,29 +85,66 @@ class CachedModel:
             self._fused = fused(self._language_model)
         if self._fused is None:
             return self.prefill(embeds, positions, next_position)
-        self._next, self._first = next_position, len(embeds)
-        self._kv.expect(self._first)
+        self._begin(len(embeds), next_position)
         return self._head(self._fused.forward(embeds.tokens, self._fused.rotary(positions), self._kv)[-1:])[0]
+
+    def _begin(self, first: int, next_position: Tensor) -> None:
+        """A prompt of so many tokens is about to be read."""
+        self._next, self._first = next_position, first
+        if self._may_fuse and self._together and records(next_position.device):
+            self._fused = fused(self._language_model)
+            if self._fused is not None:
+                config, tokens = self._language_model.config, first + self._spare + RUN
+                self._recorded = recorded_for(self, self._fused, self._lookup, self._head, tokens)
+                self._recorded.begin(first, next_position)
+                self._kv = KVCache(config, True, room=self._recorded.room)
+                return
+        self._kv.expect(first)
 
     @torch.inference_mode()
     def extend(self, ids: Sequence[int]) -> Tensor:
         """Append n generated tokens. Returns (n, vocabulary) logits, row i for the token after ids[i]."""
         device = self._next.device
         began = clock(device)
-        begin = self.length - self._first
+        if self._recorded is not None and self._recorded.holds(self.length, len(ids)):
+            logits = self._recorded.extend(ids, self.length)
+            self._kv.lengthen(len(ids))
+        else:
+            logits = self._extend(ids)
+        self.forwards += 1
+        self.seconds = clock(device) - began
+        return logits
+
+    @torch.inference_mode()
+    def draft(self, ids: Sequence[int], count: int, limit: int) -> list[tuple[int, float]]:
+        """Append `ids`, and after them one by one the likeliest tokens, which are returned with their probabilities: up
+        to `count` of them, one at least. All but the last are then in the cache. limit: ids from here on are not
+        taken."""
+        device, before = self._next.device, self.length + len(ids) - 1
+        if self._recorded is None or count < RUN or not self._recorded.holds(before, RUN):
+            sure, token = (number.item() for number in self.extend(ids)[-1, :limit].float().softmax(-1).max(-1))
+            return [(int(token), sure)]
+        if len(ids) > 1:
+            self.extend(ids[:-1])
+        began = clock(device)
+        tokens, chances = self._recorded.draft(ids[-1], self.length, limit)
+        self._kv.lengthen(RUN)
+        self.forwards += RUN
+        self.seconds = clock(device) - began
+        return list(zip(tokens, chances, strict=True))
+
+    def _extend(self, ids: Sequence[int]) -> Tensor:
+        """`extend`, operation by operation."""
+        device, begin = self._next.device, self.length - self._first
         embeds = self._lookup(torch.tensor(ids, device=device))
         if begin == 0 and self._may_fuse and self._fused is None:
             self._fused = fused(self._language_model)
         if self._fused is not None:
             hidden = self._fused.forward(embeds, self._rotary_at(begin, begin + len(ids)), self._kv)
             with fast_products(hidden, len(hidden)):
-                logits = self._head(hidden)
-        else:
-            positions = self._next[:, None] + torch.arange(begin, begin + len(ids), device=device)
-            logits = self._forward(Embeds(embeds), positions)
-        self.forwards += 1
-        self.seconds = clock(device) - began
-        return logits
+                return self._head(hidden)
+        positions = self._next[:, None] + torch.arange(begin, begin + len(ids), device=device)
+        return self._forward(Embeds(embeds), positions)
 
     def rollback(self, count: int) -> None:
         """Forget the last `count` tokens."""
@@ -126,7 +164,8 @@ class CachedModel:
         """Cosines and sines of the generated tokens begin..end-1, from a table that grows as the answer does."""
         assert self._fused is not None
         if self._rotary is None or end > len(self._rotary[0]):
-            self._rotary = self._fused.rotary(self._next[:, None] + torch.arange(-(-end // _TABLE) * _TABLE))
+            places = torch.arange(-(-end // _TABLE) * _TABLE, device=self._next.device)
+            self._rotary = self._fused.rotary(self._next[:, None] + places)
         cos, sin = self._rotary
         return cos[begin:end], sin[begin:end]
 

@@ -1,5 +1,5 @@
-"""Short forwards with a third of the operations: for the many steps of decoding, where a small model's time on a CPU is
-spent on starting operations, not on arithmetic.
+"""Short forwards with a third of the operations: for the many steps of decoding, where a small model's time is spent on
+starting operations, not on arithmetic. On a GPU they are what `recorded` records.
 
 For decoders laid out like Llama's, Qwen2's and Qwen3's: RMS norm, rotary positions, grouped-query attention, where
 queries and keys may have an RMS norm per head, gated MLP. Queries, keys and values come from one product, so do gate
@@ -17,12 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hippo.forward.kv_cache import KVCache
+from hippo.forward.kv_cache import FixedWindow, KVCache, Window
 from hippo.products import product, product_added
 
 _HEAD_NORMS = ("q_norm", "k_norm")
 _STATIC_ROTARY = ("default", "linear", "llama3", "yarn", "proportional")
 _TOLERANCE = 1e-3  # relative; float32 rounding is a thousandth of it, a wrong formula a thousand times it
+_HALF_TOLERANCE = 5e-2  # of bfloat16 and float16, whose rounding is some hundredth after many layers
 
 
 class _Layer(NamedTuple):
@@ -53,7 +54,13 @@ class FusedDecoder:
         self._activation = language_model.layers[0].mlp.act_fn
         self._sections: list[int] = (getattr(config, "rope_parameters", None) or {}).get("mrope_section") or []
         self._layers = [self._join(layer) for layer in language_model.layers]
+        self.idle: list[Any] = []  # see `recorded`
         _require_equal(self, language_model)
+
+    @property
+    def layers(self) -> int:
+        """How many there are."""
+        return len(self._layers)
 
     def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines for `forward` at positions (axes, n): (n, 1, d) each, the sign of the rotation included."""
@@ -64,13 +71,16 @@ class FusedDecoder:
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], kv: KVCache) -> Tensor:
         """Hidden states (n, D) of new tokens with embeddings x (n, D); kv becomes n tokens longer."""
+        return self.forward_in(x, rotary, kv.append(len(x), x.new_empty(1, self._key_heads, 0, self._size)))
+
+    def forward_in(self, x: Tensor, rotary: tuple[Tensor, Tensor], window: Window | FixedWindow) -> Tensor:
+        """`forward`, where the window says."""
         count, half = len(x), self._size // 2
         cos, sin = rotary
         heads, key_heads, size = self._heads, self._key_heads, self._size
         groups, width = heads // key_heads, x.shape[1:]
-        slots, all_keys, all_values = kv.append(count, x.new_empty(1, key_heads, 0, size))
-        mask = self._mask(count, all_keys[0].shape[1], groups, x)
-        for layer, slot, keys, values in zip(self._layers, slots, all_keys, all_values, strict=True):
+        mask = window.mask(x).repeat(groups, 1)[None]
+        for number, layer in enumerate(self._layers):
             h = F.rms_norm(x, width, layer.norm, self._epsilon)
             h = product(h, layer.qkv, layer.qkv_bias)
             h = h.view(count, heads + 2 * key_heads, size)
@@ -81,10 +91,10 @@ class FusedDecoder:
                     part.mul_(weight)
             swapped = rotated.roll(half, -1)
             rotated.mul_(cos).addcmul_(swapped, sin)
-            slot.copy_(h[:, heads:].view(count, 2, key_heads, size).permute(1, 2, 0, 3))
+            new = h[:, heads:].view(count, 2, key_heads, size).permute(1, 2, 0, 3)
+            keys, values = window.write(number, new)
             query = h[:, :heads].transpose(0, 1).reshape(key_heads, groups * count, size)
-            scores = torch.baddbmm(mask, query, keys.mT, alpha=self._scaling)
-            h = torch.bmm(scores.softmax(-1), values)
+            h = torch.bmm(_weights(query, keys, mask, self._scaling), values)
             h = h.view(heads, count, size).transpose(0, 1).reshape(count, heads * size)
             x = product_added(x, h, layer.out)
             h = product(F.rms_norm(x, width, layer.second_norm, self._epsilon), layer.gate_up)
@@ -97,14 +107,6 @@ class FusedDecoder:
         if x.ndim < 4:
             return x
         return torch.cat([part[i % 3] for i, part in enumerate(x.split(2 * self._sections, dim=-1))], dim=-1)
-
-    def _mask(self, count: int, length: int, groups: int, like: Tensor) -> Tensor:
-        """(1, groups * count, length): minus infinity where a new token must not see a later one."""
-        if count == 1:
-            return like.new_zeros(1, 1, 1)
-        mask = like.new_zeros(count, length)
-        mask[:, length - count :] = like.new_full((count, count), float("-inf")).triu_(1)
-        return mask.repeat(groups, 1)[None]
 
     def _join(self, layer: Any) -> _Layer:
         attention, mlp = layer.self_attn, layer.mlp
@@ -121,6 +123,18 @@ class FusedDecoder:
         )
 
 
+def _weights(query: Tensor, keys: Tensor, mask: Tensor, scaling: float) -> Tensor:
+    """Of attention: (H_kv, n, length), from (H_kv, n, d), (H_kv, length, d) and a mask that broadcasts. The softmax is
+    taken of float32 scores, as transformers' kernels do."""
+    if query.dtype == torch.float32:
+        return torch.baddbmm(mask, query, keys.mT, alpha=scaling).softmax(-1)
+    if query.is_cuda:
+        scores = torch.bmm(query, keys.mT, out_dtype=torch.float32)
+    else:
+        scores = torch.bmm(query.float(), keys.mT.float())
+    return scores.mul_(scaling).add_(mask).softmax(-1).to(query.dtype)
+
+
 def _joined(parameters: list[nn.Parameter]) -> Tensor:
     """Parameters one after the other in one tensor; they become views of it, so that a change to them is seen."""
     joined = torch.cat([parameter.detach() for parameter in parameters])
@@ -135,7 +149,7 @@ _known: WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], FusedDecoder | str]]
 
 def fused(language_model: nn.Module) -> FusedDecoder | None:
     """The fused form of a text model, made once and again when the model has changed; None where there is none."""
-    if torch.is_autocast_enabled("cpu"):
+    if any(map(torch.is_autocast_enabled, ("cpu", "cuda"))):
         return None
     if language_model not in _known or _known[language_model][0] != _made_of(language_model):
         verdict: FusedDecoder | str
@@ -174,8 +188,9 @@ def _require_fusable(model: Any) -> None:
     parameters = list(model.parameters())
     if any(type(p) is not nn.Parameter for p in parameters):  # packed weights have a class of their own
         raise NotFusable("its weights are quantised or adapted")
-    if {(p.device.type, p.dtype) for p in parameters} != {("cpu", torch.float32)}:
-        raise NotFusable("it is not in float32 on a CPU")
+    places = {(p.device, p.dtype) for p in parameters}
+    if len(places) > 1 or not all(_served(device.type, dtype) for device, dtype in places):
+        raise NotFusable("it is not in one precision on one GPU, nor in float32 on a CPU")
     config = model.config
     if (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default") not in _STATIC_ROTARY:
         raise NotFusable("its rotary positions change with length")
@@ -206,6 +221,10 @@ def _require_fusable(model: Any) -> None:
             raise NotFusable("its biases are not where Llama's and Qwen2's are")
 
 
+def _served(device: str, dtype: torch.dtype) -> bool:
+    return dtype == torch.float32 or (device == "cuda" and dtype in (torch.bfloat16, torch.float16))
+
+
 @torch.inference_mode()
 def _require_equal(decoder: FusedDecoder, model: Any) -> None:
     """Both forwards over the same tokens, three then two. Raises NotFusable if they differ by more than rounding."""
@@ -213,15 +232,16 @@ def _require_equal(decoder: FusedDecoder, model: Any) -> None:
     embeds = model.embed_tokens.weight[torch.randint(len(model.embed_tokens.weight), (5,), generator=generator)]
     axes = 3 if "mrope_section" in (model.config.rope_parameters or {}) else 1
     plain, ours = (KVCache(model.config, together=True) for _ in range(2))
+    tolerance = _TOLERANCE if embeds.dtype == torch.float32 else _HALF_TOLERANCE
     for start, end in ((0, 3), (3, 5)):
-        positions = torch.arange(start, end).expand(axes, -1)
+        positions = torch.arange(start, end, device=embeds.device).expand(axes, -1)
         theirs = model(
             inputs_embeds=embeds[None, start:end],
             position_ids=positions if axes == 1 else positions[:, None],
-            attention_mask=torch.ones(1, end, dtype=torch.bool),
+            attention_mask=torch.ones(1, end, dtype=torch.bool, device=embeds.device),
             past_key_values=plain.cache,
             use_cache=True,
         ).last_hidden_state[0]
         mine = decoder.forward(embeds[start:end], decoder.rotary(positions), ours)
-        if not (mine - theirs).norm() <= _TOLERANCE * theirs.norm():
+        if not (mine - theirs).float().norm() <= tolerance * theirs.float().norm():
             raise NotFusable("its layers compute something else than Llama's")

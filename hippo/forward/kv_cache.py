@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,14 +13,64 @@ from transformers.cache_utils import DynamicLayer
 _SPARE = 256  # tokens of room beyond what is needed, so that growing is rare
 
 
+class Window(NamedTuple):
+    """Where a forward over n new tokens writes and looks, a layer each.
+
+    slots: for the new keys and values, (2, H_kv, n, d). keys, values: all, (H_kv, length, d), the new ones included.
+    """
+
+    slots: Sequence[Tensor]
+    keys: Sequence[Tensor]
+    values: Sequence[Tensor]
+
+    def write(self, layer: int, new: Tensor) -> tuple[Tensor, Tensor]:
+        """Put a layer's new keys and values, (2, H_kv, n, d), in their place; returns all of them."""
+        self.slots[layer].copy_(new)
+        return self.keys[layer], self.values[layer]
+
+    def mask(self, like: Tensor) -> Tensor:
+        """Minus infinity where a new token must not see a later one, else 0: (n, length), or (1, 1) where none must."""
+        count, length = self.slots[0].shape[-2], self.keys[0].shape[-2]
+        if count == 1:
+            return like.new_zeros(1, 1)
+        mask = like.new_zeros(count, length)
+        mask[:, length - count :] = like.new_full((count, count), float("-inf")).triu_(1)
+        return mask
+
+
+class FixedWindow:
+    """The same over a whole room, whatever is in it: nothing about it changes from one forward to the next but the
+    numbers in `at`, (n,), where the new tokens stand. room: (layers, 2, H_kv, capacity, d)."""
+
+    def __init__(self, room: Tensor, at: Tensor) -> None:
+        self._room, self._at = room, at
+
+    def write(self, layer: int, new: Tensor) -> tuple[Tensor, Tensor]:
+        """See Window."""
+        keys, values = self._room[layer].index_copy_(2, self._at, new)
+        return keys, values
+
+    def mask(self, like: Tensor) -> Tensor:
+        """See Window; (n, capacity), and what lies beyond a token's place is not seen either."""
+        later = torch.arange(self._room.shape[-2], device=like.device) > self._at[:, None]
+        return like.new_zeros(later.shape).masked_fill(later, float("-inf"))
+
+
 class Room:
     """One buffer for the keys and values of some layers. transformers' own cache copies all keys and values whenever a
-    token is appended; layers that share a room write into it, and one step can look at all of them at once."""
+    token is appended; layers that share a room write into it, and one step can look at all of them at once. clear: what
+    nothing has been written to is zero."""
 
-    def __init__(self, layers: int, spare: int = _SPARE) -> None:
+    def __init__(self, layers: int, spare: int = _SPARE, clear: bool = False) -> None:
         self._layers, self._spare = layers, spare
+        self._make = torch.zeros if clear else torch.empty
         self._tensor: Tensor | None = None
         self.expected = 0  # tokens that are known to come
+
+    @property
+    def tensor(self) -> Tensor | None:
+        """The buffer, (layers, 2, H_kv, capacity, d), once there is one."""
+        return self._tensor
 
     @property
     def size(self) -> int:
@@ -32,7 +83,7 @@ class Room:
             old = self._tensor
             capacity = max(end, self.expected) + self._spare
             shape = self._layers, 2, like.shape[1], capacity, like.shape[-1]
-            self._tensor = torch.empty(shape, dtype=like.dtype, device=like.device)
+            self._tensor = self._make(shape, dtype=like.dtype, device=like.device)
             if old is not None:
                 self._tensor[..., : old.shape[-2], :] = old
         return self._tensor
@@ -71,14 +122,14 @@ class KVCache:
     """The keys and values of one request.
 
     config: the text model's. together: whether all layers are on one device and may share one room. spare: tokens to
-    make room for beyond those expected. Layers that transformers gives a kind of their own (sliding windows, linear
-    attention) keep it, and record what rollbacks need.
+    make room for beyond those expected. room: one to use that is there already. Layers that transformers gives a kind
+    of their own (sliding windows, linear attention) keep it, and record what rollbacks need.
     """
 
-    def __init__(self, config: Any, together: bool, spare: int = _SPARE) -> None:
+    def __init__(self, config: Any, together: bool, spare: int = _SPARE, room: Room | None = None) -> None:
         self.cache = DynamicCache(config=config)  # what transformers' forward is given
         layers: list[Any] = self.cache.layers
-        self._room = Room(len(layers), spare) if together else None
+        self._room = room or (Room(len(layers), spare) if together else None)
         self._rooms: list[Room] = []
         for index, layer in enumerate(layers):
             if type(layer) is DynamicLayer:
@@ -107,16 +158,17 @@ class KVCache:
         if count:
             self.cache.crop(-count)
 
-    def append(self, count: int, like: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Make all layers `count` tokens longer at once; only where they are together. like: (1, H_kv, n, d).
-
-        Returns, a layer each: where to write the new keys and values, (2, H_kv, count, d); all keys, and all values,
-        (H_kv, length, d), the new ones included.
-        """
+    def append(self, count: int, like: Tensor) -> Window:
+        """Make all layers `count` tokens longer at once; only where they are together. like: (1, H_kv, n, d)."""
         assert self._room is not None
         start, end = self.length, self.length + count
         room = self._room.holding(end, like)
+        self.lengthen(count)
+        return Window(room[..., start:end, :].unbind(0), room[:, 0, :, :end].unbind(0), room[:, 1, :, :end].unbind(0))
+
+    def lengthen(self, count: int) -> None:
+        """As `append`, for somebody who knows the room and writes there himself."""
+        end = self.length + count
         layers: list[Any] = self.cache.layers
         for layer in layers:
             layer.length = end
-        return room[..., start:end, :].unbind(0), room[:, 0, :, :end].unbind(0), room[:, 1, :, :end].unbind(0)

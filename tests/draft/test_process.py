@@ -8,7 +8,7 @@ import time
 import pytest
 
 from hippo.draft import process as module
-from hippo.draft.child import Forked, may_fork
+from hippo.draft.child import Forked, is_thread, may_fork
 from hippo.draft.process import DraftLost, DraftProcess
 from hippo.errors import HippoError
 from tests.models import model
@@ -16,7 +16,7 @@ from tests.models import model
 
 @pytest.fixture(params=["forked", "fresh"])
 def way(request, monkeypatch):
-    """Each of the two ways to start."""
+    """Each of the two ways to start a process."""
     monkeypatch.setattr(module, "may_fork", lambda *_: request.param == "forked")
     monkeypatch.setattr(module, "shares", lambda: (1, 1))
     return request.param
@@ -91,3 +91,46 @@ def test_a_fork_only_where_it_is_safe():
     assert not may_fork("cpu", 1)
     done.set()
     thread.join()
+
+
+def test_a_thread_serves_the_model_itself_and_goes_with_its_pipe():
+    threads = threading.active_count()
+    process = DraftProcess(model("qwen2_5_vl", 7, 1), "auto", "cpu", 20.0, threaded=True)
+    assert process.wait_loaded().vocabulary == 160 and process.alive and process._copy is None
+    assert process.pid == os.getpid() and threading.active_count() == threads + 1
+    process.close()
+    assert not process.alive and threading.active_count() == threads
+
+
+def test_a_thread_that_fails_says_why():
+    process = DraftProcess("/nowhere", "auto", "cpu", 20.0, threaded=True)
+    with pytest.raises(HippoError, match=r"the draft model did not load .*failed: OSError"):
+        process.wait_loaded()
+    process.close()
+    assert not process.alive
+
+
+def test_a_thread_that_hangs_is_left_to_itself(monkeypatch):
+    heard, go = threading.Event(), threading.Event()
+
+    def hang(*_):
+        heard.set()
+        go.wait(30)
+        return 0
+
+    monkeypatch.setattr(module, "work", hang)
+    process = DraftProcess(model("qwen2_5_vl", 7, 1), "auto", "cpu", 0.1, threaded=True)
+    assert heard.wait(10)
+    with pytest.raises(DraftLost, match=r"silent for 0\.1 s"):
+        process.receive()
+    process.close()
+    assert not process.alive
+    go.set()
+
+
+def test_a_thread_only_where_both_models_are_on_one_gpu():
+    assert is_thread("auto", "cuda:0", "cuda:0") and is_thread("auto", "cuda", "cuda:0")
+    assert not is_thread("auto", "cuda:0", "cuda:1") and not is_thread("auto", "cpu", "cpu")
+    assert not is_thread("process", "cuda:0", "cuda:0") and is_thread("thread", "cpu", "cpu")
+    with pytest.raises(HippoError, match="use one of: auto, process, thread"):
+        is_thread("cloud", "cpu", "cpu")

@@ -178,3 +178,17 @@ class Halved(nn.Linear):
 
     def forward(self, x):
         return super().forward(x) / 2
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "smolvlm"])
+def test_half_precision_as_on_a_gpu_differs_by_rounding_alone(family, monkeypatch):
+    monkeypatch.setattr("hippo.forward.fused._served", lambda device, dtype: True)
+    net = copy.deepcopy(model(family)).bfloat16()
+    axes = 3 if family.startswith("qwen") else 1
+    embeds, positions = torch.randn(20, 64, dtype=torch.bfloat16), torch.arange(20).expand(axes, -1)
+    ours, theirs = (CachedModel.of(family_of(net), net, may_fuse=wanted) for wanted in (True, False))
+    for one in (ours, theirs):
+        one.prefill(Embeds(embeds), positions, positions[:, -1] + 1)
+    mine, other = ours.extend([3, 1, 4]).float(), theirs.extend([3, 1, 4]).float()
+    assert ours._fused is not None and theirs._fused is None
+    assert 0 < (mine - other).norm() < 0.03 * other.norm()

@@ -38,11 +38,11 @@ def test_what_is_appended_at_once_is_what_each_layer_then_holds():
     first, new = torch.randn(3, 2, 1, 2, 5, 16), torch.randn(3, 2, 2, 300, 16)
     for layer, (keys, values) in zip(cache.cache.layers, first, strict=True):
         layer.update(keys, values)
-    slots, all_keys, all_values = cache.append(300, first[0, 0])
+    window = cache.append(300, first[0, 0])
     for index in range(3):
-        slots[index].copy_(new[index])
-        assert torch.equal(all_keys[index], torch.cat([first[index, 0, 0], new[index, 0]], dim=1))
-        assert torch.equal(all_values[index], torch.cat([first[index, 1, 0], new[index, 1]], dim=1))
+        keys, values = window.write(index, new[index])
+        assert torch.equal(keys, torch.cat([first[index, 0, 0], new[index, 0]], dim=1))
+        assert torch.equal(values, torch.cat([first[index, 1, 0], new[index, 1]], dim=1))
     cache.rollback(301)
     assert cache.length == 4
 

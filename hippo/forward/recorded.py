@@ -1,0 +1,156 @@
+"""Fused forwards recorded once as CUDA graphs, and then replayed without Python between their operations.
+
+A recorded forward reads and writes the same memory each time, so everything about it is fixed: the KV cache is one room
+that later requests use again, a forward is as wide as the next of a few widths, and attention looks at the whole room,
+with a mask. What differs from one forward to the next is written into tensors beforehand: the ids, and how many tokens
+the cache holds. The draft's steps are recorded several at a time, each fed with the token that the one before found
+likeliest. All our own choice. Not measured yet: no GPU was at hand.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hippo.forward.fused import FusedDecoder
+from hippo.forward.kv_cache import FixedWindow, Room
+
+WIDTHS = (1, 2, 4, 8, 16, 32)  # of recorded forwards; others are filled up
+RUN = 4  # draft steps recorded at a time
+_LONGEST = 4096 + WIDTHS[-1]  # tokens of an answer
+_STEP = 1024  # tokens by which rooms differ, so that one often serves the next request too
+
+
+def records(device: torch.device) -> bool:
+    """Whether forwards on a device are recorded."""
+    return device.type == "cuda"
+
+
+class Recorded:
+    """The recorded forwards of one model over one room, for one request at a time.
+
+    decoder: the model's fused form. lookup: ids -> embeddings; head: hidden states -> logits. capacity: tokens that the
+    room holds.
+    """
+
+    def __init__(self, decoder: FusedDecoder, lookup: nn.Module, head: nn.Module, capacity: int) -> None:
+        self._decoder, self._lookup, self._head = decoder, lookup, head
+        # Cleared, since a masked NaN is one all the same.
+        self.room = Room(decoder.layers, spare=0, clear=True)
+        self.room.expected = capacity
+        self._forwards: dict[tuple[int, int], Callable[[], tuple[Tensor, ...]]] = {}
+        self._tensor: Tensor | None = None  # of the room, when forwards were recorded
+        self._ids = self._length = self._first = self._cos = self._sin = torch.empty(0)
+
+    def begin(self, first: int, next_position: Tensor) -> None:
+        """A new request: its prompt has `first` tokens; next_position: (axes,), of the first token of its answer."""
+        places = torch.arange(_LONGEST, device=next_position.device)
+        cos, sin = self._decoder.rotary(next_position[:, None] + places)
+        if not len(self._ids):
+            self._ids = places.new_zeros(WIDTHS[-1])
+            self._length, self._first = places.new_zeros(1), places.new_zeros(1)
+            self._cos, self._sin = cos.clone(), sin.clone()
+        self._cos.copy_(cos)
+        self._sin.copy_(sin)
+        self._first.fill_(first)
+        self._begins = first
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that the room holds."""
+        return self.room.expected if self.room.tensor is None else self.room.tensor.shape[-2]
+
+    def holds(self, length: int, count: int) -> bool:
+        """Whether a forward over `count` tokens after `length` others can be a recorded one. Where they do not fit the
+        room, the forward that is not makes it larger."""
+        if count > WIDTHS[-1]:
+            return False
+        end = length + _width(count)
+        if end > self.capacity:
+            self.room.expected = end + _STEP
+        return end <= self.capacity and end - self._begins <= _LONGEST
+
+    def extend(self, ids: Sequence[int], length: int) -> Tensor:
+        """(n, vocabulary) logits of n ids after `length` tokens. They are overwritten by the next forward."""
+        (logits,) = self._run(ids, length, _width(len(ids)), 0)
+        return logits[: len(ids)]
+
+    def draft(self, token: int, length: int, limit: int) -> tuple[list[int], list[float]]:
+        """The RUN tokens that are likeliest, one after the other, after `token` behind `length` others, and their
+        probabilities. limit: ids from here on are never taken."""
+        ids, sure = self._run([token], length, RUN, limit)
+        return ids.tolist(), sure.tolist()
+
+    def _run(self, ids: Sequence[int], length: int, width: int, limit: int) -> tuple[Tensor, ...]:
+        if self._tensor is not self.room.tensor:  # it has grown, and lies elsewhere
+            self._forwards.clear()
+            self._tensor = self.room.tensor
+        self._ids[: len(ids)] = torch.tensor(ids)
+        self._length.fill_(length)
+        known = width, limit
+        if known not in self._forwards:
+            work = (lambda: self._drafting(limit)) if limit else (lambda: self._extending(width))
+            self._forwards[known] = recorded(work, self._ids.device)
+        return self._forwards[known]()
+
+    def _extending(self, width: int) -> tuple[Tensor]:
+        return (self._logits(self._ids[:width], self._length + torch.arange(width, device=self._ids.device)),)
+
+    def _drafting(self, limit: int) -> tuple[Tensor, Tensor]:
+        token, at = self._ids[:1], self._length
+        ids, sure = [], []
+        for _ in range(RUN):
+            best = self._logits(token, at)[:, :limit].float().softmax(-1).max(-1)
+            sure.append(best.values)
+            ids.append(best.indices)
+            token, at = best.indices, at + 1
+        return torch.cat(ids), torch.cat(sure)
+
+    def _logits(self, ids: Tensor, at: Tensor) -> Tensor:
+        """(n, vocabulary), of ids that stand at `at` in the cache, both (n,)."""
+        assert self._tensor is not None
+        answered = at - self._first
+        rotary = self._cos[answered], self._sin[answered]
+        return self._head(self._decoder.forward_in(self._lookup(ids), rotary, FixedWindow(self._tensor, at)))
+
+
+def recorded(work: Callable[[], tuple[Tensor, ...]], device: torch.device) -> Callable[[], tuple[Tensor, ...]]:
+    """`work` recorded as a CUDA graph, for which it must be a function of tensors that stay where they are; on another
+    device itself."""
+    if device.type != "cuda":
+        return work
+    # Libraries make their workspaces when they are first used, which must not be recorded.
+    beside, stream = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    beside.wait_stream(stream)
+    with torch.cuda.stream(beside):
+        work()
+    stream.wait_stream(beside)
+    graph = torch.cuda.CUDAGraph()
+    # The other model may be at work on this GPU, in a thread of its own: what it does is not recorded.
+    with torch.cuda.graph(graph, stream=beside, capture_error_mode="thread_local"):
+        results = work()
+
+    def replay() -> tuple[Tensor, ...]:
+        graph.replay()
+        return results
+
+    return replay
+
+
+def _width(count: int) -> int:
+    return next(width for width in WIDTHS if width >= count)
+
+
+def recorded_for(user: Any, decoder: FusedDecoder, lookup: nn.Module, head: nn.Module, tokens: int) -> Recorded:
+    """Recorded forwards with room for so many tokens, until `user` is no more. Then they wait for the next request,
+    since recording takes longer than many an answer."""
+    capacity = -(-tokens // _STEP) * _STEP
+    fitting = [one for one in decoder.idle if one.capacity == capacity]
+    taken = fitting[0] if fitting else Recorded(decoder, lookup, head, capacity)
+    decoder.idle.clear()  # rooms of other sizes are given back: they are large
+    weakref.finalize(user, decoder.idle.append, taken)
+    return taken
