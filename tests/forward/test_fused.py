@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import sys
 import weakref
 
 import pytest
@@ -182,7 +183,7 @@ class Halved(nn.Linear):
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "smolvlm"])
 def test_half_precision_as_on_a_gpu_differs_by_rounding_alone(family, monkeypatch):
-    monkeypatch.setattr("hippo.forward.fused._served", lambda device, dtype: True)
+    monkeypatch.setattr(sys.modules["hippo.forward.fused"], "_served", lambda device, dtype: True)
     net = copy.deepcopy(model(family)).bfloat16()
     axes = 3 if family.startswith("qwen") else 1
     embeds, positions = torch.randn(20, 64, dtype=torch.bfloat16), torch.arange(20).expand(axes, -1)
