@@ -2,7 +2,8 @@
 
 torch multiplies float32 matrices with MKL, which on processors of other makers than its own leaves half of their vector
 width unused; oneDNN, which torch has too and takes for bfloat16, does not. Which is faster here is measured once, and
-`hippo doctor` tells. Only rounding differs. All our own choice.
+`hippo doctor` tells. Only rounding differs. Causal attention over a prompt, whose kernel in torch calls that library too,
+is made of products there, block of queries by block. All our own choice.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ _WORTH = 1.2  # times as fast, to be taken
 _LEAST = 3 << 20  # multiplications of a product; what a smaller one saves, oneDNN takes to prepare for its shape
 _FEW_ROWS = 4  # with fewer, only reading the weight counts, at which oneDNN is better only if it is large:
 _LARGE = 4 << 20  # numbers in such a weight
+_WIDE_HEAD = 64  # numbers in an attention head from which oneDNN is worth its preparations
+_WIDE_BLOCK, _BLOCK = 128, 64  # queries at once, of wide heads and of others
+_SHORT = 640  # tokens of a prompt up to which other heads are worth it; then their scores leave the cache
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -92,10 +96,58 @@ def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None = None, *rest: A
     return y.view(*y.shape, *[1] * (x.ndim - 2))
 
 
+def _causal_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor | None:
+    """Attention of a prompt's tokens, (1, H, L, d), to themselves, (1, H_kv, L, d); None for any other."""
+    (batch, heads, length, size), key_heads = query.shape, key.shape[1]
+    if not is_causal or dropout_p or batch > 1 or key.shape[2] != length or not _plain(query, key, value):
+        return None
+    if size < _WIDE_HEAD and length > _SHORT:
+        return None
+    attend, block = (_wide_heads, _WIDE_BLOCK) if size >= _WIDE_HEAD else (_narrow_heads, _BLOCK)
+    grouped = query[0].reshape(key_heads, -1, length, size) * (size**-0.5 if scale is None else scale)
+    later = query.new_full((block, block), float("-inf")).triu_(1)
+    result = torch.empty_like(grouped)
+    for begin in range(0, length, block):
+        end = min(begin + block, length)
+        rows = grouped[:, :, begin:end]
+        unseen = later[: end - begin, : end - begin]
+        part = attend(rows.reshape(key_heads, -1, size), key[0, :, :end], value[0, :, :end], unseen)
+        result[:, :, begin:end] = part.view_as(rows)
+    return result.view_as(query)
+
+
+def _narrow_heads(query: Tensor, key: Tensor, value: Tensor, later: Tensor) -> Tensor:
+    """Attention of scaled queries, (H_kv, groups * n, d), those of the last n keys, to (H_kv, m, d). later: (n, n),
+    minus infinity where a query must not see a key."""
+    scores = torch.bmm(query, key.mT)
+    scores.view(len(key), -1, len(later), key.shape[1])[..., -len(later) :] += later
+    return torch.bmm(scores.softmax(-1), value)
+
+
+def _wide_heads(query: Tensor, key: Tensor, value: Tensor, later: Tensor) -> Tensor:
+    """As `_narrow_heads`, a head at a time."""
+    result = torch.empty_like(query)
+    for head, (q, k, v) in enumerate(zip(query, key, value, strict=True)):
+        scores = _onednn(q, k)
+        scores.view(-1, len(later), len(k))[..., -len(later) :] += later
+        result[head] = _onednn(scores.softmax(-1), v.t().contiguous())
+    return result
+
+
 _TAKEN: dict[Any, Callable[..., Tensor | None]] = {
     F.linear: _linear,
     F.conv2d: _convolution,
     F.conv3d: _convolution,
+    F.scaled_dot_product_attention: _causal_attention,
 }
 
 

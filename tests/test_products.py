@@ -101,6 +101,59 @@ def test_small_products_are_left_to_torch(monkeypatch):
     assert not products._worth_it(3, torch.empty(1024, 2048)) and products._worth_it(1, torch.empty(2048, 2048))
 
 
+@pytest.fixture
+def attended(monkeypatch):
+    """Attention goes where it goes on a CPU on which oneDNN is faster; returns the lengths of that made of products."""
+    went, ours = [], products._causal_attention
+
+    def counted(*args, **kwargs):
+        result = ours(*args, **kwargs)
+        return result if result is None else went.append(result.shape[2]) or result
+
+    monkeypatch.setattr(products, "onednn_gain", lambda: 2.0)
+    monkeypatch.setitem(products._TAKEN, F.scaled_dot_product_attention, counted)
+    return went
+
+
+def heads(length, size, count, key_heads):
+    """Queries, keys and values as a model makes them: the queries' heads lie side by side."""
+    torch.manual_seed(length)
+    query = torch.randn(1, length, count, size).transpose(1, 2)
+    return query, *torch.randn(2, 1, key_heads, length, size)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("length", [1, 5, 64, 65, 128, 130, 300])
+@pytest.mark.parametrize(("size", "count", "key_heads"), [(16, 6, 2), (16, 4, 4), (64, 4, 1), (80, 2, 2)])
+def test_causal_attention_is_torchs_but_for_rounding(attended, length, size, count, key_heads):
+    given, options = heads(length, size, count, key_heads), {"is_causal": True, "enable_gqa": True, "scale": 0.1}
+    expected = F.scaled_dot_product_attention(*given, **options)
+    with fast_products(torch.ones(1)):
+        ours = F.scaled_dot_product_attention(*given, **options)
+    assert attended == [length] and ours.shape == expected.shape
+    torch.testing.assert_close(ours, expected)
+
+
+@torch.no_grad()
+def test_other_attention_is_left_alone(attended):
+    query, key, value = given = heads(20, 16, 4, 4)
+    mask = torch.ones(20, 20, dtype=torch.bool).tril()
+    with fast_products(torch.ones(1)):
+        F.scaled_dot_product_attention(*given)
+        F.scaled_dot_product_attention(*given, attn_mask=mask)
+        F.scaled_dot_product_attention(query[:, :, :3], key, value, is_causal=True)
+        F.scaled_dot_product_attention(*(x.expand(2, -1, -1, -1) for x in given), is_causal=True)
+        F.scaled_dot_product_attention(*(x.bfloat16() for x in given), is_causal=True)
+        F.scaled_dot_product_attention(*heads(700, 16, 2, 2), is_causal=True)
+    assert not attended
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prompts_are_attended_to_by_products(attended, family):
+    hippo.generate(model(family), None, inputs(family), method="ar", max_new_tokens=2)
+    assert len(attended) == model(family).config.get_text_config().num_hidden_layers
+
+
 def test_the_gain_is_measured_and_none_or_worth_having():
     assert onednn_gain() == 0 or onednn_gain() >= 1.2
 
