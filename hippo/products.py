@@ -2,8 +2,8 @@
 
 torch multiplies float32 matrices with MKL, which on processors of other makers than its own leaves half of their vector
 width unused; oneDNN, which torch has too and takes for bfloat16, does not. Which is faster here is measured once, and
-`hippo doctor` tells. Only rounding differs. Causal attention over a prompt, whose kernel in torch calls that library too,
-is made of products there, block of queries by block. All our own choice.
+`hippo doctor` tells. Causal attention over a prompt, whose kernel in torch calls that library too, is then made of
+products, block of queries by block. Only rounding differs. All our own choice.
 """
 
 from __future__ import annotations
@@ -107,7 +107,8 @@ def _causal_attention(
     enable_gqa: bool = False,
 ) -> Tensor | None:
     """Attention of a prompt's tokens, (1, H, L, d), to themselves, (1, H_kv, L, d); None for any other."""
-    (batch, heads, length, size), key_heads = query.shape, key.shape[1]
+    batch, _, length, size = query.shape
+    key_heads = key.shape[1]
     if not is_causal or dropout_p or batch > 1 or key.shape[2] != length or not _plain(query, key, value):
         return None
     if size < _WIDE_HEAD and length > _SHORT:

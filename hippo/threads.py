@@ -23,6 +23,17 @@ def shares() -> tuple[int, int]:
     return max(1, cores() - draft), draft
 
 
+@contextmanager
+def on_threads(count: int) -> Iterator[None]:
+    """Inside, torch uses so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 _full = _sharers = 0
 
 

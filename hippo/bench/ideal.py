@@ -59,13 +59,20 @@ class _Draft:
 
     lost = False
 
-    def __init__(self, clock: _Clock, guesses: Sequence[Guess], cost: float, on_step: Callable[[float], None]) -> None:
-        self._clock, self._guesses, self._cost, self._on_step = clock, guesses, cost, on_step
+    def __init__(
+        self,
+        clock: _Clock,
+        guesses: Sequence[Guess],
+        cost: float,
+        on_step: Callable[[float], None],
+        begins: float,
+    ) -> None:
+        self._clock, self._guesses, self._cost, self._on_step, self._begins = clock, guesses, cost, on_step, begins
         self._drafted: deque[tuple[Proposal, float]] = deque()  # with the time it is there
         self._next, self._free = 0, 0.0
 
     def ready(self) -> bool:
-        return True
+        return self._clock.now >= self._begins
 
     @property
     def waiting(self) -> int:
@@ -101,14 +108,16 @@ def ideal(
     draft: float,
     decoder: str,
     gamma: int | str = "auto",
+    begins: float = 0.0,
 ) -> Ideal:
     """Decode an answer whose tokens after the first are guessed like this.
 
     target: seconds of a target forward over n tokens. draft: seconds of a draft step. decoder: ar, serial, parallel.
+    begins: seconds after the first token until the draft has read its prompt; until then the target works alone.
     """
     clock, stats = _Clock(), Stats()
     policy = Gamma(gamma, overlapped=decoder == "parallel")
-    models: tuple[Any, Any] = _Target(clock, target), _Draft(clock, guesses, draft, policy.saw_draft)
+    models: tuple[Any, Any] = _Target(clock, target), _Draft(clock, guesses, draft, policy.saw_draft, begins)
     chooser, stop = Chooser(Sampling(), LogitsProcessorList(), torch.tensor([_RIGHT])), StopRule([], len(guesses) + 1)
     session = Session(models[0], chooser, stop, policy, stats, now=lambda: clock.now)
     models[1].settle(0, session.start(torch.tensor([1.0, 0.0])))

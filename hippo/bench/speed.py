@@ -16,22 +16,17 @@ from typing import Any, Protocol
 import torch
 import transformers
 
-from hippo.bench.ideal import Guess, ideal
+from hippo.bench.efficiency import Answer, efficiency, steps
 from hippo.bench.memory import peak
-from hippo.bench.rated import RatedPair, stands
+from hippo.bench.rated import RatedPair
 from hippo.bench.shapes import filled, shape_named
-from hippo.bench.traces import WIDTHS, by_width, draft_rows, guesses, prefilled, step_seconds
 from hippo.draft.worker import load_draft
 from hippo.errors import HippoError
-from hippo.families import family_of
-from hippo.inputs import on_device
-from hippo.keep import pruner_named
 from hippo.llm import VideoLLM, load
 from hippo.options import METHODS, Options, make_options
 from hippo.pair import Pair
 from hippo.report.baseline import generate_ids, transformers_generate
 from hippo.report.stats import Stats
-from hippo.threads import shares
 
 GENERATE, ASSISTED, WRONG = "generate", "assisted", "wrong-draft"
 USUAL = (GENERATE, ASSISTED, "ar", "sd", "specvlm", "pearl", "hippo", WRONG)
@@ -182,6 +177,7 @@ def measure(
                 "target_forwards": stats.target_forwards if stats else None,
                 "scoring_share_of_prefill": median(_scoring(one) for one in answers) if stats else None,
                 "efficiency": None,
+                "efficiency_undisturbed": None,
                 "peak_memory": None,
                 "identical": None
                 if subject.synthetic
@@ -212,61 +208,22 @@ def _spread(values: list[float]) -> dict[str, float]:
     return {"median": median(values), "low": min(values), "high": max(values)}
 
 
-@torch.no_grad()
-def steps(pair: Pair, draft: Any, inputs: dict[str, Any], count: int = 24) -> dict[str, Any]:
-    """Seconds of decode steps after the request's own prompt, each model by itself on the threads that it has then:
-    target[width] alone and beside the draft, the draft's with a tenth of the video tokens, and both by transformers'
-    own forwards."""
-    alone, (beside, drafting) = torch.get_num_threads(), shares()
-    readers = {}
-    for role, model, ratio in (("target", pair.target, 1.0), ("draft", draft, 0.1)):
-        family, here = family_of(model), on_device(inputs, model.device)
-        prompt, embeds = family.place(model, here), family.embed(model, here)
-        kept = torch.arange(0, len(prompt.video_at), round(1 / ratio))
-        readers[role] = [prefilled(family, model, prompt, embeds, kept, may_fuse) for may_fuse in (True, False)]
-    target, draft_reader = readers["target"][0], readers["draft"][0]
-    return {
-        "target_alone": {width: step_seconds(target, width, count, alone) for width in WIDTHS},
-        "target_beside": {width: step_seconds(target, width, count, beside) for width in WIDTHS},
-        "draft": step_seconds(draft_reader, 1, 2 * count, drafting),
-        "target_by_transformers": step_seconds(readers["target"][1], 1, count, drafting),
-        "draft_by_transformers": step_seconds(readers["draft"][1], 1, 2 * count, drafting),
-    }
-
-
-@torch.no_grad()
-def trace(subject: Subject, draft: Any, options: Options, answer: list[int]) -> list[Guess]:
-    """What the draft would propose for each token of the answer after its first."""
-    inputs = subject.inputs()
-    pruner = pruner_named(options.pruner)
-    _, signals = subject.pair.look(inputs, pruner.attention or "all")
-    kept = pruner.keep_all_of(signals, options.keep_ratio)
-    family, here = family_of(draft), on_device(inputs, draft.device)
-    rows = draft_rows(family, draft, family.place(draft, here), family.embed(draft, here), kept, answer[:-1])
-    return guesses(rows, answer[1:])
-
-
 def efficiencies(
     subject: Subject, draft: Any, wrong: Any, rows: list[dict[str, Any]], tokens: int, rate: float | None
 ) -> dict[str, Any]:
-    """Fill in `efficiency`: the decode time of the same decoder on a machine without overhead over the measured one.
-    Returns the step costs that say so. draft, wrong: in memory, the latter for `wrong-draft`. rate: of drawn verdicts;
-    None: the drafts' own proposals."""
-    costs = steps(subject.pair, draft, subject.inputs())
-    answer = subject.ours(options_of("ar", tokens)).token_ids
+    """Fill in each row's efficiencies, see `efficiency`. Returns the step costs that say so. draft, wrong: in memory,
+    the latter for `wrong-draft`. rate: of drawn verdicts; None: the drafts' own proposals."""
+    inputs = subject.inputs()
+    costs = steps(subject.pair, draft, inputs)
+    alone = subject.ours(options_of("ar", tokens))
+    assert alone.stats is not None
     for row in rows:
         if row["method"] in (GENERATE, ASSISTED):
             continue
         options = options_of("hippo" if row["method"] == WRONG else row["method"], tokens)
-        if options.decoder == "ar":
-            drafted = [Guess(False, 0.0)] * (len(answer) - 1)
-        elif rate is None:
-            drafted = trace(subject, wrong if row["method"] == WRONG else draft, options, answer)
-        else:
-            drafted = [Guess(stands(rate, 0, place), rate) for place in range(1, len(answer))]
-        target = by_width(costs["target_beside" if options.decoder == "parallel" else "target_alone"])
-        best = ideal(drafted, target, costs["draft"], options.decoder)
-        row["efficiency"] = best.seconds / row["decode_seconds"]
+        answer = Answer(options, row["decode_seconds"], alone.token_ids, alone.stats.seconds.prefill, rate)
+        proposes = wrong if row["method"] == WRONG else draft
+        row["efficiency"], row["efficiency_undisturbed"] = efficiency(answer, costs, subject.pair, proposes, inputs)
     return costs
 
 

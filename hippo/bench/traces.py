@@ -8,12 +8,12 @@ from collections.abc import Callable
 from statistics import median
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from hippo.bench.ideal import Guess
 from hippo.families import Embeds, Family, Prompt
 from hippo.forward import CachedModel
+from hippo.threads import on_threads
 
 WIDTHS = (1, 2, 4, 8, 16, 25)  # of target forwards that are timed
 
@@ -39,18 +39,18 @@ def guesses(rows: Tensor, answer: list[int]) -> list[Guess]:
     return [Guess(token == right, p) for token, right, p in zip(tokens.tolist(), answer, sure.tolist(), strict=True)]
 
 
-def step_seconds(reader: CachedModel, width: int, steps: int, threads: int) -> float:
-    """The median time of a forward over `width` tokens after the prompt, on so many threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        seconds = []
+def step_seconds(
+    reader: CachedModel, width: int, steps: int, threads: int, before: Callable[[], None] = lambda: None
+) -> float:
+    """The median time of a forward over `width` tokens after the prompt, on so many threads. before: called before each
+    of the forwards."""
+    seconds = []
+    with on_threads(threads):
         for _ in range(steps):
+            before()
             reader.extend([0] * width)
             reader.rollback(width)
             seconds.append(reader.seconds)
-    finally:
-        torch.set_num_threads(before)
     return median(seconds[steps // 4 :])
 
 

@@ -12,8 +12,7 @@ _WORTH_WAITING, _WORTH_CHECKING = 1.3, 0.7
 _FORGETS = 0.9  # a round, of the speed seen before
 _SUREST = 0.995  # no token is taken for certain
 _PATIENCE, _TRIAL, _REST, _LONGEST_REST = 6, 4, 16, 128  # rounds
-_BARREN, _BARREN_AGAIN = 5, 2  # rounds without one accepted token; the second once the draft has rested
-_BARREN_REST = 64
+_BARREN, _BARREN_AGAIN = 4, 2  # rounds without one accepted token; the second once the draft has rested
 
 
 class Costs:
@@ -156,7 +155,7 @@ class Gamma:
         self._tokens = _FORGETS * self._tokens + tokens
         self._seconds = _FORGETS * self._seconds + seconds
         if not self._fruitful and self._barren >= (_BARREN if self._rest == _REST else _BARREN_AGAIN):
-            self._rest = max(self._rest, _BARREN_REST)
+            self._rest = _LONGEST_REST  # to be woken takes as long as some tokens
             self._send_to_rest()
             return
         self._together.append((tokens, seconds))

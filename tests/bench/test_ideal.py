@@ -36,6 +36,15 @@ def test_lock_step_by_hand():
     assert ideal([Guess(True, 0.9)] * 9, flat, 5.0, "parallel", gamma=4) == Ideal(50.0, 3)
 
 
+@pytest.mark.parametrize("decoder", ["serial", "parallel"])
+def test_until_the_draft_has_read_its_prompt_the_target_works_alone(decoder):
+    answer = [Guess(True, 0.9)] * 9
+    # Two tokens by the target alone, then as if the answer began there.
+    later, rest = (ideal(each, flat, 1.0, decoder, 4, begins) for each, begins in ((answer, 15.0), (answer[2:], 0.0)))
+    assert later == Ideal(20.0 + rest.seconds, 2 + rest.forwards)
+    assert ideal(answer, flat, 1.0, decoder, 4, begins=1000.0) == ideal(answer, flat, 1.0, "ar")
+
+
 @pytest.mark.parametrize("gamma", [1, 3, 8])
 @pytest.mark.parametrize("rate", [0.0, 0.5, 0.9, 1.0])
 def test_in_turns_it_counts_what_the_replay_counts(gamma, rate):

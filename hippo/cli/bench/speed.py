@@ -106,12 +106,12 @@ def table(result: dict[str, Any]) -> str:
     """The rows and the step costs, as Markdown; synthetic figures say so."""
     lines = [
         "| method | tokens | seconds | end to end vs generate() | decode vs generate() | end to end vs our ar "
-        "| tokens a target forward | acceptance | efficiency | peak MiB | identical |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| tokens a target forward | acceptance | efficiency | undisturbed | peak MiB | identical |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in result["rows"]:
         ratios = [row[key] for key in ("speedup_vs_transformers", "decode_vs_transformers", "speedup_vs_ar")]
-        memory, efficiency = row["peak_memory"], row["efficiency"]
+        memory, efficiencies = row["peak_memory"], (row["efficiency"], row["efficiency_undisturbed"])
         cells = [
             row["method"] + " (synthetic)" * row["synthetic"],
             str(row["new_tokens"]),
@@ -119,7 +119,7 @@ def table(result: dict[str, Any]) -> str:
             *(f"{r['median']:.2f}x ({r['low']:.2f} to {r['high']:.2f})" for r in ratios),
             "" if row["target_forwards"] is None else f"{row['tokens_per_target_forward']:.2f}",
             "" if row["target_forwards"] is None else f"{row['acceptance_rate']:.1%}",
-            "" if efficiency is None else f"{efficiency:.2f}",
+            *("" if efficiency is None else f"{efficiency:.2f}" for efficiency in efficiencies),
             "" if memory is None else f"{memory / 2**20:.0f}",
             {True: "yes", False: "NO", None: ""}[row["identical"]],
         ]
@@ -129,9 +129,13 @@ def table(result: dict[str, Any]) -> str:
     for width, seconds in steps["target_alone"].items():
         lines.append(f"| target, {width} tokens at once, alone | {1e3 * seconds:.2f} |")
     for width, seconds in steps["target_beside"].items():
-        lines.append(f"| target, {width} tokens at once, on the threads left beside a draft | {1e3 * seconds:.2f} |")
+        idle = f"{1e3 * steps['target_undisturbed'][width]:.2f}"
+        lines.append(
+            f"| target, {width} tokens at once, beside a draft at work (idle) | {1e3 * seconds:.2f} ({idle}) |"
+        )
     lines += [
-        f"| draft, a tenth of the video | {1e3 * steps['draft']:.2f} |",
+        f"| draft, a tenth of the video, beside a target at work | {1e3 * steps['draft_beside']:.2f} |",
+        f"| draft, a tenth of the video, alone | {1e3 * steps['draft']:.2f} |",
         f"| target by transformers' own forward | {1e3 * steps['target_by_transformers']:.2f} |",
         f"| draft by transformers' own forward | {1e3 * steps['draft_by_transformers']:.2f} |",
     ]
