@@ -11,22 +11,30 @@ from typing import Any
 import torch
 from torch import nn
 
+from hippo import ranks
 from hippo.errors import HippoError
 from hippo.families import Family, require_family
 from hippo.memory import free_memory
 
 BUNDLED = Path(__file__).parent / "bundled"
+SPREAD = "all"  # a device: layer by layer over all GPUs
+PARTS = "parts"  # a device: a part of each layer in each of the processes that torchrun started, see `ranks`
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder or hub id, the device to put it on, the torch dtype's name (or "auto"), and whether code that the
-    checkpoint brings may run."""
+    """A folder or hub id, the device to put it on (or SPREAD or PARTS), the torch dtype's name (or "auto"), and whether
+    code that the checkpoint brings may run."""
 
     source: str
     device: str
     dtype: str
     trust_remote_code: bool = False
+
+    @property
+    def first_device(self) -> str:
+        """The device that its inputs are put on."""
+        return _first(self.device)
 
 
 def resolve(
@@ -44,10 +52,13 @@ def resolve(
         draft = BUNDLED / "tiny" / "draft"
     if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise HippoError(f"unknown dtype {dtype!r}", "use auto, float32, bfloat16 or float16")
-    place = pick_device(device)
+    several, place = torch.cuda.device_count() > 1, pick_device(device)
+    if ranks.count() > 1:
+        place = PARTS
+    elif several and device == "auto" and _weights(str(target)) > free_memory(place):
+        place = SPREAD
     if draft_device == "auto":
-        spare = torch.cuda.device_count() > 1 and device == "auto"
-        draft_place = "cuda:1" if spare else place
+        draft_place = "cuda:1" if several and device == "auto" and place == "cuda:0" else _first(place)
     else:
         draft_place = pick_device(draft_device)
     here = Checkpoint(str(target), place, _dtype_on(place, dtype), trust_remote_code)
@@ -60,10 +71,14 @@ def pick_device(device: str) -> str:
     """ "auto" made concrete; raises HippoError for a device this machine lacks."""
     if device == "auto":
         return "cuda:0" if torch.cuda.is_available() else "cpu"
+    if device == SPREAD:
+        if not torch.cuda.is_available():
+            raise HippoError("there is no GPU here to spread over", "use --device cpu")
+        return device
     try:
         wanted = torch.device(device)
     except RuntimeError:
-        raise HippoError(f"unknown device {device!r}", "use auto, cpu, cuda or cuda:1") from None
+        raise HippoError(f"unknown device {device!r}", "use auto, cpu, cuda, cuda:1 or all") from None
     if wanted.type == "cpu":
         return "cpu"
     if wanted.type != "cuda":
@@ -102,11 +117,18 @@ def load_model(checkpoint: Checkpoint) -> nn.Module:
         "dtype": getattr(torch, checkpoint.dtype, "auto"),
         "trust_remote_code": checkpoint.trust_remote_code,
     }
-    if not _settings(checkpoint).get("quantization_config"):
+    if checkpoint.device == PARTS:
+        from transformers.distributed import DistributedConfig
+
+        given["distributed_config"] = DistributedConfig(tp_plan="auto")
+    elif checkpoint.device == SPREAD:
+        given["device_map"] = "auto"
+    elif _settings(checkpoint).get("quantization_config"):
+        # Packed weights may not be moved, and some would go to a GPU by themselves.
+        given["device_map"] = {"": checkpoint.device}
+    else:
         model: Any = AutoModelForImageTextToText.from_pretrained(checkpoint.source, **given)
         return model.to(checkpoint.device).eval()
-    # Packed weights may not be moved, and some would go to a GPU by themselves.
-    given["device_map"] = {"": checkpoint.device}
     return AutoModelForImageTextToText.from_pretrained(checkpoint.source, **given).eval()
 
 
@@ -121,11 +143,10 @@ def quantisation_of(model: Any) -> str:
 
 def require_memory(checkpoint: Checkpoint) -> None:
     """Refuse a local checkpoint that cannot fit, rather than be killed half-way. Raises HippoError."""
-    folder = Path(checkpoint.source)
-    weights = sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder.is_dir() else 0
+    weights = _weights(checkpoint.source)
     packed = bool(weights and _settings(checkpoint).get("quantization_config"))
-    grows = checkpoint.device == "cpu" and checkpoint.dtype == "float32" and not packed
-    needed, free = weights * (2 if grows else 1), free_memory(checkpoint.device)
+    grows = checkpoint.first_device == "cpu" and checkpoint.dtype == "float32" and not packed
+    needed, free = weights * (2 if grows else 1), _free(checkpoint.device)
     if needed > free:
         raise HippoError(
             f"not enough memory: {checkpoint.source} needs up to {needed / 2**30:.1f} GiB on {checkpoint.device}, "
@@ -250,4 +271,24 @@ def _settings(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _dtype_on(device: str, dtype: str) -> str:
-    return "float32" if dtype == "auto" and device == "cpu" else dtype
+    return "float32" if dtype == "auto" and _first(device) == "cpu" else dtype
+
+
+def _first(device: str) -> str:
+    if device == PARTS:
+        return ranks.place()
+    return "cuda:0" if device == SPREAD else device
+
+
+def _weights(source: str) -> int:
+    """Bytes of a local checkpoint's weights; 0 where they are not known before they are there."""
+    folder = Path(source)
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder.is_dir() else 0
+
+
+def _free(device: str) -> int:
+    """Bytes that a checkpoint can have on a device."""
+    if device == SPREAD:
+        return sum(free_memory(f"cuda:{index}") for index in range(torch.cuda.device_count()))
+    first = _first(device)
+    return free_memory(first) * (ranks.count() if device == PARTS and first != "cpu" else 1)

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from hippo import ranks
 from hippo.checkpoints import load_processor, load_target, own_processor, resolve
 from hippo.draft import DraftProcess, is_thread
 from hippo.errors import HippoError, out_of_memory
@@ -119,7 +120,7 @@ class VideoLLM:
             self.processor,
             messages,
             lambda inputs: len(family.place(target, inputs).video_at),
-            lambda inputs, tokens: room_for(target, inputs, tokens),
+            lambda inputs, tokens: ranks.least(room_for(target, inputs, tokens)),
             max_video_tokens,
             **sampling,
         )
@@ -237,9 +238,11 @@ def load(
 
     target, draft: checkpoint folders or hub ids; "tiny" is the bundled pair. Without a draft only method "ar" works.
     They must have one tokenizer; where the draft's processor differs, it makes the draft's inputs.
-    device: "auto" (the first GPU, or the CPU), "cpu", "cuda", "cuda:1". draft_device: "auto" is the second GPU where
-    there is one, else the target's device. dtype: "auto" is the checkpoint's on a GPU and float32 on a CPU, where
-    half precision is slow and makes near ties frequent; or a torch name such as "bfloat16".
+    device: "auto" (the first GPU, all of them if the target is too large for one, or the CPU), "cpu", "cuda", "cuda:1",
+    "all". Under torchrun each process holds a part of the target and runs the same script; see `hippo.ranks`.
+    draft_device: "auto" is the second GPU where there is one, else the target's first device. dtype: "auto" is the
+    checkpoint's on a GPU and float32 on a CPU, where half precision is slow and makes near ties frequent; or a torch
+    name such as "bfloat16".
     draft_timeout: seconds of silence after which the draft is given up and the target carries on alone.
     draft_worker: "auto" has the draft work in a thread where both models are on one GPU, on a stream of its own, else
     in a process; "process" or "thread" decide it.
@@ -253,8 +256,8 @@ def load(
         process = draft_processor = None
         if draft_point is not None:
             draft_processor = own_processor(processor, target_point, draft_point)
-            threaded = is_thread(draft_worker, target_point.device, draft_point.device)
-            if start_draft:  # first, so that both load at the same time
+            threaded = is_thread(draft_worker, target_point.first_device, draft_point.device)
+            if start_draft and ranks.leads():  # first, so that both load at the same time
                 given = draft_point.source, draft_point.dtype, draft_point.device, draft_timeout, trust_remote_code
                 process = DraftProcess(*given, threaded)
                 unless_loaded.callback(process.close)

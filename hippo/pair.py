@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hippo import ranks
 from hippo.clock import clock
-from hippo.decode import LARGEST, Chooser, Gamma, Session, StopRule, decoder_named, logits_processors
+from hippo.decode import LARGEST, Chooser, Gamma, LedSession, Session, StopRule, decoder_named, logits_processors
 from hippo.draft import Drafter, DraftProcess, eyes_of, is_thread, seen
 from hippo.errors import HippoError
 from hippo.families import Prompt, family_of
@@ -135,7 +136,7 @@ class Pair:
         prompt = self.family.place(self.target, here)
         self._check_length(prompt)
         gamma = Gamma(options.gamma, overlapped=options.decoder == "parallel")
-        process = None if options.decoder == "ar" else self._process_for(stats)
+        process = self._process_for(stats) if options.decoder != "ar" and ranks.leads() else None
         limit, alike = self._known_of(process)
         drafter = self._drafter(process, stats, gamma.saw_draft, limit, alike and draft_inputs is None)
         with ExitStack() as stack:
@@ -199,7 +200,7 @@ class Pair:
         def keep() -> None:
             nonlocal scoring
             began = clock(device)
-            attention = listeners[0].scores if listeners else None
+            attention = ranks.mean(listeners[0].scores) if listeners else None  # each has some of the heads
             videos = signals_of(prompt, embeds.tokens[prompt.video_at], attention)
             kept = pruner.keep_all_of(videos, options.keep_ratio)
             if drafter.alike and not embeds.arguments:
@@ -242,16 +243,17 @@ class Pair:
         share: Callable[[bool], None],
     ) -> Session:
         chooser, stop = self._chooser(prompt, options), self._stop(options, decode)
-        return Session(
+        kind = Session if ranks.count() == 1 else LedSession
+        return kind(
             target, chooser, stop, gamma, stats, share if options.decoder == "parallel" else lambda beside: None
         )
 
     def _known_of(self, process: DraftProcess | None) -> tuple[int, bool]:
-        """Of a draft: how many ids it may propose, and whether it has the target's eyes."""
+        """Of a draft: how many ids it may propose, and whether it has the target's eyes and they are all here."""
         if process is None:
             return 0, False
         draft, vocabulary = process.wait_loaded(), self.target.get_output_embeddings().out_features
-        return min(draft.vocabulary, vocabulary), draft.eyes == self._eyes
+        return min(draft.vocabulary, vocabulary), draft.eyes == self._eyes and ranks.count() == 1
 
     def _drafter(
         self,
@@ -264,8 +266,9 @@ class Pair:
         return Drafter(process, stats, on_step, limit, alike)
 
     def _chooser(self, prompt: Prompt, options: Options) -> Chooser:
-        processors = logits_processors(self.target, options.sampling, prompt.input_ids, options.max_new_tokens)
-        return Chooser(options.sampling, processors, prompt.input_ids)
+        sampling = ranks.told(options.sampling.seeded())
+        processors = logits_processors(self.target, sampling, prompt.input_ids, options.max_new_tokens)
+        return Chooser(sampling, processors, prompt.input_ids)
 
     def _stop(self, options: Options, decode: Callable[[list[int]], str] | None) -> StopRule:
         eos = self.target.generation_config.eos_token_id

@@ -6,12 +6,14 @@ from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
+import torch
 import transformers
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 import hippo
 from hippo import checkpoints
-from hippo.checkpoints import BUNDLED, Checkpoint, load_processor, load_target, own_processor, resolve
+from hippo.checkpoints import BUNDLED, Checkpoint, load_model, load_processor, load_target, own_processor, resolve
+from hippo.cli.demo import CLIP
 from hippo.draft import process
 from hippo.draft.worker import load_draft
 from hippo.errors import HippoError
@@ -40,6 +42,67 @@ def test_the_bundled_pair_is_small_enough():
 def test_wrong_devices_and_dtypes(options, words):
     with pytest.raises(HippoError, match=words):
         resolve(**({"target": "x", "draft": None, "device": "cpu", "dtype": "auto", "draft_device": "auto"} | options))
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """As if there were two, with 10 GiB free on each."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10 << 30, 10 << 30))
+
+
+def places(**options):
+    """The devices of target and draft."""
+    target, draft = resolve("x", "y", **{"device": "auto", "dtype": "auto", "draft_device": "auto"} | options)
+    return target.device, draft.device
+
+
+def test_one_gpu_each_where_there_are_two_and_the_target_fits_one(gpus, monkeypatch):
+    assert places() == ("cuda:0", "cuda:1") and places(draft_device="cuda:0") == ("cuda:0", "cuda:0")
+    assert places(device="cuda:1") == ("cuda:1", "cuda:1")
+    monkeypatch.setattr(checkpoints, "_weights", lambda source: 15 << 30)
+    assert places() == ("all", "cuda:0"), "it fits both together"
+    assert places(device="cuda:0") == ("cuda:0", "cuda:0")
+    checkpoints.require_memory(Checkpoint(str(TARGET), "all", "auto"))
+    with pytest.raises(HippoError, match=r"15\.0 GiB on cuda:0, 10\.0 GiB are free"):
+        checkpoints.require_memory(Checkpoint(str(TARGET), "cuda:0", "auto"))
+
+
+def test_all_gpus_need_one():
+    with pytest.raises(HippoError, match="no GPU here to spread over"):
+        places(device="all")
+
+
+def test_under_torchrun_each_process_has_a_part(gpus, monkeypatch):
+    for name, value in (("TORCHELASTIC_RUN_ID", "1"), ("WORLD_SIZE", "2"), ("RANK", "1"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    assert places() == ("parts", "cuda:1") and Checkpoint("x", "parts", "auto").first_device == "cuda:1"
+    checkpoints.require_memory(Checkpoint(str(TARGET), "parts", "auto"))
+
+
+def test_a_target_may_be_spread_over_devices(monkeypatch, tmp_path):
+    """The second device is a disk here, from which accelerate fetches layers as it would from another GPU."""
+    others = ("embed_tokens", "norm", "rotary_emb")
+    spread = dict.fromkeys(("model.visual", "lm_head", *(f"model.language_model.{name}" for name in others)), "cpu")
+    spread |= {f"model.language_model.layers.{layer}": "cpu" if layer < 20 else "disk" for layer in range(24)}
+    usual = transformers.AutoModelForImageTextToText.from_pretrained
+
+    def over_both(source, *, device_map, **given):
+        assert device_map == "auto"
+        return usual(source, device_map=spread, offload_folder=str(tmp_path), **given)
+
+    with hippo.load("tiny", start_draft=False) as llm:
+        monkeypatch.setattr(transformers.AutoModelForImageTextToText, "from_pretrained", over_both)
+        target = load_model(Checkpoint(str(TARGET), "all", "float32"))
+        monkeypatch.undo()
+        assert {parameter.device.type for parameter in target.parameters()} == {"cpu", "meta"}
+        request = llm.inputs(CLIP)
+        expected = llm.generate(CLIP, method="ar", max_new_tokens=12).token_ids
+        draft = load_draft(str(DRAFT), "float32", "cpu")
+        for method in ("ar", "sd", "hippo"):
+            out = hippo.generate(target, draft, request, method=method, max_new_tokens=12)
+            assert out.token_ids == expected and not out.warnings
 
 
 def test_a_missing_folder_and_an_unreachable_hub(monkeypatch):

@@ -38,6 +38,7 @@ def caption(
     dtype: common.DtypeOption = "auto",
     draft_timeout: common.TimeoutOption = 20.0,
     draft_worker: common.WorkerOption = "auto",
+    draft_device: common.DraftDeviceOption = "auto",
     trust_remote_code: common.TrustOption = False,
     compare: Annotated[bool, typer.Option("--compare", help="Also run transformers' generate() and compare.")] = False,
     json: common.JsonOption = False,
@@ -69,7 +70,8 @@ def caption(
     if drafts:
         common.require_draft(target, draft)
     request = common.request_of(videos, prompt, system, frames, fps, max_video_tokens)
-    with common.loaded(target, draft, device, dtype, drafts, draft_timeout, draft_worker, trust_remote_code) as llm:
+    where: dict[str, Any] = {"draft_timeout": draft_timeout, "draft_worker": draft_worker, "draft_device": draft_device}
+    with common.loaded(target, draft, device, dtype, drafts, trust_remote_code=trust_remote_code, **where) as llm:
         with common.answering() as (on_text, progress):
             output = llm.generate(**request, **options, on_text=None if json else on_text, progress=progress)
         if not json:

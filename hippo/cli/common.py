@@ -45,7 +45,12 @@ VideoTokensOption = Annotated[
         min=1, help="Take fewer frames where they would be more tokens. [default: what the free memory holds]"
     ),
 ]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N. auto takes the first GPU.")]
+DeviceOption = Annotated[
+    str, typer.Option(help="auto, cpu, cuda, cuda:N or all. auto: the first GPU, or all for a large target.")
+]
+DraftDeviceOption = Annotated[
+    str, typer.Option(help="auto, cpu, cuda or cuda:N. auto: the second GPU if there is one.")
+]
 DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16. auto: float32 on a CPU.")]
 TokensOption = Annotated[int, typer.Option(help="Longest answer, in tokens.")]
 KeepOption = Annotated[float, typer.Option(help="Share of the video tokens that the draft sees, in (0, 1].")]
@@ -120,6 +125,7 @@ def loaded(
     start_draft: bool = True,
     draft_timeout: float = 20.0,
     draft_worker: str = "auto",
+    draft_device: str = "auto",
     trust_remote_code: bool = False,
 ) -> Iterator[VideoLLM]:
     """A loaded pair, ended with the block; says on stderr that it is loading."""
@@ -135,6 +141,7 @@ def loaded(
             start_draft=start_draft,
             draft_timeout=draft_timeout,
             draft_worker=draft_worker,
+            draft_device=draft_device,
             trust_remote_code=trust_remote_code,
         )
     with llm:

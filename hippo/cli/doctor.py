@@ -59,7 +59,8 @@ def _plan() -> dict[str, str]:
         plan["matrix products"] = faster
         plan["forwards"] = "fused while decoding, for layers laid out like Llama's; `hippo verify` says if yours are"
     else:
-        plan["target"] = f"{device}: the first GPU"
+        others = "; all of them if it is too large for one, or a part on each under torchrun" if gpus > 1 else ""
+        plan["target"] = f"{device}: the first GPU{others}"
         plan["draft"] = (
             "cuda:1, in its own process: a GPU of its own"
             if gpus > 1

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 
+from hippo import ranks
 from hippo.errors import HippoError
 
 INTERRUPTED = 130
@@ -12,6 +14,8 @@ INTERRUPTED = 130
 
 def main() -> None:
     """Run the command line. Exit code 2 and one line on stderr for whatever the user can mend."""
+    if not ranks.leads():
+        _be_silent()
     try:
         # An interrupt inside a library's start-up code can end Python with a crash: it waits until all are imported.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -30,6 +34,13 @@ def main() -> None:
         if leaving.code == INTERRUPTED:
             _leave("\nhippo: interrupted", INTERRUPTED)
         raise
+
+
+def _be_silent() -> None:
+    """Leave the terminal to the process that leads."""
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(nothing, stream.fileno())
 
 
 def _leave(line: str, code: int) -> None:

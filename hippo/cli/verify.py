@@ -31,6 +31,7 @@ def verify(
     device: common.DeviceOption = "auto",
     dtype: common.DtypeOption = "auto",
     draft_worker: common.WorkerOption = "auto",
+    draft_device: common.DraftDeviceOption = "auto",
     trust_remote_code: common.TrustOption = False,
     json: common.JsonOption = False,
 ) -> None:
@@ -48,7 +49,11 @@ def verify(
     make_options(**options)
     common.require_draft(target, draft)
     request = common.request_of(videos, prompt, system, frames, fps, max_video_tokens)
-    where: dict[str, Any] = {"draft_worker": draft_worker, "trust_remote_code": trust_remote_code}
+    where: dict[str, Any] = {
+        "draft_worker": draft_worker,
+        "draft_device": draft_device,
+        "trust_remote_code": trust_remote_code,
+    }
     with common.loaded(target, draft, device, dtype, **where) as llm:
         report = _report(llm, request, options)
     if json:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 
 from hippo.decode.ar import decode_ar
 from hippo.decode.gamma import LARGEST, Gamma
+from hippo.decode.led import LedSession
 from hippo.decode.parallel import decode_parallel
 from hippo.decode.sampling import Chooser, Sampling, logits_processors
 from hippo.decode.serial import decode_serial
@@ -21,6 +22,7 @@ __all__ = [
     "Chooser",
     "Decoder",
     "Gamma",
+    "LedSession",
     "Sampling",
     "Session",
     "StopRule",

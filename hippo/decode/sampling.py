@@ -6,7 +6,7 @@ import math
 import random
 import secrets
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -34,6 +34,10 @@ class Sampling:
         if not 0 < self.top_p <= 1:
             raise HippoError(f"top_p {self.top_p} is not in (0, 1]", "use 1 for off")
 
+    def seeded(self) -> Sampling:
+        """The same with a seed, drawn if there was none."""
+        return self if self.seed is not None else replace(self, seed=secrets.randbits(64))
+
 
 class Chooser:
     """Decides, row of logits by row of logits, whether a drafted token stands and what follows.
@@ -45,7 +49,9 @@ class Chooser:
         self._greedy = sampling.temperature == 0
         self._processors = processors
         self._ids = prompt_ids
-        self._seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
+        seed = sampling.seeded().seed
+        assert seed is not None
+        self._seed = seed
 
     def commit(self, tokens: list[int]) -> None:
         """These tokens are now part of the text."""

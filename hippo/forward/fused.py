@@ -187,7 +187,7 @@ def _require_fusable(model: Any) -> None:
     """Raises NotFusable naming the first thing that is not as expected."""
     parameters = list(model.parameters())
     if any(type(p) is not nn.Parameter for p in parameters):  # packed weights have a class of their own
-        raise NotFusable("its weights are quantised or adapted")
+        raise NotFusable("its weights are quantised, adapted or held in parts")
     places = {(p.device, p.dtype) for p in parameters}
     if len(places) > 1 or not all(_served(device.type, dtype) for device, dtype in places):
         raise NotFusable("it is not in one precision on one GPU, nor in float32 on a CPU")
