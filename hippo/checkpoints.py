@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -121,6 +122,7 @@ def load_model(checkpoint: Checkpoint) -> nn.Module:
         from transformers.distributed import DistributedConfig
 
         given["distributed_config"] = DistributedConfig(tp_plan="auto")
+        atexit.register(ranks.part)
     elif checkpoint.device == SPREAD:
         given["device_map"] = "auto"
     elif _settings(checkpoint).get("quantization_config"):

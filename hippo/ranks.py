@@ -55,3 +55,11 @@ def mean(values: Tensor) -> Tensor:
 
         distributed.all_reduce(values := values.clone())
     return values / count()
+
+
+def part() -> None:
+    """Take leave of the others; a process that ends without it may crash while its connections are being closed."""
+    from torch import distributed
+
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
