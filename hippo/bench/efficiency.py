@@ -13,6 +13,7 @@ from torch import Tensor
 from hippo.bench.ideal import Guess, ideal
 from hippo.bench.rated import stands
 from hippo.bench.traces import WIDTHS, by_width, guesses, prefilled, step_seconds
+from hippo.clock import clock
 from hippo.draft import Drafter
 from hippo.errors import HippoError
 from hippo.families import family_of
@@ -41,12 +42,13 @@ class Answer(NamedTuple):
 @torch.no_grad()
 def steps(pair: Pair, draft: Any, inputs: dict[str, Any], count: int = 24) -> dict[str, Any]:
     """Seconds of decode steps after the request's own prompt. target[width] and the draft, which sees a tenth of the
-    video tokens, each alone on the threads it then has; both while the other works too; and both by transformers' own
-    forwards. draft: in memory."""
+    video tokens, each alone on the threads it then has; both while the other works too; both by transformers' own
+    forwards; and the least that a target forward can take, reading its weights and its KV cache. draft: in memory."""
     alone, (beside, drafting) = torch.get_num_threads(), shares()
     target, small = (_readers(model, inputs, ratio) for model, ratio in ((pair.target, 1.0), (draft, 0.1)))
     busy, drafted = _beside(pair, inputs, target[0], count, beside)
     return {
+        "target_read_once": _read_once(pair, target[0]),
         "target_alone": {width: step_seconds(target[0], width, count, alone) for width in WIDTHS},
         "target_undisturbed": {width: step_seconds(target[0], width, count, beside) for width in WIDTHS},
         "target_beside": busy,
@@ -55,6 +57,23 @@ def steps(pair: Pair, draft: Any, inputs: dict[str, Any], count: int = 24) -> di
         "target_by_transformers": step_seconds(target[1], 1, count, drafting),
         "draft_by_transformers": step_seconds(small[1], 1, 2 * count, drafting),
     }
+
+
+def _read_once(pair: Pair, target: CachedModel) -> float:
+    """Seconds to read what a target forward reads, at the bandwidth of copying as much."""
+    modules = (pair.family.language_model(pair.target), pair.target.get_output_embeddings())
+    lookup = {id(parameter) for parameter in pair.target.get_input_embeddings().parameters()}
+    weights = {id(p): p.nbytes for module in modules for p in module.parameters()}
+    head = {id(parameter) for parameter in modules[1].parameters()}
+    size = target.size + sum(each for known, each in weights.items() if known not in lookup - head)
+    source = torch.zeros(size, dtype=torch.uint8, device=pair.target.device)
+    copy = torch.empty_like(source)
+    seconds = []
+    for _ in range(5):
+        began = clock(source.device)
+        copy.copy_(source)
+        seconds.append(clock(source.device) - began)
+    return min(seconds) / 2  # a copy reads and writes
 
 
 def _readers(model: Any, inputs: dict[str, Any], ratio: float) -> list[CachedModel]:

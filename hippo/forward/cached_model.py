@@ -106,13 +106,15 @@ class CachedModel:
         """Append n generated tokens. Returns (n, vocabulary) logits, row i for the token after ids[i]."""
         device = self._next.device
         began = clock(device)
+        recording = 0.0
         if self._recorded is not None and self._recorded.holds(self.length, len(ids)):
             logits = self._recorded.extend(ids, self.length)
             self._kv.lengthen(len(ids))
+            recording = self._recorded.recording
         else:
             logits = self._extend(ids)
         self.forwards += 1
-        self.seconds = clock(device) - began
+        self.seconds = clock(device) - began - recording  # which is not what forwards cost
         return logits
 
     @torch.inference_mode()
@@ -120,17 +122,14 @@ class CachedModel:
         """Append `ids`, and after them one by one the likeliest tokens, which are returned with their probabilities: up
         to `count` of them, one at least. All but the last are then in the cache. limit: ids from here on are not
         taken."""
-        device, before = self._next.device, self.length + len(ids) - 1
-        if self._recorded is None or count < RUN or not self._recorded.holds(before, RUN):
+        if self._recorded is None or count < RUN or not self._recorded.holds(self.length + len(ids) - 1, RUN):
             sure, token = (number.item() for number in self.extend(ids)[-1, :limit].float().softmax(-1).max(-1))
             return [(int(token), sure)]
         if len(ids) > 1:
             self.extend(ids[:-1])
-        began = clock(device)
         tokens, chances = self._recorded.draft(ids[-1], self.length, limit)
         self._kv.lengthen(RUN)
         self.forwards += RUN
-        self.seconds = clock(device) - began
         return list(zip(tokens, chances, strict=True))
 
     def _extend(self, ids: Sequence[int]) -> Tensor:

@@ -9,8 +9,10 @@ likeliest. All our own choice. Not measured yet: no GPU was at hand.
 
 from __future__ import annotations
 
+import time
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -44,6 +46,7 @@ class Recorded:
         self.room.expected = capacity
         self._forwards: dict[tuple[int, int], Callable[[], tuple[Tensor, ...]]] = {}
         self._tensor: Tensor | None = None  # of the room, when forwards were recorded
+        self.recording = 0.0  # seconds that were spent on it in the last forward
         self._ids = self._length = self._first = self._cos = self._sin = torch.empty(0)
 
     def begin(self, first: int, next_position: Tensor) -> None:
@@ -91,10 +94,11 @@ class Recorded:
             self._tensor = self.room.tensor
         self._ids[: len(ids)] = torch.tensor(ids)
         self._length.fill_(length)
-        known = width, limit
+        known, began = (width, limit), time.perf_counter()
         if known not in self._forwards:
             work = (lambda: self._drafting(limit)) if limit else (lambda: self._extending(width))
             self._forwards[known] = recorded(work, self._ids.device)
+        self.recording = time.perf_counter() - began
         return self._forwards[known]()
 
     def _extending(self, width: int) -> tuple[Tensor]:
@@ -124,7 +128,8 @@ def recorded(work: Callable[[], tuple[Tensor, ...]], device: torch.device) -> Ca
     if device.type != "cuda":
         return work
     # Libraries make their workspaces when they are first used, which must not be recorded.
-    beside, stream = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    stream = torch.cuda.current_stream(device)
+    beside = torch.cuda.Stream(device, priority=stream.priority)  # which is that of what is recorded
     beside.wait_stream(stream)
     with torch.cuda.stream(beside):
         work()
@@ -149,8 +154,11 @@ def recorded_for(user: Any, decoder: FusedDecoder, lookup: nn.Module, head: nn.M
     """Recorded forwards with room for so many tokens, until `user` is no more. Then they wait for the next request,
     since recording takes longer than many an answer."""
     capacity = -(-tokens // _STEP) * _STEP
-    fitting = [one for one in decoder.idle if one.capacity == capacity]
+    fitting: list[Recorded] = []
+    with suppress(IndexError):
+        while True:  # rooms of other sizes are given back: they are large
+            one = decoder.idle.pop()  # never the same to two threads
+            fitting += [one] if one.capacity == capacity else []
     taken = fitting[0] if fitting else Recorded(decoder, lookup, head, capacity)
-    decoder.idle.clear()  # rooms of other sizes are given back: they are large
     weakref.finalize(user, decoder.idle.append, taken)
     return taken

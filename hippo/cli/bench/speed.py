@@ -126,6 +126,9 @@ def table(result: dict[str, Any]) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     steps = result["steps"]
     lines += ["", "| one decode step | ms |", "| --- | --- |"]
+    lines.append(
+        f"| target's weights and KV cache read once, as a copy reads | {1e3 * steps['target_read_once']:.2f} |"
+    )
     for width, seconds in steps["target_alone"].items():
         lines.append(f"| target, {width} tokens at once, alone | {1e3 * seconds:.2f} |")
     for width, seconds in steps["target_beside"].items():
