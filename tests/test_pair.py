@@ -13,6 +13,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
+from hippo.draft import process
 from hippo.errors import HippoError
 from hippo.forward import cached_model
 from hippo.options import make_options
@@ -243,9 +244,11 @@ def test_a_seed_gives_the_same_sampled_answer_by_every_method(kind):
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_onevision", "qwen3_vl"])
 def test_a_draft_in_a_thread_changes_no_word(family, kind):
     request = inputs(family, seed=10)
-    for method in ("sd", "pearl", "hippo"):
-        tokens, stats = answer(pair(family, kind, draft_worker="thread"), request, method=method)
-        assert tokens == generated(model(family), request) and stats.checked > 0 and not stats.draft_lost
+    # Ended at once: no draft is forked while another thread runs.
+    with closing(Pair(model(family), draft(kind, family), draft_worker="thread")) as of:
+        for method in ("sd", "pearl", "hippo"):
+            tokens, stats = answer(of, request, method=method)
+            assert tokens == generated(model(family), request) and stats.checked > 0 and not stats.draft_lost
 
 
 def test_recorded_forwards_change_no_word(monkeypatch):
@@ -297,18 +300,20 @@ def hungry(*_):
     torch.empty(2**28, dtype=torch.uint8)
 
 
-def test_a_draft_out_of_memory_is_explained():
+def test_a_draft_out_of_memory_is_explained(monkeypatch):
+    monkeypatch.setattr(process, "may_fork", lambda *_: True)  # a fresh interpreter would not know `hungry`
+    monkeypatch.setattr(process, "shares", lambda: (1, 1))
     greedy = copy.deepcopy(draft("other"))
     greedy.model.visual.register_forward_pre_hook(hungry)
     request = inputs("qwen2_5_vl", seed=9)
     expected = generated(model("qwen2_5_vl"), request)
     with closing(Pair(model("qwen2_5_vl"), greedy)) as of:
-        process = of.start_draft()
-        process.wait_loaded()
+        of.start_draft().wait_loaded()
+        pid = of.start_draft().pid
         tokens, stats = answer(of, request, pruner="none", gamma=3)
         assert tokens == expected and not stats.draft_lost, "there is memory enough"
-        limit = int(Path(f"/proc/{process.pid}/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.prlimit(process.pid, resource.RLIMIT_AS, (limit, limit))
+        limit = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.prlimit(pid, resource.RLIMIT_AS, (limit, limit))
         tokens, stats = answer(of, request, pruner="none", gamma=3)
         assert tokens == expected and "the draft's process failed" in stats.draft_lost
 
