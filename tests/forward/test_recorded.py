@@ -23,11 +23,15 @@ def traces(monkeypatch):
         made.append(make_fx(work)())
         return made[-1]
 
+    def forget():
+        for family in FUSABLE:
+            fused(family_of(model(family)).language_model(model(family))).idle.clear()
+
     monkeypatch.setattr(cached_model, "records", lambda device: True)
     monkeypatch.setattr(recorded, "recorded", traced)
+    forget()
     yield made
-    for family in FUSABLE:
-        fused(family_of(model(family)).language_model(model(family))).idle.clear()
+    forget()
 
 
 def prompt_of(family, length=20):
