@@ -254,13 +254,13 @@ def test_a_draft_in_a_thread_changes_no_word(family, kind):
 def test_recorded_forwards_change_no_word(monkeypatch):
     monkeypatch.setattr(cached_model, "records", lambda device: True)
     for kind in ("other", "same", "wrong"):
-        request, forwards = inputs("qwen2_5_vl", seed=11), set()
+        request = inputs("qwen2_5_vl", seed=11)
         with closing(Pair(model("qwen2_5_vl"), draft(kind), draft_worker="thread")) as of:
             for method in ("ar", "sd", "pearl", "hippo"):
-                tokens, stats = answer(of, request, method=method, max_new_tokens=60)
+                tokens, stats = answer(of, request, method=method, max_new_tokens=60, gamma=4)
                 assert tokens == generated(model("qwen2_5_vl"), request, max_new_tokens=60)
-                forwards.add(stats.target_forwards)
-        assert kind != "same" or min(forwards) < 30, "a draft that is right saves forwards"
+                if kind == "same" and method in ("sd", "pearl"):
+                    assert stats.accepted == stats.checked > 10, "a draft that is the target is right"
 
 
 def lost_in_mid_answer(of, hit, seed=9):

@@ -94,12 +94,13 @@ def test_a_fork_only_where_it_is_safe():
 
 
 def test_a_thread_serves_the_model_itself_and_goes_with_its_pipe():
-    threads = threading.active_count()
     process = DraftProcess(model("qwen2_5_vl", 7, 1), "auto", "cpu", 20.0, threaded=True)
+    thread = process._child._thread
     assert process.wait_loaded().vocabulary == 160 and process.alive and process._copy is None
-    assert process.pid == os.getpid() and threading.active_count() == threads + 1
+    assert process.pid == os.getpid() and thread.is_alive()
     process.close()
-    assert not process.alive and threading.active_count() == threads
+    thread.join(10)
+    assert not process.alive and not thread.is_alive()
 
 
 def test_a_thread_that_fails_says_why():
