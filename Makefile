@@ -1,11 +1,12 @@
-# The two commands a newcomer needs: make demo, make test. test-oldest: the families on the oldest transformers allowed.
+# The two commands a newcomer needs: make demo, make test. docs: the documentation site, in site/. test-oldest: the
+# families on the oldest transformers allowed.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
 OLDEST := .venv-oldest
 
-.PHONY: demo test test-oldest lint clean
+.PHONY: demo test test-oldest lint docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/hippo demo
@@ -14,12 +15,15 @@ test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest
 
 test-oldest: $(OLDEST)/installed
-	$(OLDEST)/bin/python -m pytest tests/families tests/test_pair.py tests/forward tests/keep
+	$(OLDEST)/bin/python -m pytest tests/families tests/test_pair.py tests/forward tests/pruning
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version if sys.version_info < (3, 11) else 0)'
@@ -33,10 +37,14 @@ $(VENV)/installed-dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install -q -e '.[dev]'
 	touch $(VENV)/installed $@
 
+$(VENV)/installed-docs: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install -q -e '.[docs]'
+	touch $(VENV)/installed $@
+
 $(OLDEST)/installed: pyproject.toml
 	$(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/python -m pip install -q -e '.[dev]' transformers==5.16.1
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(OLDEST)
+	rm -rf $(VENV) $(OLDEST) site

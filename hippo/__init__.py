@@ -1,4 +1,4 @@
-"""HIPPO: the same words as your video-LLM, several times sooner.
+"""HIPPO: the same words as your video-LLM, several times faster.
 
 >>> import hippo
 >>> llm = hippo.load("tiny")
@@ -9,19 +9,51 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hippo.errors import HippoError
-    from hippo.llm import Output, Stream, VideoLLM, generate, load
-    from hippo.report.stats import Stats
+    from hippo.errors import BadRequest, Busy, CheckpointError, DraftLost, HippoError, MediaError, OutOfMemory
+    from hippo.llm import Stream, VideoLLM, generate, load
+    from hippo.params import SamplingParams
+    from hippo.request import Output, Request
+    from hippo.stats import Stats
     from hippo.video import Video, read_video
 
-__version__ = "0.1.0"
-__all__ = ["HippoError", "Output", "Stats", "Stream", "Video", "VideoLLM", "generate", "load", "read_video"]
+__version__ = "0.2.0"
 
-_HOMES = {"HippoError": "errors", "Stats": "report.stats", "Video": "video", "read_video": "video"}
+_HOMES = {
+    "errors": ("BadRequest", "Busy", "CheckpointError", "DraftLost", "HippoError", "MediaError", "OutOfMemory"),
+    "llm": ("Stream", "VideoLLM", "generate", "load"),
+    "params": ("SamplingParams",),
+    "request": ("Output", "Request"),
+    "stats": ("Stats",),
+    "video": ("Video", "read_video"),
+}
+__all__ = [
+    "BadRequest",
+    "Busy",
+    "CheckpointError",
+    "DraftLost",
+    "HippoError",
+    "MediaError",
+    "OutOfMemory",
+    "Output",
+    "Request",
+    "SamplingParams",
+    "Stats",
+    "Stream",
+    "Video",
+    "VideoLLM",
+    "generate",
+    "load",
+    "read_video",
+]
 
 
 def __getattr__(name: str) -> Any:
     """Import on first use: torch takes seconds, and a command must be interruptible from its first one."""
-    if name not in __all__:
-        raise AttributeError(f"module 'hippo' has no attribute {name!r}")
-    return getattr(import_module(f"hippo.{_HOMES.get(name, 'llm')}"), name)
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"hippo.{module}"), name)
+    raise AttributeError(f"module 'hippo' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -12,14 +12,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from hippo import ranks
-from hippo.errors import HippoError
+from hippo import tensor_parallel
+from hippo.device import free_memory, has_bfloat16
+from hippo.errors import BadRequest, HippoError
 from hippo.families import Family, require_family
-from hippo.memory import free_memory
 
 BUNDLED = Path(__file__).parent / "bundled"
 SPREAD = "all"  # a device: layer by layer over all GPUs
-PARTS = "parts"  # a device: a part of each layer in each of the processes that torchrun started, see `ranks`
+LARGE = 256 << 20  # bytes of weights from which reading them takes longer than starting operations
+PARTS = "parts"  # a device: a part of each layer in each of the processes that torchrun started, see `tensor_parallel`
 
 
 @dataclass(frozen=True)
@@ -54,18 +55,20 @@ def resolve(
     if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise HippoError(f"unknown dtype {dtype!r}", "use auto, float32, bfloat16 or float16")
     several, place = torch.cuda.device_count() > 1, pick_device(device)
-    if ranks.count() > 1:
+    if tensor_parallel.world_size() > 1:
         place = PARTS
-    elif several and device == "auto" and _weights(str(target)) > free_memory(place):
+    elif several and device == "auto" and stored_bytes(str(target)) > free_memory(place):
         place = SPREAD
     if draft_device == "auto":
         draft_place = "cuda:1" if several and device == "auto" and place == "cuda:0" else _first(place)
     else:
         draft_place = pick_device(draft_device)
-    here = Checkpoint(str(target), place, _dtype_on(place, dtype), trust_remote_code)
+    here = Checkpoint(str(target), place, _dtype_on(place, dtype, str(target)), trust_remote_code)
     if draft is None:
         return here, None
-    return here, Checkpoint(str(draft), draft_place, _dtype_on(draft_place, dtype), trust_remote_code)
+    # Where both are on a CPU they have one precision: embeddings of the target serve the draft.
+    wanted = here.dtype if place == draft_place == "cpu" else dtype
+    return here, Checkpoint(str(draft), draft_place, _dtype_on(draft_place, wanted, str(draft)), trust_remote_code)
 
 
 def pick_device(device: str) -> str:
@@ -122,7 +125,7 @@ def load_model(checkpoint: Checkpoint) -> nn.Module:
         from transformers.distributed import DistributedConfig
 
         given["distributed_config"] = DistributedConfig(tp_plan="auto")
-        atexit.register(ranks.part)
+        atexit.register(tensor_parallel.shutdown)
     elif checkpoint.device == SPREAD:
         given["device_map"] = "auto"
     elif _settings(checkpoint).get("quantization_config"):
@@ -145,7 +148,7 @@ def quantisation_of(model: Any) -> str:
 
 def require_memory(checkpoint: Checkpoint) -> None:
     """Refuse a local checkpoint that cannot fit, rather than be killed half-way. Raises HippoError."""
-    weights = _weights(checkpoint.source)
+    weights = stored_bytes(checkpoint.source)
     packed = bool(weights and _settings(checkpoint).get("quantization_config"))
     grows = checkpoint.first_device == "cpu" and checkpoint.dtype == "float32" and not packed
     needed, free = weights * (2 if grows else 1), _free(checkpoint.device)
@@ -266,23 +269,52 @@ def _brings_code(source: str, of: str) -> HippoError:
 
 
 def _settings(checkpoint: Checkpoint) -> dict[str, Any]:
+    return _settings_of(checkpoint.source)
+
+
+def _settings_of(source: str) -> dict[str, Any]:
     """Its config.json, whether or not transformers knows the type of model."""
     from transformers import PreTrainedConfig
 
-    return PreTrainedConfig.get_config_dict(checkpoint.source)[0]
+    return PreTrainedConfig.get_config_dict(source)[0]
 
 
-def _dtype_on(device: str, dtype: str) -> str:
-    return "float32" if dtype == "auto" and _first(device) == "cpu" else dtype
+def _dtype_on(device: str, dtype: str, source: str) -> str:
+    """ "auto" made concrete on a CPU: bfloat16 where it has products for it and the weights are stored so and large
+    enough that reading them takes the time; else float32."""
+    if dtype != "auto" or _first(device) != "cpu":
+        return dtype
+    if stored_bytes(source) <= LARGE or not has_bfloat16():
+        return "float32"
+    settings = _settings_of(source)
+    stored = settings.get("dtype") or settings.get("torch_dtype")
+    return "bfloat16" if stored == "bfloat16" and not settings.get("quantization_config") else "float32"
 
 
 def _first(device: str) -> str:
     if device == PARTS:
-        return ranks.place()
+        return tensor_parallel.local_device()
     return "cuda:0" if device == SPREAD else device
 
 
-def _weights(source: str) -> int:
+def bits_for(draft: Checkpoint, wanted: int | str, place: str) -> int:
+    """Bits of a draft's weights. "auto" is 16 for a draft that is quantised, on a GPU, or so small that reading its
+    weights takes no time, and else what this CPU multiplies fastest. Raises BadRequest."""
+    from hippo.forward.quantize import fastest_bits
+
+    if wanted not in ("auto", 4, 8, 16):
+        raise BadRequest(f"draft_bits {wanted!r} is not known", "use 4, 8, 16 or auto")
+    if wanted != "auto":
+        return int(wanted)
+    settings = _settings(draft)
+    if place == "process" or draft.device != "cpu" or settings.get("quantization_config"):
+        return 16
+    text = settings.get("text_config", settings)
+    hidden, inner = text.get("hidden_size"), text.get("intermediate_size")
+    return fastest_bits([(inner, hidden), (hidden, inner)]) if hidden and inner else 16
+
+
+def stored_bytes(source: str) -> int:
     """Bytes of a local checkpoint's weights; 0 where they are not known before they are there."""
     folder = Path(source)
     return sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder.is_dir() else 0
@@ -293,4 +325,4 @@ def _free(device: str) -> int:
     if device == SPREAD:
         return sum(free_memory(f"cuda:{index}") for index in range(torch.cuda.device_count()))
     first = _first(device)
-    return free_memory(first) * (ranks.count() if device == PARTS and first != "cpu" else 1)
+    return free_memory(first) * (tensor_parallel.world_size() if device == PARTS and first != "cpu" else 1)

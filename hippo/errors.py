@@ -1,23 +1,51 @@
-"""The one exception that a user is meant to read, and the one that has many names."""
+"""What can go wrong in a way that the user can act on."""
 
 
 class HippoError(Exception):
-    """A failure the user can mend: one line naming the cause and what to do about it.
+    """Base of all errors that users are meant to read: one line with the cause and what to do about it.
 
     Args:
         cause: what went wrong, without a full stop.
-        mend: what the user can do, as an imperative without a full stop; may be empty.
+        hint: what the user can do, as an imperative without a full stop; may be empty.
     """
 
-    def __init__(self, cause: str, mend: str = "") -> None:
+    def __init__(self, cause: str, hint: str = "") -> None:
         self.cause = cause
-        self.mend = mend
-        super().__init__(f"{cause}: {mend}" if mend else cause)
+        self.hint = hint
+        super().__init__(f"{cause}: {hint}" if hint else cause)
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        """Exception's own would pass the whole message as the cause."""
+        return type(self), (self.cause, self.hint)
 
 
-def out_of_memory(error: Exception) -> bool:
-    """Whether this is one of the ways to run out of memory."""
+class BadRequest(HippoError):
+    """An option, a message or a prompt that cannot be served as it is."""
+
+
+class MediaError(HippoError):
+    """A video or an image that cannot be read."""
+
+
+class CheckpointError(HippoError):
+    """A model or a processor that cannot be loaded, or a pair that does not go together."""
+
+
+class OutOfMemory(HippoError):
+    """The device or the machine has too little memory for this."""
+
+
+class DraftLost(HippoError):
+    """The draft died, failed or was silent for too long. During a request the target goes on alone."""
+
+
+class Busy(HippoError):
+    """The models are in use in a way that does not allow another request now."""
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether this is one of the ways in which Python or torch run out of memory."""
     import torch  # not above: a command imports this file before it can be interrupted without a trace
 
-    known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    known = isinstance(error, (MemoryError, torch.OutOfMemoryError, OutOfMemory))
     return known or (isinstance(error, RuntimeError) and "allocate memory" in str(error))

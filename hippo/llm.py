@@ -5,37 +5,30 @@ from __future__ import annotations
 import gc
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, Unpack
+from weakref import WeakKeyDictionary, ref
 
 from torch import nn
 
-from hippo import ranks
-from hippo.checkpoints import load_processor, load_target, own_processor, resolve
-from hippo.draft import DraftProcess, is_thread
-from hippo.errors import HippoError, out_of_memory
+from hippo import tensor_parallel
+from hippo.checkpoints import bits_for, load_processor, load_target, own_processor, resolve, stored_bytes
+from hippo.draft import placement
+from hippo.errors import CheckpointError, HippoError, OutOfMemory, is_out_of_memory
 from hippo.families import family_of
-from hippo.inputs import Messages, Source, messages_of, prepare, read_fitting, room_for
-from hippo.options import Options, make_options
-from hippo.pair import Pair, Progress
-from hippo.report.stats import Stats
+from hippo.inputs import Messages, prepare, read_fitting, room_for
+from hippo.pair import Draft, Pair
+from hippo.params import SamplingOptions, SamplingParams
+from hippo.quiet import quiet
+from hippo.request import DEFAULT_PROMPT, Output, Request, Sources, messages_from
+from hippo.sequence import Progress, Sequence
+from hippo.stats import Stats
 from hippo.text import TextStream
 
-DEFAULT_PROMPT = "Describe the video in detail."
-Sources = Source | Sequence[Source] | None
-
-
-@dataclass(frozen=True)
-class Output:
-    """An answer. token_ids hold the token that ended it; text has no special tokens."""
-
-    text: str
-    token_ids: list[int]
-    stats: Stats
-    warnings: tuple[str, ...] = ()
+_OWN_OPTIONS = ("messages", "system", "frames", "fps", "max_video_tokens", "progress", "on_text")
 
 
 class VideoLLM:
@@ -49,51 +42,65 @@ class VideoLLM:
 
     def generate(
         self,
-        video: Sources = None,
+        video: Sources | Request = None,
         prompt: str = DEFAULT_PROMPT,
         *,
         messages: Messages | None = None,
+        system: str = "",
         frames: int | None = None,
         fps: float | None = None,
         max_video_tokens: int | None = None,
         on_text: Callable[[str], None] | None = None,
         progress: Progress | None = None,
-        **options: Any,
+        **options: Unpack[SamplingOptions],
     ) -> Output:
-        """Answer a question about a video, or about several videos and images, or about none.
+        """Answer a question about a video, or about several videos and images together, or about none.
 
-        video: a path or a `Video` already read, an image's path or a PIL image, or a list of these, which come before
-        the prompt in their order; none for a prompt without. messages: instead of both, whole turns with text, videos
-        and images in any order; see `hippo.inputs.read_messages`. frames, fps: how many frames of each video to
-        sample, or how many a second (16 frames by default). max_video_tokens: fewer frames are taken where the videos
-        would have more tokens, and by default where they would not fit the free memory. on_text: called with each
-        piece of text as it is accepted. progress: called with a phase and the share of it that is done. options: see
-        `hippo.options.make_options`; method="hippo", max_new_tokens=256, keep_ratio=0.1, gamma="auto", temperature=0,
-        top_k, top_p, seed, stop, decoder, pruner. Raises HippoError.
+        Args:
+            video: a path or a `Video` already read, an image's path or a PIL image, or a list of these, which come
+                before the prompt in their order; None for a prompt without. Or a `Request`, and nothing else.
+            prompt: the question.
+            messages: instead of both, whole turns with text, videos and images in any order; see
+                `hippo.inputs.read_messages`.
+            system: the system prompt.
+            frames: frames to sample of each video, 16 by default.
+            fps: frames to sample a second of each video, instead.
+            max_video_tokens: fewer frames are taken where the videos would have more tokens, and by default where they
+                would not fit the free memory.
+            on_text: called with each piece of text as it is accepted.
+            progress: called with a phase and the share of it that is done.
+            options: see `SamplingParams`.
+
+        Raises:
+            HippoError: BadRequest, MediaError, OutOfMemory or Busy.
         """
-        sampling: dict[str, Any] = {"frames": frames, "fps": fps, "max_video_tokens": max_video_tokens}
-        stream = self.stream(video, prompt, messages=messages, progress=progress, **sampling, **options)
-        for piece in stream:
-            if on_text is not None:
-                on_text(piece)
+        given: dict[str, Any] = {"frames": frames, "fps": fps, "max_video_tokens": max_video_tokens}
+        stream = self.stream(video, prompt, messages=messages, system=system, progress=progress, **given, **options)
+        with stream:
+            for piece in stream:
+                if on_text is not None:
+                    on_text(piece)
         return stream.output
 
     def stream(
         self,
-        video: Sources = None,
+        video: Sources | Request = None,
         prompt: str = DEFAULT_PROMPT,
         *,
         messages: Messages | None = None,
+        system: str = "",
         frames: int | None = None,
         fps: float | None = None,
         max_video_tokens: int | None = None,
         progress: Progress | None = None,
-        **options: Any,
+        **options: Unpack[SamplingOptions],
     ) -> Stream:
         """Like `generate`, but to be iterated for the text piece by piece as it is accepted; see `Stream`."""
-        checked = make_options(**options)
-        sampling = {"frames": frames, "fps": fps, "max_video_tokens": max_video_tokens}
-        return Stream(self, (video, prompt, messages), checked, sampling, progress)
+        if isinstance(video, Request):
+            return Stream(self, video, progress)
+        params = SamplingParams.of(_OWN_OPTIONS, **options)
+        turns = messages_from(video, prompt, messages, system)
+        return Stream(self, Request(turns, params, frames, fps, max_video_tokens), progress)
 
     def inputs(
         self,
@@ -101,32 +108,37 @@ class VideoLLM:
         prompt: str = DEFAULT_PROMPT,
         *,
         messages: Messages | None = None,
+        system: str = "",
         frames: int | None = None,
         fps: float | None = None,
         max_video_tokens: int | None = None,
     ) -> dict[str, Any]:
         """The processor's output for a request as `generate` has it, as transformers' generate() takes it."""
-        turns = as_messages(video, prompt, messages)
-        return self.read(turns, frames=frames, fps=fps, max_video_tokens=max_video_tokens)[1]
+        turns = messages_from(video, prompt, messages, system)
+        request = Request(turns, frames=frames, fps=fps, max_video_tokens=max_video_tokens)
+        return self.read(request)[1]
 
     def read(
-        self, messages: Messages, *, max_video_tokens: int | None = None, **sampling: Any
+        self, request: Request, progress: Callable[[float], None] | None = None
     ) -> tuple[Messages, dict[str, Any], tuple[str, ...]]:
         """Messages read, the processor's output for them, and what the user should know; see `read_fitting`."""
-        if max_video_tokens is not None and max_video_tokens < 1:
-            raise HippoError(f"max_video_tokens {max_video_tokens} is not positive", "leave it out, or allow some")
         target, family = self.pair.target, self.pair.family
-        return read_fitting(
-            self.processor,
-            messages,
-            lambda inputs: len(family.place(target, inputs).video_at),
-            lambda inputs, tokens: ranks.least(room_for(target, inputs, tokens)),
-            max_video_tokens,
-            **sampling,
-        )
+        with out_of_memory_explained():
+            return read_fitting(
+                self.processor,
+                request.messages,
+                lambda inputs: len(family.prepare_prompt(target.config, inputs).video_at),
+                lambda inputs, tokens: tensor_parallel.all_min(
+                    room_for(target.config, target.dtype, target.device, inputs, tokens)
+                ),
+                request.max_video_tokens,
+                frames=request.frames,
+                fps=request.fps,
+                progress=progress,
+            )
 
     def close(self) -> None:
-        """End the draft's process."""
+        """End the draft's worker."""
         self.pair.close()
 
     def __enter__(self) -> VideoLLM:
@@ -135,91 +147,98 @@ class VideoLLM:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __reduce__(self) -> NoReturn:
+        """The models and the draft's process cannot be pickled."""
+        raise TypeError("a VideoLLM cannot be pickled or copied; load it where it is needed")
+
 
 class Stream:
     """An answer on its way: iterate it for pieces of text. `output` is the answer so far, whole after the last piece.
 
-    Leave it early with `close()`, which frees the pair for the next request.
+    It may be dropped at any time: other requests go on, and what it holds is freed when it is collected. `close()`
+    frees it at once, and may be called from any thread.
     """
 
-    def __init__(
-        self,
-        llm: VideoLLM,
-        request: tuple[Sources, str, Messages | None],
-        options: Options,
-        sampling: dict[str, Any],
-        progress: Progress | None,
-    ) -> None:
-        self._llm, self._request, self._options = llm, request, options
-        self._sampling, self._progress = sampling, progress
-        self._stats = Stats()
+    def __init__(self, llm: VideoLLM, request: Request, progress: Progress | None = None) -> None:
+        self._llm, self._request, self._progress = llm, request, progress
+        self._stats, self._warnings = Stats(), tuple[str, ...]()
         self._text = TextStream(llm.processor.tokenizer)
-        self._warnings: tuple[str, ...] = ()
-        self._pieces = self._answer()
+        self._sequence: Sequence | None = None
+        self._lock = threading.RLock()
+        self._done = False
 
     def __iter__(self) -> Iterator[str]:
-        return self._pieces
+        return self
 
     def __next__(self) -> str:
-        return next(self._pieces)
+        """The next piece of text. Raises HippoError."""
+        while True:
+            with self._lock:
+                if self._done:
+                    raise StopIteration
+                try:
+                    with out_of_memory_explained():
+                        piece = self._advance()
+                except BaseException:
+                    self.close()
+                    raise
+            if piece:
+                return piece
 
     def close(self) -> None:
-        """Stop answering."""
-        self._pieces.close()
+        """Stop answering; waits for the step under way."""
+        self._done = True
+        if self._sequence is not None:
+            self._sequence.close()
+
+    def __del__(self) -> None:
+        with suppress(Exception):  # at interpreter exit parts of it may be gone already
+            self.close()
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @property
     def output(self) -> Output:
         """The answer so far."""
         return Output(self._text.text, self._text.token_ids, self._stats, self._warnings + warnings_of(self._stats))
 
-    def _answer(self) -> Generator[str, None, None]:
-        began = time.perf_counter()
-        with out_of_memory_explained():
-            inputs, draft_inputs = self._read()
-            read = time.perf_counter() - began
-            tokenizer = self._llm.processor.tokenizer
-            try:
-                answer = self._llm.pair.answer(
-                    inputs, self._options, self._stats, tokenizer.decode, draft_inputs, self._progress
-                )
-                for tokens in answer:
-                    if piece := self._text.push(tokens):
-                        yield piece
-                if piece := self._text.finish():
-                    yield piece
-            finally:
-                self._stats.seconds.video = read
-                self._stats.seconds.total = time.perf_counter() - began
+    def _advance(self) -> str:
+        """Read the clip, or generate some tokens; returns the text that is now certain, which may be none."""
+        if self._sequence is None:
+            self._sequence = self._start()
+        if self._done:  # closed while the clip was being read
+            return ""
+        tokens = self._sequence.step()
+        if tokens is not None:
+            return self._text.push(tokens)
+        self._done = True
+        return self._text.finish()
 
-    def _read(self) -> tuple[dict[str, Any], dict[str, Any] | None]:
-        """Inputs for the target, and for the draft if it needs others."""
-        tell = self._progress
+    def _start(self) -> Sequence:
+        began, tell, params = time.perf_counter(), self._progress, self._request.params
         report = None if tell is None else lambda share: tell("reading frames", share)
-        asked = as_messages(*self._request)
-        messages, inputs, self._warnings = self._llm.read(asked, **self._sampling, progress=report)
-        return inputs, self._read_for_draft(messages)
-
-    def _read_for_draft(self, messages: Messages) -> dict[str, Any] | None:
-        processor = self._llm.draft_processor
-        if processor is None or self._options.decoder == "ar":
-            return None
-        try:
-            return prepare(processor, messages)
-        except HippoError as error:
-            self._options = replace(self._options, decoder="ar")
-            self._stats.draft_lost = f"the draft cannot be asked this ({error.cause})"
-            return None
-
-
-def as_messages(video: Sources, prompt: str, messages: Messages | None) -> Messages:
-    """A request in the chat format, however it was made. Raises HippoError."""
-    if messages is None:
-        if video is None and prompt == DEFAULT_PROMPT:
-            raise HippoError("there is no video to describe", "name one, or ask something that needs none")
-        return messages_of(video, prompt)
-    if video is not None or prompt != DEFAULT_PROMPT:
-        raise HippoError("there are messages beside a video or a prompt", "put all of it into the messages")
-    return messages
+        messages, inputs, self._warnings = self._llm.read(self._request, report)
+        draft_inputs = None
+        if self._llm.draft_processor is not None and params.decoder != "ar":
+            try:
+                draft_inputs = prepare(self._llm.draft_processor, messages)
+            except HippoError as error:
+                params = replace(params, decoder="ar")
+                self._stats.draft_lost = f"the draft cannot be asked this ({error.cause})"
+        self._stats.seconds.video = self._stats.seconds.total = time.perf_counter() - began
+        return Sequence(
+            self._llm.pair,
+            inputs,
+            params,
+            self._stats,
+            decode_text=self._llm.processor.tokenizer.decode,
+            draft_inputs=draft_inputs,
+            progress=tell,
+        )
 
 
 def load(
@@ -231,55 +250,65 @@ def load(
     draft_device: str = "auto",
     draft_timeout: float = 20.0,
     draft_worker: str = "auto",
+    draft_bits: int | str = "auto",
     start_draft: bool = True,
     trust_remote_code: bool = False,
 ) -> VideoLLM:
-    """Load a target and a draft.
+    """Load a target and a draft with one tokenizer.
 
-    target, draft: checkpoint folders or hub ids; "tiny" is the bundled pair. Without a draft only method "ar" works.
-    They must have one tokenizer; where the draft's processor differs, it makes the draft's inputs.
-    device: "auto" (the first GPU, all of them if the target is too large for one, or the CPU), "cpu", "cuda", "cuda:1",
-    "all". Under torchrun each process holds a part of the target and runs the same script; see `hippo.ranks`.
-    draft_device: "auto" is the second GPU where there is one, else the target's first device. dtype: "auto" is the
-    checkpoint's on a GPU and float32 on a CPU, where half precision is slow and makes near ties frequent; or a torch
-    name such as "bfloat16".
-    draft_timeout: seconds of silence after which the draft is given up and the target carries on alone.
-    draft_worker: "auto" has the draft work in a thread where both models are on one GPU, on a stream of its own, else
-    in a process; "process" or "thread" decide it.
-    start_draft: start the draft's process and wait for it now, rather than at the first request that needs it.
-    trust_remote_code: let code run that a checkpoint brings, of target, draft and processor; never otherwise.
-    A quantised checkpoint is loaded as it is. Raises HippoError.
+    Args:
+        target: a checkpoint folder or hub id; "tiny" is the bundled pair. A quantised checkpoint is loaded as it is.
+        draft: likewise; without one only method "ar" works. Where its processor differs, it makes the draft's inputs.
+            "self" is the target's own checkpoint, in 4 bits unless draft_bits says otherwise.
+        device: "auto" (the first GPU, all of them if the target is too large for one, or the CPU), "cpu", "cuda",
+            "cuda:1", "all". Under torchrun each process holds a part of the target and runs the same script.
+        dtype: "auto" is the checkpoint's on a GPU and float32 on a CPU; or a torch name such as "bfloat16".
+        draft_device: "auto" is the second GPU where there is one, else the target's first device.
+        draft_timeout: seconds of silence after which the draft is given up and the target goes on alone, also while
+            it loads.
+        draft_worker: "process", "thread", "inline" (in turns only), or "auto", see `hippo.draft.placement`.
+        draft_bits: of the draft's weights: 4, 8, 16, or "auto": what this machine multiplies fastest, for a draft that
+            is bound by memory. The target decides every token, so fewer bits lose nothing but acceptance.
+        start_draft: start the draft now and wait for it, rather than at the first request that needs it.
+        trust_remote_code: let code run that a checkpoint brings; never otherwise.
+
+    Raises:
+        HippoError: BadRequest, CheckpointError, OutOfMemory or DraftLost.
     """
+    itself = draft is not None and str(draft) == "self"
+    draft = target if itself else draft
     target_point, draft_point = resolve(target, draft, device, dtype, draft_device, trust_remote_code)
-    with out_of_memory_explained(), ExitStack() as unless_loaded:
+    with out_of_memory_explained(), quiet(), ExitStack() as unless_loaded:
         processor = load_processor(target_point)
-        process = draft_processor = None
+        source = draft_processor = worker = None
         if draft_point is not None:
             draft_processor = own_processor(processor, target_point, draft_point)
-            threaded = is_thread(draft_worker, target_point.first_device, draft_point.device)
-            if start_draft and ranks.leads():  # first, so that both load at the same time
-                given = draft_point.source, draft_point.dtype, draft_point.device, draft_timeout, trust_remote_code
-                process = DraftProcess(*given, threaded)
-                unless_loaded.callback(process.close)
-                if threaded:  # transformers cannot load two models at once in one process
-                    process.wait_loaded()
-        pair = Pair(
-            load_target(target_point),
-            None if draft_point is None else draft_point.source,
-            draft_dtype=draft_point.dtype if draft_point else "auto",
-            draft_device=draft_point.device if draft_point else "cpu",
-            draft_timeout=draft_timeout,
-            draft_worker=draft_worker,
-            process=process,
-            trust_remote_code=trust_remote_code,
-        )
-        if process is not None:
-            process.wait_loaded()
+            weights = stored_bytes(target_point.source) + stored_bytes(draft_point.source)
+            place = placement(draft_worker, target_point.first_device, draft_point.device, weights)
+            source = Draft(
+                draft_point.source,
+                dtype=draft_point.dtype,
+                device=draft_point.device,
+                timeout=draft_timeout,
+                place=place,
+                bits=bits_for(draft_point, 4 if itself and draft_bits == "auto" else draft_bits, place),
+                trust_remote_code=trust_remote_code,
+            )
+            if start_draft and tensor_parallel.is_leader():  # first, so that both load at the same time
+                unless_loaded.callback(source.close)
+                worker = source.worker()
+                if source.place != "process":  # transformers cannot load two models at once in one process
+                    worker.wait_loaded()
+        pair = Pair(load_target(target_point), source)
+        if worker is not None:
+            worker.wait_loaded()
         unless_loaded.pop_all()
     return VideoLLM(pair, processor, draft_processor)
 
 
-_pairing = threading.Lock()
+# The drafts of models in memory, by their target; a target that is collected takes its draft's worker with it.
+_drafts: WeakKeyDictionary[nn.Module, tuple[ref[nn.Module], Draft]] = WeakKeyDictionary()
+_drafts_lock = threading.Lock()
 
 
 def generate(
@@ -289,51 +318,63 @@ def generate(
     draft_inputs: Mapping[str, Any] | None = None,
     *,
     tokenizer: Any = None,
-    **options: Any,
+    **options: Unpack[SamplingOptions],
 ) -> Output:
-    """Answer one request with models that are already in memory.
+    """Answer one request with models that are already in memory. Neither is changed.
 
-    inputs: a processor's output, batch of one. draft_inputs: of the same request, by the draft's own processor; needed
-    where the target's makes nothing that the draft can use, and always if the two are of different families.
-    tokenizer: to get `text` as well as `token_ids`, and for stop strings.
-    options: see `VideoLLM.generate`. The draft is copied once into a process of its own, which lives as long as the
-    target does, or until the target is given another draft. On a CPU, some of the target's projections come to share
-    storage (query, key and value; gate and up); their values stay, and they can be trained and saved. Raises
-    HippoError.
+    Args:
+        target: a model of a family that HIPPO serves.
+        draft: a smaller one with the same tokenizer; None for method "ar". It is copied once into a process of its
+            own, which lives as long as the target does, or until the target is given another draft.
+        inputs: a processor's output, batch of one.
+        draft_inputs: the same request by the draft's own processor; needed if the two are of different families.
+        tokenizer: makes `text` of `token_ids`, and is needed for stop strings.
+        options: see `SamplingParams`.
+
+    Raises:
+        HippoError: BadRequest, CheckpointError or OutOfMemory.
     """
-    checked, stats = make_options(**options), Stats()
-    if draft is not None and draft_inputs is None and checked.decoder != "ar":
+    params, stats = SamplingParams.of(("tokenizer", "draft_inputs"), **options), Stats()
+    if draft is not None and draft_inputs is None and params.decoder != "ar":
         require_one_family(target, draft)
     token_ids: list[int] = []
-    decode = None if tokenizer is None else tokenizer.decode
+    decode_text = None if tokenizer is None else tokenizer.decode
     for_draft = None if draft_inputs is None else dict(draft_inputs)
     with out_of_memory_explained():
-        for tokens in pair_of(target, draft).answer(dict(inputs), checked, stats, decode, for_draft):
+        pair = Pair(target, None if draft is None else _draft_of(target, draft))
+        for tokens in Sequence(pair, dict(inputs), params, stats, decode_text=decode_text, draft_inputs=for_draft):
             token_ids += tokens
     text = "" if tokenizer is None else tokenizer.decode(token_ids, skip_special_tokens=True)
     return Output(text, token_ids, stats, warnings_of(stats))
 
 
 def require_one_family(target: Any, draft: Any) -> None:
-    """Refuse a draft of another family, which would not understand the target's inputs. Raises HippoError."""
+    """Refuse a draft of another family, which would not understand the target's inputs. Raises CheckpointError."""
     if family_of(draft) is not family_of(target):
-        raise HippoError(
+        raise CheckpointError(
             f"a draft of type {draft.config.model_type} cannot use the inputs of a {target.config.model_type}",
             "pass draft_inputs, which its own processor made of the same request",
         )
 
 
-def pair_of(target: nn.Module, draft: nn.Module | None) -> Pair:
-    """The pair of two models in memory, made once and kept with the target."""
-    with _pairing:
-        known = target.__dict__.get("_hippo_pair")
-        if known is not None and known.draft is draft:
-            return known
+def release(target: nn.Module) -> None:
+    """End the draft's worker that `generate` started for a target in memory."""
+    with _drafts_lock:
+        if (known := _drafts.pop(target, None)) is not None:
+            known[1].close()
+
+
+def _draft_of(target: nn.Module, model: nn.Module) -> Draft:
+    """The draft of two models in memory, made once."""
+    with _drafts_lock:
+        known = _drafts.get(target)
+        if known is not None and known[0]() is model:
+            return known[1]
         if known is not None:
-            known.close()
-        device = "cpu" if draft is None else str(next(draft.parameters()).device)
-        target.__dict__["_hippo_pair"] = pair = Pair(target, draft, draft_device=device)
-        return pair
+            known[1].close()
+        draft = Draft(model, device=str(next(model.parameters()).device))
+        _drafts[target] = ref(model), draft
+        return draft
 
 
 def warnings_of(stats: Stats) -> tuple[str, ...]:
@@ -344,20 +385,20 @@ def warnings_of(stats: Stats) -> tuple[str, ...]:
 
 @contextmanager
 def out_of_memory_explained() -> Iterator[None]:
-    """Turn every kind of running out of memory into one clear HippoError."""
+    """Turn every kind of running out of memory into OutOfMemory."""
     try:
         yield
     except Exception as error:
-        if not out_of_memory(error):
+        if isinstance(error, HippoError) or not is_out_of_memory(error):
             raise
         reason = error
     else:
         return
     gc.collect()
-    raise HippoError(
+    raise OutOfMemory(
         f"not enough memory ({str(reason).splitlines()[0] if str(reason) else type(reason).__name__})",
         "use fewer --frames, a smaller checkpoint or another --device",
     ) from None
 
 
-__all__ = ["Output", "Stream", "VideoLLM", "generate", "load"]
+__all__ = ["Output", "Stream", "VideoLLM", "generate", "load", "release"]

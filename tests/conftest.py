@@ -5,8 +5,8 @@ import torch
 import transformers
 
 import hippo
+from hippo.device import cores
 from hippo.draft import Drafter
-from hippo.threads import cores
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -33,7 +33,7 @@ def patient_targets(monkeypatch):
 
     def patient(self):
         while not self.lost and not self._ready:
-            self._receive()
+            self._hear(wait=True)
         return ready(self)
 
     monkeypatch.setattr(Drafter, "ready", patient)

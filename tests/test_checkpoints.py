@@ -61,7 +61,7 @@ def places(**options):
 def test_one_gpu_each_where_there_are_two_and_the_target_fits_one(gpus, monkeypatch):
     assert places() == ("cuda:0", "cuda:1") and places(draft_device="cuda:0") == ("cuda:0", "cuda:0")
     assert places(device="cuda:1") == ("cuda:1", "cuda:1")
-    monkeypatch.setattr(checkpoints, "_weights", lambda source: 15 << 30)
+    monkeypatch.setattr(checkpoints, "stored_bytes", lambda source: 15 << 30)
     assert places() == ("all", "cuda:0"), "it fits both together"
     assert places(device="cuda:0") == ("cuda:0", "cuda:0")
     checkpoints.require_memory(Checkpoint(str(TARGET), "all", "auto"))
@@ -166,9 +166,9 @@ def test_trust_reaches_everything_that_is_loaded(monkeypatch, trusted):
 
         monkeypatch.setattr(getattr(transformers, name), "from_pretrained", loading)
     monkeypatch.setattr(process, "may_fork", lambda *_: False)
-    monkeypatch.setattr(process, "_fresh", lambda pipe, arguments: told.append(("draft", arguments[3])) or Ended())
+    monkeypatch.setattr(process, "fresh", lambda pipe, arguments: told.append(("draft", arguments[3])) or Ended())
     with hippo.load("tiny", start_draft=False, trust_remote_code=trusted) as llm:
-        llm.pair.start_draft()
+        llm.pair.draft.worker()
     with pytest.raises(HippoError, match="draft model did not load"):
         hippo.load("tiny", trust_remote_code=trusted)
     load_draft(BUNDLED / "tiny" / "draft", "auto", "cpu", trusted)

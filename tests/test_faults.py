@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from hippo.bench.memory import with_children
-from hippo.options import make_options
-from hippo.pair import Pair
-from hippo.report.stats import Stats
+from hippo.pair import Draft, Pair
+from hippo.params import SamplingParams
+from hippo.sequence import Sequence
+from hippo.stats import Stats
 from tests.drafts import draft
 from tests.models import generated, inputs, model
 
@@ -44,7 +45,7 @@ def slow_down(pid, dice):
 def pair():
     shared = set(os.listdir("/dev/shm")) if Path("/dev/shm").is_dir() else set()
     before = set(with_children(os.getpid()))
-    of = Pair(model("qwen2_5_vl"), draft("same"), draft_timeout=0.3)
+    of = Pair(model("qwen2_5_vl"), Draft(draft("same"), timeout=0.3))
     yield of
     of.close()
     assert set(with_children(os.getpid())) == before
@@ -53,7 +54,7 @@ def pair():
 
 def answer(of, seed, **options):
     stats = Stats()
-    stream = of.answer(inputs("qwen2_5_vl", seed=seed), make_options(max_new_tokens=LONGEST, **options), stats)
+    stream = Sequence(of, inputs("qwen2_5_vl", seed=seed), SamplingParams.of(max_new_tokens=LONGEST, **options), stats)
     return [token for tokens in stream for token in tokens], stats
 
 
@@ -66,7 +67,7 @@ def test_whatever_happens_to_the_draft_the_words_are_the_targets(pair, seed):
         pruner=dice.choice(("none", "hippo")),
         gamma=dice.choice((1, 4, "auto")),
     )
-    process = pair.start_draft()
+    process = pair.draft.worker()
     process.wait_loaded()
 
     def strike():
@@ -89,7 +90,7 @@ def test_whatever_happens_to_the_draft_the_words_are_the_targets(pair, seed):
 def test_an_error_of_the_target_ends_the_answer_and_the_next_one_works(pair, monkeypatch):
     from hippo.forward import CachedModel
 
-    pair.start_draft().wait_loaded()  # before, so that only the target fails
+    pair.draft.worker().wait_loaded()  # before, so that only the target fails
     usual, calls = CachedModel.extend, []
 
     def failing(self, ids):
@@ -107,8 +108,20 @@ def test_an_error_of_the_target_ends_the_answer_and_the_next_one_works(pair, mon
     assert not stats.draft_lost
 
 
+def test_a_draft_that_is_stopped_while_it_loads_is_not_waited_for():
+    of = Pair(model("qwen2_5_vl"), Draft(draft("same"), timeout=0.3))
+    stop(of.draft.worker().pid, None)
+    began = time.monotonic()
+    tokens, stats = answer(of, 3)
+    assert tokens == generated(model("qwen2_5_vl"), inputs("qwen2_5_vl", seed=3), max_new_tokens=LONGEST)
+    assert "the draft model did not load" in stats.draft_lost and time.monotonic() - began < 30
+    tokens, stats = answer(of, 3)
+    assert not stats.draft_lost and stats.new_tokens == len(tokens), "the next request has a draft again"
+    of.close()
+
+
 def test_two_threads_get_their_own_answers(pair):
-    pair.start_draft().wait_loaded()
+    pair.draft.worker().wait_loaded()
     got = {}
 
     def ask(seed):

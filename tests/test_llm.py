@@ -1,10 +1,16 @@
 """The Python API on the bundled pair and on real clips."""
 
+import copy
 import dataclasses
+import gc
 import os
+import pickle
 import shutil
 import subprocess
 import sys
+import threading
+import time
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,12 +19,14 @@ import torch
 from PIL import Image
 
 import hippo
+from hippo import llm
+from hippo.bench.world import make_scene, render, write_clip
 from hippo.cli.demo import CLIP
-from hippo.llm import out_of_memory_explained, pair_of
-from hippo.options import make_options
+from hippo.llm import out_of_memory_explained, release
+from hippo.params import SamplingParams
 from hippo.report.baseline import transformers_generate
+from hippo.sequence import Sequence
 from hippo.video import read_video
-from hippo.world import make_scene, render, write_clip
 from tests.drafts import draft
 from tests.models import generated, inputs, model
 
@@ -41,7 +49,7 @@ PHASES = ["video", "vision", "prefill", "scoring", "draft_prefill", "decode", "t
 
 
 def words(llm, clip, **options):
-    return transformers_generate(llm, make_options(**options), video=clip).token_ids
+    return transformers_generate(llm, SamplingParams.of(**options), video=clip).token_ids
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +83,9 @@ def test_held_out_clips(tiny, tmp_path, seed):
 def test_real_clips(tiny, name):
     if not (REAL / name).exists():
         pytest.skip("the real clips are not beside this checkout")
-    out = tiny.generate(REAL / name, max_new_tokens=40)
-    assert out.token_ids == words(tiny, REAL / name, max_new_tokens=40)
+    video = read_video(REAL / name, frames=4)
+    out = tiny.generate(video, max_new_tokens=40)
+    assert out.token_ids == words(tiny, video, max_new_tokens=40)
 
 
 def part(kind, value):
@@ -120,7 +129,7 @@ def test_every_request_in_generates_own_words(tiny, sources, monkeypatch, name):
     monkeypatch.chdir(sources)
     request, videos = REQUESTS[name]
     request = request | {"frames": 4}
-    expected = transformers_generate(tiny, make_options(max_new_tokens=24), **request).token_ids
+    expected = transformers_generate(tiny, SamplingParams.of(max_new_tokens=24), **request).token_ids
     for method in ("ar", "sd", "pearl", "hippo"):
         out = tiny.generate(**request, method=method, max_new_tokens=24, keep_ratio=0.25)
         assert out.token_ids == expected and not out.warnings, method
@@ -146,7 +155,7 @@ def test_the_readmes_requests(tiny, sources, monkeypatch):
     exec(example, {"llm": SimpleNamespace(generate=lambda *a, **k: asked.append((a, k)))})
     for positional, named in asked:
         assert tiny.generate(*positional, **named, frames=4, max_new_tokens=4).stats.new_tokens
-    assert len(asked) == 4
+    assert len(asked) == 6
 
 
 @pytest.mark.parametrize(
@@ -175,7 +184,7 @@ def test_warnings_of_all_videos_are_told(tiny):
 def test_a_limit_of_video_tokens_takes_fewer_frames_of_the_same_clip(tiny):
     out = tiny.generate(CLIP, max_new_tokens=8, max_video_tokens=200)
     assert out.stats.video_tokens == 192 and "6 of 16 frames" in out.warnings[0]
-    asked = make_options(max_new_tokens=8)
+    asked = SamplingParams.of(max_new_tokens=8)
     assert out.token_ids == transformers_generate(tiny, asked, video=CLIP, max_video_tokens=200).token_ids
     assert tiny.generate(CLIP, max_new_tokens=8, frames=6).stats.video_tokens == 192
     with pytest.raises(hippo.HippoError, match="max_video_tokens 0 is not positive"):
@@ -201,19 +210,110 @@ def test_streaming_gives_the_same_text_and_the_stats(tiny):
 def test_a_stream_left_early_frees_the_pair(tiny):
     stream = tiny.stream(CLIP)
     next(stream)
-    with pytest.raises(hippo.HippoError, match="still being streamed"):
-        tiny.generate(CLIP)
+    expected = tiny.generate(CLIP, max_new_tokens=30)  # while the other is under way
     stream.close()
+    assert list(stream) == [] and tiny.generate(CLIP, max_new_tokens=30).token_ids == expected.token_ids
+
+
+def test_a_loop_left_early_needs_no_close(tiny):
+    for index, _ in enumerate(tiny.stream(CLIP)):
+        if index == 3:
+            break
+    asked = []
+    thread = threading.Thread(target=lambda: asked.append(tiny.generate(CLIP, max_new_tokens=3)))
+    thread.start()
+    thread.join(60)
+    assert asked[0].stats.new_tokens == 3
+
+
+def test_an_exception_in_on_text_ends_the_answer_only(tiny):
+    def fail(piece):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        tiny.generate(CLIP, on_text=fail)
     assert tiny.generate(CLIP, max_new_tokens=3).stats.new_tokens == 3
+
+
+def test_a_stream_begun_in_a_thread_that_has_ended(tiny):
+    stream, pieces = tiny.stream(CLIP, max_new_tokens=20), []
+    thread = threading.Thread(target=lambda: pieces.append(next(stream)))
+    thread.start()
+    thread.join()
+    assert "".join([*pieces, *stream]) == tiny.generate(CLIP, max_new_tokens=20).text
+
+
+def test_close_from_another_thread_while_one_iterates(tiny):
+    stream, pieces = tiny.stream(CLIP), []
+    thread = threading.Thread(target=lambda: pieces.extend(stream))
+    thread.start()
+    while not pieces and thread.is_alive():
+        time.sleep(0.001)
+    stream.close()
+    thread.join(60)
+    assert not thread.is_alive() and stream.output.stats.finish in ("", "eos")
+    assert tiny.generate(CLIP, max_new_tokens=3).stats.new_tokens == 3
+
+
+def test_close_from_a_progress_callback_ends_the_stream(tiny):
+    stream = tiny.stream(CLIP, progress=lambda phase, share: stream.close())
+    assert list(stream) == []
+
+
+def test_a_dropped_stream_frees_what_it_holds(tiny):
+    stream = tiny.stream(CLIP)
+    next(stream)
+    held = weakref.ref(stream._sequence._steps)
+    del stream
+    gc.collect()
+    assert held() is None
+
+
+def test_a_stream_alive_at_interpreter_exit_prints_nothing(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(f"import hippo\nllm = hippo.load('tiny')\nstream = llm.stream({str(CLIP)!r})\nnext(stream)\n")
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_request_object_says_the_same(tiny):
+    request = hippo.Request(
+        [user(part("video", CLIP), part("text", "What happens?"))], hippo.SamplingParams(max_new_tokens=9)
+    )
+    assert tiny.generate(request).token_ids == tiny.generate(CLIP, "What happens?", max_new_tokens=9).token_ids
+
+
+def test_a_system_prompt_in_words(tiny):
+    turns = [{"role": "system", "content": "Say what moves."}, user(part("video", CLIP), part("text", "What happens?"))]
+    asked = tiny.generate(CLIP, "What happens?", system="Say what moves.", max_new_tokens=9)
+    assert asked.token_ids == tiny.generate(messages=turns, max_new_tokens=9).token_ids
+
+
+def test_an_unknown_option_names_the_nearest(tiny):
+    with pytest.raises(hippo.BadRequest, match="did you mean frames"):
+        tiny.generate(CLIP, frams=3)
+    with pytest.raises(hippo.BadRequest, match="did you mean tokenizer"):
+        hippo.generate(None, None, {}, tokeniser=None)
+
+
+def test_it_cannot_be_pickled_or_copied(tiny):
+    for copy_ in (pickle.dumps, copy.deepcopy):
+        with pytest.raises(TypeError, match="cannot be pickled"):
+            copy_(tiny)
+
+
+def test_the_public_names():
+    assert set(hippo.__all__) <= set(dir(hippo)) and all(getattr(hippo, name) for name in hippo.__all__)
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = hippo.nothing
 
 
 def test_bfloat16_inputs(tiny):
     inputs = tiny.inputs(CLIP)
     inputs["pixel_values_videos"] = inputs["pixel_values_videos"].bfloat16()
-    target, small = tiny.pair.target, tiny.pair.draft
     stats = hippo.Stats()
-    tokens = [t for chunk in tiny.pair.answer(inputs, make_options(max_new_tokens=8), stats) for t in chunk]
-    assert len(tokens) == 8 and not stats.draft_lost and target is not small
+    tokens = [t for chunk in Sequence(tiny.pair, inputs, SamplingParams(max_new_tokens=8), stats) for t in chunk]
+    assert len(tokens) == 8 and not stats.draft_lost
 
 
 def test_markers_in_the_prompt_are_refused(tiny):
@@ -243,10 +343,11 @@ def test_models_in_memory():
     request, target, small = inputs("qwen2_5_vl"), model("qwen2_5_vl"), draft("other")
     out = hippo.generate(target, small, request, method="hippo", max_new_tokens=24, keep_ratio=0.5)
     assert out.token_ids == generated(target, request) and out.text == "" and not out.warnings
-    process = pair_of(target, small).start_draft().pid
+    process = llm._drafts[target][1].worker().pid
     assert hippo.generate(target, small, request, max_new_tokens=24).token_ids == out.token_ids
-    assert pair_of(target, small).start_draft().pid == process, "the draft is copied once"
-    pair_of(target, None)
+    assert llm._drafts[target][1].worker().pid == process, "the draft is copied once"
+    assert not any("hippo" in name for name in target.__dict__), "nothing is hung on the user's model"
+    release(target)
     with pytest.raises(ProcessLookupError):
         os.kill(process, 0)
 
@@ -265,7 +366,8 @@ def test_a_script_without_a_main_guard_leaves_nothing_behind(tmp_path):
     script.write_text(
         "import hippo, sys\n"
         "llm = hippo.load('tiny')\n"
-        f"print(llm.pair.start_draft().pid, len(llm.generate({str(CLIP)!r}, max_new_tokens=5).token_ids), flush=True)\n"
+        f"out = llm.generate({str(CLIP)!r}, max_new_tokens=5)\n"
+        "print(llm.pair.draft.worker().pid, len(out.token_ids), flush=True)\n"
         "raise SystemExit(1 / 0)\n"
     )
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=False)

@@ -13,12 +13,14 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
+from hippo.bench.pruners import ABLATIONS
 from hippo.draft import process
 from hippo.errors import HippoError
 from hippo.forward import cached_model
-from hippo.options import make_options
-from hippo.pair import Pair
-from hippo.report.stats import Stats
+from hippo.pair import Draft, Pair
+from hippo.params import SamplingParams
+from hippo.sequence import Sequence
+from hippo.stats import Stats
 from tests.drafts import draft
 from tests.models import FAMILIES, generated, inputs, model, text_only, with_image, with_second_video
 
@@ -31,7 +33,7 @@ def pair(family, kind, **options):
     """A pair with a given kind of draft, started once."""
     key = family, kind, *options.items()
     if key not in _pairs:
-        _pairs[key] = Pair(model(family), draft(kind, family), **options)
+        _pairs[key] = Pair(model(family), Draft(draft(kind, family), **options))
     return _pairs[key]
 
 
@@ -46,7 +48,9 @@ def _end_all_drafts():
 def answer(of, request, decode=None, **options):
     """(token ids, stats)."""
     stats, tokens = Stats(), []
-    for chunk in of.answer(request, make_options(**({"max_new_tokens": 24} | options)), stats, decode):
+    for chunk in Sequence(
+        of, request, SamplingParams.of(**({"max_new_tokens": 24} | options)), stats, decode_text=decode
+    ):
         tokens += chunk
     return tokens, stats
 
@@ -57,7 +61,7 @@ def test_every_decoder_pruner_and_gamma_equals_generate(family, kind):
     request = inputs(family)
     expected = generated(model(family), request)
     for decoder in ("serial", "parallel"):
-        for pruner in ("none", "uniform", "hippo", "blind"):
+        for pruner in ("none", "uniform", "hippo", ABLATIONS["blind"]):
             for gamma in (1, 2, 5, "auto"):
                 options = {"decoder": decoder, "pruner": pruner, "gamma": gamma, "keep_ratio": 0.2}
                 tokens, stats = answer(pair(family, kind), request, **options)
@@ -159,7 +163,7 @@ def test_only_a_video_can_be_looked_at():
 
 
 def tokens_of(family, request):
-    return len(pair(family, "other").family.place(model(family), request).video_at)
+    return len(pair(family, "other").family.prepare_prompt(model(family).config, request).video_at)
 
 
 @pytest.mark.parametrize("ratio", [1e-6, 1.0])
@@ -240,12 +244,13 @@ def test_a_seed_gives_the_same_sampled_answer_by_every_method(kind):
     assert answer(pair("qwen2_5_vl", kind), request, temperature=1.5, seed=5)[0] != texts["hippo"]
 
 
+@pytest.mark.parametrize("place", ["thread", "inline"])
 @pytest.mark.parametrize("kind", ["other", "same", "wrong"])
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_onevision", "qwen3_vl"])
-def test_a_draft_in_a_thread_changes_no_word(family, kind):
+def test_a_draft_elsewhere_changes_no_word(family, kind, place):
     request = inputs(family, seed=10)
     # Ended at once: no draft is forked while another thread runs.
-    with closing(Pair(model(family), draft(kind, family), draft_worker="thread")) as of:
+    with closing(Pair(model(family), Draft(draft(kind, family), place=place))) as of:
         for method in ("sd", "pearl", "hippo"):
             tokens, stats = answer(of, request, method=method)
             assert tokens == generated(model(family), request) and stats.checked > 0 and not stats.draft_lost
@@ -255,7 +260,7 @@ def test_recorded_forwards_change_no_word(monkeypatch):
     monkeypatch.setattr(cached_model, "records", lambda device: True)
     for kind in ("other", "same", "wrong"):
         request = inputs("qwen2_5_vl", seed=11)
-        with closing(Pair(model("qwen2_5_vl"), draft(kind), draft_worker="thread")) as of:
+        with closing(Pair(model("qwen2_5_vl"), Draft(draft(kind), place="thread"))) as of:
             for method in ("ar", "sd", "pearl", "hippo"):
                 tokens, stats = answer(of, request, method=method, max_new_tokens=60, gamma=4)
                 assert tokens == generated(model("qwen2_5_vl"), request, max_new_tokens=60)
@@ -266,11 +271,13 @@ def test_recorded_forwards_change_no_word(monkeypatch):
 def lost_in_mid_answer(of, hit, seed=9):
     """Answer while `hit` is done to the draft's process after the first tokens. Returns (tokens, stats, seconds)."""
     stats, tokens = Stats(), []
-    stream = of.answer(inputs("qwen2_5_vl", seed=seed), make_options(max_new_tokens=60, gamma=3, pruner="none"), stats)
+    stream = Sequence(
+        of, inputs("qwen2_5_vl", seed=seed), SamplingParams.of(max_new_tokens=60, gamma=3, pruner="none"), stats
+    )
     while len(tokens) < 5 or not stats.draft_forwards:
-        tokens += next(stream)
+        tokens += stream.step()
     assert len(tokens) < 40
-    hit(of.start_draft().pid)
+    hit(of.draft.worker().pid)
     began = time.monotonic()
     for chunk in stream:
         tokens += chunk
@@ -288,8 +295,8 @@ def test_a_killed_draft_costs_nothing_but_speed(what):
 
 
 def test_a_hanging_draft_is_given_up_after_a_bounded_wait():
-    of = pair("qwen2_5_vl", "same", draft_timeout=0.5)
-    of.start_draft().wait_loaded()
+    of = pair("qwen2_5_vl", "same", timeout=0.5)
+    of.draft.worker().wait_loaded()
     tokens, stats, seconds = lost_in_mid_answer(of, lambda pid: os.kill(pid, signal.SIGSTOP))
     assert tokens == generated(model("qwen2_5_vl"), inputs("qwen2_5_vl", seed=9), max_new_tokens=60)
     assert "silent for 0.5 s" in stats.draft_lost and seconds < 10
@@ -307,9 +314,9 @@ def test_a_draft_out_of_memory_is_explained(monkeypatch):
     greedy.model.visual.register_forward_pre_hook(hungry)
     request = inputs("qwen2_5_vl", seed=9)
     expected = generated(model("qwen2_5_vl"), request)
-    with closing(Pair(model("qwen2_5_vl"), greedy)) as of:
-        of.start_draft().wait_loaded()
-        pid = of.start_draft().pid
+    with closing(Pair(model("qwen2_5_vl"), Draft(greedy))) as of:
+        of.draft.worker().wait_loaded()
+        pid = of.draft.worker().pid
         tokens, stats = answer(of, request, pruner="none", gamma=3)
         assert tokens == expected and not stats.draft_lost, "there is memory enough"
         limit = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
@@ -318,19 +325,32 @@ def test_a_draft_out_of_memory_is_explained(monkeypatch):
         assert tokens == expected and "the draft's process failed" in stats.draft_lost
 
 
+@pytest.mark.parametrize("place", ["process", "thread", "inline"])
+def test_two_requests_under_way_do_not_disturb_each_other(place):
+    seeds = (9, 12)
+    with closing(Pair(model("qwen2_5_vl"), Draft(draft("other"), place=place))) as of:
+        both = [Sequence(of, inputs("qwen2_5_vl", seed=seed), SamplingParams(), Stats()) for seed in seeds]
+        tokens = [[], []]
+        for _ in range(300):
+            for each, own in zip(both, tokens, strict=True):
+                own += each.step() or []
+    for seed, own, each in zip(seeds, tokens, both, strict=True):
+        expected = generated(model("qwen2_5_vl"), inputs("qwen2_5_vl", seed=seed), max_new_tokens=256)
+        assert own == expected and each.stats.checked > 0
+
+
 def test_an_abandoned_answer_leaves_the_pair_usable():
     of, request = pair("qwen2_5_vl", "same"), inputs("qwen2_5_vl", seed=9)
-    stream = of.answer(request, make_options(max_new_tokens=50), Stats())
-    next(stream)
-    with pytest.raises(HippoError, match="still being streamed"):
-        answer(of, request)
-    stream.close()
+    stream = Sequence(of, request, SamplingParams.of(max_new_tokens=50), Stats())
+    stream.step()
     assert answer(of, request)[0] == generated(model("qwen2_5_vl"), request)
+    stream.close()
+    assert stream.step() is None and answer(of, request)[0] == generated(model("qwen2_5_vl"), request)
 
 
 def test_no_process_is_left_after_close():
-    of = Pair(model("qwen2_5_vl"), draft("other"))
-    pid = of.start_draft().pid
+    of = Pair(model("qwen2_5_vl"), Draft(draft("other")))
+    pid = of.draft.worker().pid
     of.close()
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)

@@ -14,12 +14,13 @@ from transformers.quantizers import quantizer_bnb_4bit
 import hippo
 from hippo.checkpoints import BUNDLED, Checkpoint, load_target, quantisation_of
 from hippo.cli.demo import CLIP
-from hippo.draft.eyes import eyes_of
+from hippo.draft.shared_vision import vision_fingerprint
 from hippo.errors import HippoError
 from hippo.families import family_of
 from hippo.forward import why_not_fused
-from hippo.llm import pair_of
-from hippo.options import METHODS
+from hippo.llm import release
+from hippo.pair import Draft, Pair
+from hippo.params import METHODS
 from hippo.report.difference import first_difference
 from tests.drafts import draft
 from tests.models import FAMILIES, generated, inputs, model
@@ -64,7 +65,7 @@ def test_packed_layers_keep_their_own_forward_and_the_words_are_generates(family
             out = hippo.generate(target, small, request, method=method, max_new_tokens=24, keep_ratio=0.3)
             assert out.token_ids == expected and not out.stats.draft_lost and (method == "ar" or out.stats.checked > 0)
     finally:
-        pair_of(target, None)
+        release(target)
 
 
 def bitsandbytes(**bits):
@@ -119,16 +120,16 @@ def test_a_target_quantised_in_memory_says_its_own_words(quantised, tiny, record
     request = tiny.inputs(CLIP)
     assert quantisation_of(target) == kind.split(",")[0] and target.dtype == torch.float32
     assert "quantised" in why_not_fused(target.model.language_model)
-    assert eyes_of(family_of(target), target) == eyes_of(family_of(target), target)
+    assert vision_fingerprint(family_of(target), target) == vision_fingerprint(family_of(target), target)
     expected = generated(target, request, max_new_tokens=32)
     assert expected != generated(tiny.pair.target, request, max_new_tokens=4)
     try:
         outs = {m: hippo.generate(target, small, request, method=m, max_new_tokens=32) for m in METHODS}
         assert not any(out.warnings for out in outs.values()) and outs["hippo"].stats.accepted > 10
         answers = {method: out.token_ids for method, out in outs.items()}
-        require_own_words(kind, pair_of(target, small), request, expected, answers, record_property)
+        require_own_words(kind, Pair(target, Draft(small)), request, expected, answers, record_property)
     finally:
-        pair_of(target, None)
+        release(target)
 
 
 def test_a_checkpoint_that_is_quantised_loads_as_it_is(quantised, tiny, tmp_path, record_property):

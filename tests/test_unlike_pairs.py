@@ -3,7 +3,6 @@
 import copy
 import json
 import shutil
-from contextlib import closing
 
 import pytest
 from transformers import (
@@ -21,12 +20,13 @@ from transformers import (
 )
 
 import hippo
+from hippo.bench.pruners import ABLATIONS
 from hippo.checkpoints import BUNDLED
 from hippo.cli.demo import CLIP
 from hippo.families import family_of
-from hippo.llm import VideoLLM, pair_of
-from hippo.options import make_options
-from hippo.pair import Pair
+from hippo.llm import VideoLLM, release
+from hippo.pair import Draft, Pair
+from hippo.params import SamplingParams
 from hippo.report.baseline import transformers_generate
 from tests.models import FAMILIES, generated, inputs, llava_onevision, model, qwen2_vl, qwen3_vl, with_second_video
 from tests.models.common import scaled, text
@@ -40,8 +40,7 @@ TARGET, DRAFT = BUNDLED / "tiny" / "target", BUNDLED / "tiny" / "draft"
 def _end_all_drafts():
     yield
     for family in FAMILIES:
-        if "_hippo_pair" in model(family).__dict__:
-            pair_of(model(family), None)
+        release(model(family))
 
 
 @pytest.mark.parametrize(
@@ -54,7 +53,10 @@ def _end_all_drafts():
 def test_a_draft_of_another_family_and_grid(target, draft):
     target, small = model(target), model(draft, 7, 1)
     request, its_own = inputs(target.config.model_type), inputs(draft, frames=12)
-    assert family_of(target).place(target, request).grids != family_of(small).place(small, its_own).grids
+    assert (
+        family_of(target).prepare_prompt(target.config, request).grids
+        != family_of(small).prepare_prompt(small.config, its_own).grids
+    )
     expected = generated(target, request)
     for method in ("sd", "pearl", "hippo"):
         out = hippo.generate(target, small, request, its_own, method=method, max_new_tokens=24, keep_ratio=0.3)
@@ -102,8 +104,8 @@ def test_a_draft_that_cannot_use_the_inputs_is_lost_and_the_warning_says_what_to
 
 def test_a_draft_larger_than_its_target_is_allowed_and_told_once():
     target, large, request = model("qwen2_5_vl", layers=2), model("qwen2_5_vl", 7, 4), inputs("qwen2_5_vl")
-    with closing(pair_of(target, large)):
-        first, second = (hippo.generate(target, large, request, max_new_tokens=24) for _ in range(2))
+    first, second = (hippo.generate(target, large, request, max_new_tokens=24) for _ in range(2))
+    release(target)
     (warning,) = first.warnings
     assert "the draft is larger than the target (1." in warning and not second.warnings
     assert first.token_ids == second.token_ids == generated(target, request) and first.stats.checked > 0
@@ -156,14 +158,14 @@ def untrained(request):
 
 
 def words(llm, video, **options):
-    return transformers_generate(llm, make_options(**options), video=video).token_ids
+    return transformers_generate(llm, SamplingParams.of(**options), video=video).token_ids
 
 
 def test_messages_are_prepared_for_each_by_its_own_processor(tiny, untrained):
     draft, processor = untrained
     video = hippo.read_video(CLIP, frames=5)
     expected = words(tiny, video, max_new_tokens=24)
-    with VideoLLM(Pair(tiny.pair.target, draft), tiny.processor, processor) as llm:
+    with VideoLLM(Pair(tiny.pair.target, Draft(draft)), tiny.processor, processor) as llm:
         for method in ("sd", "pearl", "hippo"):
             out = llm.generate(video, method=method, max_new_tokens=24)
             assert out.token_ids == expected and not out.warnings and out.stats.checked > 0
@@ -173,7 +175,7 @@ def test_messages_are_prepared_for_each_by_its_own_processor(tiny, untrained):
 def test_a_request_that_the_drafts_processor_refuses_is_answered_without_it(tiny):
     draft, processor = of_qwen3_vl(AutoTokenizer.from_pretrained(TARGET))
     video = hippo.read_video(CLIP, frames=1)  # too short for Qwen3-VL's
-    with VideoLLM(Pair(tiny.pair.target, draft), tiny.processor, processor) as llm:
+    with VideoLLM(Pair(tiny.pair.target, Draft(draft)), tiny.processor, processor) as llm:
         out = llm.generate(video, max_new_tokens=8)
     (warning,) = out.warnings
     assert "the draft cannot be asked this (the model's processor refuses" in warning and "alone" in warning
@@ -200,7 +202,7 @@ def test_a_trained_draft_of_another_size_drafts_better_than_blind(tmp_path, tiny
     (folder / "processor_config.json").write_text(json.dumps(settings))
     with hippo.load(TARGET, folder) as llm:
         assert llm.draft_processor.tokenizer.get_vocab() == llm.processor.tokenizer.get_vocab()
-        sees, blind = (llm.generate(CLIP, pruner=pruner, gamma=4) for pruner in ("hippo", "blind"))
+        sees, blind = (llm.generate(CLIP, pruner=pruner, gamma=4) for pruner in ("hippo", ABLATIONS["blind"]))
     assert sees.token_ids == blind.token_ids == words(tiny, CLIP) and not sees.warnings
     assert sees.stats.kept_tokens == 51 and sees.stats.acceptance_rate > blind.stats.acceptance_rate + 0.1
 
@@ -209,5 +211,5 @@ def test_the_same_folder_twice_shares_processor_and_eyes(tiny):
     with hippo.load(TARGET, TARGET) as llm:
         out = llm.generate(CLIP, method="pearl", gamma=4, max_new_tokens=40)
         assert llm.draft_processor is None
-        assert llm.pair.start_draft().wait_loaded().eyes == tiny.pair.start_draft().wait_loaded().eyes
+        assert llm.pair.draft.worker().wait_loaded().vision == tiny.pair.draft.worker().wait_loaded().vision
     assert out.token_ids == words(tiny, CLIP, max_new_tokens=40) and out.stats.rejections == 0 and not out.warnings

@@ -14,8 +14,8 @@ from tiny import TARGET_LAYERS, grow, make_model, make_processor, save
 from train import RUNS, STAGES
 from transformers import AutoProcessor
 
+from hippo.bench.world import make_scene, write_clip
 from hippo.checkpoints import BUNDLED
-from hippo.world import make_scene, write_clip
 
 
 def main() -> None:

@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from torch.utils.data import IterableDataset
 
-from hippo.world import Scene, ask, describe, make_scene, render
-from hippo.world.language import DESCRIBE_PROMPTS
-from hippo.world.render import SIDE
-from hippo.world.scene import COLOURS, DIRECTIONS, SHAPES, TEXTURES, TONES, Event
+from hippo.bench.world import Scene, ask, describe, make_scene, render
+from hippo.bench.world.language import DESCRIBE_PROMPTS
+from hippo.bench.world.render import SIDE
+from hippo.bench.world.scene import COLOURS, DIRECTIONS, SHAPES, TEXTURES, TONES, Event
 
 FIRST_TRAINING_SEED = 1_000_000  # held-out seeds are those below
 ANOTHER = 1_000_000_000  # from a seed to the next one tried in its place

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 import hippo
-from hippo.world import Score, make_scene, score, write_clip
+from hippo.bench.world import Score, make_scene, score, write_clip
 
 
 def evaluate(job: tuple[str, list[int]]) -> tuple[Score, list[dict[str, object]]]:

@@ -17,8 +17,8 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from hippo.world import ask, describe, make_scene
-from hippo.world.language import DESCRIBE_PROMPTS
+from hippo.bench.world import ask, describe, make_scene
+from hippo.bench.world.language import DESCRIBE_PROMPTS
 
 SPECIAL = (
     "<|endoftext|>",

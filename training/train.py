@@ -48,9 +48,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from hippo.checkpoints import BUNDLED
 from hippo.families import VideoGrid
-from hippo.keep.fusion import fuse, spend
-from hippo.keep.spatial import spatial_score
-from hippo.keep.temporal import temporal_score
+from hippo.pruning.fusion import fuse, spend
+from hippo.pruning.spatial import spatial_score
+from hippo.pruning.temporal import temporal_score
 
 RUNS = Path(__file__).parent / "runs"
 TINY = BUNDLED / "tiny"

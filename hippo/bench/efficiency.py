@@ -10,20 +10,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from hippo.bench.ideal import Guess, ideal
-from hippo.bench.rated import stands
+from hippo.bench.simulate import Guess, ideal
+from hippo.bench.synthetic_acceptance import stands
 from hippo.bench.traces import WIDTHS, by_width, guesses, prefilled, step_seconds
-from hippo.clock import clock
-from hippo.draft import Drafter
+from hippo.device import clock, on_threads, shares
 from hippo.errors import HippoError
 from hippo.families import family_of
 from hippo.forward import CachedModel
 from hippo.inputs import on_device
-from hippo.keep import SCORES, pruner_named
-from hippo.options import Options
 from hippo.pair import Pair
-from hippo.report.stats import Stats
-from hippo.threads import on_threads, shares
+from hippo.params import SamplingParams
+from hippo.sequence import pruner_of
+from hippo.stats import Stats
 
 _RUN = 64  # tokens that the draft is busy with while a target forward is timed
 
@@ -32,7 +30,7 @@ class Answer(NamedTuple):
     """What is known of a decoder's answers: its options, the seconds they took to decode, their tokens, the seconds of
     the target's prefill, and the rate at which verdicts were drawn, None if they were not."""
 
-    options: Options
+    options: SamplingParams
     decode: float
     ids: list[int]
     prefill: float
@@ -79,7 +77,7 @@ def _read_once(pair: Pair, target: CachedModel) -> float:
 def _readers(model: Any, inputs: dict[str, Any], ratio: float) -> list[CachedModel]:
     """A model that has read the prompt, by our forwards and by transformers' own."""
     family, here = family_of(model), on_device(inputs, model.device)
-    prompt, embeds = family.place(model, here), family.embed(model, here)
+    prompt, embeds = family.prepare_prompt(model.config, here), family.embed(model, here)
     kept = torch.arange(0, len(prompt.video_at), round(1 / ratio))
     return [prefilled(family, model, prompt, embeds, kept, may_fuse) for may_fuse in (True, False)]
 
@@ -88,18 +86,18 @@ def _beside(
     pair: Pair, inputs: dict[str, Any], target: CachedModel, count: int, threads: int
 ) -> tuple[dict[int, float], float]:
     """Seconds of target forwards by width while the pair's draft drafts, and of the draft's steps meanwhile."""
-    prompt, seconds = pair.family.place(pair.target, on_device(inputs, pair.target.device)), list[float]()
-    process = pair.start_draft()
-    drafter = Drafter(process, Stats(), seconds.append, process.wait_loaded().vocabulary)
+    prompt = pair.family.prepare_prompt(pair.target.config, on_device(inputs, pair.target.device))
+    seconds: list[float] = []
+    drafter = pair.drafter(Stats(), seconds.append, own_inputs=True)
     drafter.begin(inputs)
     drafter.prefill(torch.arange(0, len(prompt.video_at), 10), prompt.grids)
     while not (drafter.ready() or drafter.lost):
         time.sleep(0.001)
 
     def keep_busy() -> None:
-        drafter.settle(0, [0])
+        drafter.commit(0, [0])
         drafter.propose(_RUN)
-        drafter.collect(2)  # what was drafted before is over
+        drafter.take(2)  # what was drafted before is over
 
     by = {width: step_seconds(target, width, count, threads, keep_busy) for width in WIDTHS}
     drafter.end()
@@ -109,13 +107,13 @@ def _beside(
 
 
 @torch.no_grad()
-def reading(pair: Pair, draft: Any, inputs: dict[str, Any], options: Options) -> tuple[CachedModel, float]:
+def reading(pair: Pair, draft: Any, inputs: dict[str, Any], options: SamplingParams) -> tuple[CachedModel, float]:
     """A draft that has read what it keeps of a prompt, and the seconds that took."""
-    pruner = pruner_named(options.pruner)
-    _, signals = pair.look(inputs, pruner.attention or "all")
+    pruner = pruner_of(options)
+    _, signals = pair.look(inputs, pruner.attention)
     kept = pruner.keep_all_of(signals, options.keep_ratio)
     family, here = family_of(draft), on_device(inputs, draft.device)
-    prompt, embeds = family.place(draft, here), family.embed(draft, here)
+    prompt, embeds = family.prepare_prompt(draft.config, here), family.embed(draft, here)
     seconds = []
     with on_threads(shares()[1]):
         for _ in range(3):
@@ -146,7 +144,7 @@ def efficiency(
         rate = answer.rate
         drafted = [Guess(stands(rate, 0, place), rate) for place in range(1, len(ids))]
     ways = [(target, costs["draft"])] * 2
-    if decoder == "parallel":
+    if decoder in ("parallel", "auto"):
         ways = [
             (by_width(costs["target_beside"]), costs["draft_beside"]),
             (by_width(costs["target_undisturbed"]), costs["draft"]),
@@ -160,7 +158,7 @@ def _rows(reader: CachedModel, ids: list[int]) -> Tensor:
     return reader.extend(ids[:-1])
 
 
-def _prefill_left(options: Options, layers: int) -> float:
+def _prefill_left(options: SamplingParams, layers: int) -> float:
     """The share of the target's prefill that is still to come when the draft's tokens are chosen."""
-    kind = pruner_named(options.pruner).attention
-    return 1.0 if not kind else 1 - (max(SCORES[kind][1](layers)) + 1) / layers
+    attention = pruner_of(options).attention
+    return 1.0 if attention is None else 1 - (max(attention.layers(layers)) + 1) / layers

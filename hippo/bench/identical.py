@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hippo.bench.world import make_scene, write_clip
 from hippo.llm import VideoLLM
-from hippo.options import make_options
+from hippo.params import SamplingParams
 from hippo.report.baseline import transformers_generate
-from hippo.world import make_scene, write_clip
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def verdicts(llm: VideoLLM, seeds: range, methods: Sequence[str]) -> Iterator[Ve
             write_clip(make_scene(seed), clip)
             if number == 0:
                 llm.generate(clip)  # warms up
-            expected = transformers_generate(llm, make_options(), video=clip)
+            expected = transformers_generate(llm, SamplingParams.of(), video=clip)
             outputs = {method: llm.generate(clip, method=method) for method in methods}
             yield Verdict(
                 seed,

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from hippo.bench.memory import peak
+from hippo.bench.world import make_scene
+from hippo.bench.world.render import SIDE, render
 from hippo.checkpoints import resolve
 from hippo.video import write_video
-from hippo.world import make_scene
-from hippo.world.render import SIDE, render
 
 FIRST_SEED = 60000
 _RATE = 2  # frames a second that are written

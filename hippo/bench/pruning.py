@@ -15,17 +15,18 @@ import torch
 from torch import Tensor
 
 from hippo.bench.oracle import search
+from hippo.bench.pruners import pruner_named
 from hippo.bench.replay import Counts, replay
 from hippo.bench.traces import draft_rows
+from hippo.bench.world import Scene, ask, make_scene, write_clip
+from hippo.bench.world.render import SIDE
 from hippo.draft.worker import load_draft
 from hippo.families import VideoGrid, family_of
 from hippo.forward import CachedModel
 from hippo.inputs import on_device
-from hippo.keep import Pruner, Signals, listening, pruner_named
 from hippo.llm import VideoLLM
+from hippo.pruning import Pruner, Signals, recording
 from hippo.video import read_video
-from hippo.world import Scene, ask, make_scene, write_clip
-from hippo.world.render import SIDE
 
 KINDS = ("description", "question")
 WITHOUT_RATIO = {"none": 1.0, "blind": 0.0}  # pruners that keep everything or nothing, whatever the ratio
@@ -77,7 +78,9 @@ def study(
     todo = list(requests(*seeds))
     chosen = [pruner_named(name) for name in pruners if name != ORACLE]
     steps = ORACLE_STEPS if ORACLE in pruners else 0
-    draft = load_draft(str(llm.pair.draft), "float32", "cpu", llm.pair.trust_remote_code)
+    draft = load_draft(
+        str(llm.pair.require_draft().source), "float32", "cpu", llm.pair.require_draft().trust_remote_code
+    )
     with tempfile.TemporaryDirectory() as folder:
         clip = Path(folder) / "clip.mp4"
         for done, (seed, kind, prompt) in enumerate(todo):
@@ -104,24 +107,25 @@ def _request(
     inputs = llm.inputs(video, question)
     answer = llm.generate(video, question, method="ar", max_new_tokens=limit).token_ids
     here = on_device(inputs, llm.pair.target.device)
-    prompt = llm.pair.family.place(llm.pair.target, here)
+    prompt = llm.pair.family.prepare_prompt(llm.pair.target.config, here)
     grid = prompt.grids[0]
     scene = make_scene(labels[0])
     bare = ground(scene, [time / scene.duration for time in video.timestamps], grid)
     embeds = llm.pair.family.embed(llm.pair.target, here)
     reader = CachedModel.of(llm.pair.family, llm.pair.target)
-    kinds = {pruner.attention: llm.pair.listener(prompt, pruner.attention) for pruner in pruners if pruner.attention}
+    wanted = {pruner.attention for pruner in pruners if pruner.attention}
+    recorders = {attention: llm.pair.recorder(prompt, attention) for attention in wanted}
     began = time.perf_counter()
-    with listening(llm.pair.family.language_model(llm.pair.target), *kinds.values()):
+    with recording(*recorders.values()):
         reader.read(embeds, prompt)
-    prefill = time.perf_counter() - began - sum(listener.seconds for listener in kinds.values())
+    prefill = time.perf_counter() - began - sum(recorder.seconds for recorder in recorders.values())
     if len(answer) < 2:
         return
     expected = reader.extend(answer[:-1])
     common = min(expected.shape[-1], draft.get_output_embeddings().weight.shape[0])  # one may be padded
     family = family_of(draft)
     there = on_device(inputs, draft.device)
-    draft_prompt, draft_embeds = family.place(draft, there), family.embed(draft, there)
+    draft_prompt, draft_embeds = family.prepare_prompt(draft.config, there), family.embed(draft, there)
 
     def outcome(kept: Tensor) -> tuple[Counts, float]:
         """What the replayed decoder counts, and the overlap, if the draft sees the video tokens `kept`."""
@@ -152,12 +156,12 @@ def _request(
 
     chosen: dict[float, list[Tensor]] = {}
     for pruner in pruners:
-        heard = kinds.get(pruner.attention)
-        signals = Signals(grid, embeds.tokens[prompt.video_at], heard.scores if heard else None)
+        recorder = recorders.get(pruner.attention) if pruner.attention else None
+        signals = Signals(grid, embeds.tokens[prompt.video_at], recorder.scores if recorder else None)
         for ratio in [WITHOUT_RATIO[pruner.name]] if pruner.name in WITHOUT_RATIO else ratios:
             began = time.perf_counter()
             kept = pruner.keep(signals, ratio)
-            scoring = time.perf_counter() - began + (heard.seconds if heard else 0.0)
+            scoring = time.perf_counter() - began + (recorder.seconds if recorder else 0.0)
             chosen.setdefault(ratio, []).append(kept)
             yield sample(pruner.name, ratio, kept, scoring)
     if oracle_steps:

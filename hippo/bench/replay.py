@@ -12,7 +12,7 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Counts:
     """Of one answer or several: tokens after the first one, target forwards, drafted tokens checked and accepted, and
-    rejections; defined as in `hippo.report.stats.Stats`."""
+    rejections; defined as in `hippo.stats.Stats`."""
 
     tokens: int = 0
     forwards: int = 0

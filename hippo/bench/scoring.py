@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from hippo.clock import clock
+from hippo.device import clock
 from hippo.draft.worker import load_draft
 from hippo.families import Embeds, Family, VideoGrid, family_of
 from hippo.forward import CachedModel
-from hippo.keep import Listener, Signals, listening, pruner_named
+from hippo.pruning import AttentionRecorder, Signals, pruner_named, recording
 
 PLACES, QUESTION = 8, 16  # a frame is 8 x 8 tokens; so many tokens of text follow the video
 
@@ -79,16 +79,18 @@ def _measured(family: Family, model: Any, tokens: int, layers: int, pruner: str)
     embeds = torch.randn(positions.shape[1], text.config.hidden_size, generator=torch.Generator().manual_seed(0))
     way = pruner_named(pruner)
     at = torch.arange(positions.shape[1])
-    listeners = [Listener(at[grid.tokens :], at[: grid.tokens], way.attention, layers)] if way.attention else []
+    recorders = (
+        [AttentionRecorder(at[grid.tokens :], at[: grid.tokens], way.attention, layers)] if way.attention else []
+    )
     began = clock(model.device)
-    with listening(text, *listeners):
+    with recording(*recorders):
         CachedModel.of(family, model).prefill(Embeds(embeds), positions, positions[:, -1] + 1)
     read = clock(model.device)
-    way.keep(Signals(grid, embeds[: grid.tokens], listeners[0].scores if listeners else None), 0.1)
-    heard = sum(listener.seconds for listener in listeners)
+    way.keep(Signals(grid, embeds[: grid.tokens], recorders[0].scores if recorders else None), 0.1)
+    scoring = sum(recorder.seconds for recorder in recorders)
     return {
-        "prefill": read - began - heard,
-        "scoring": heard + clock(model.device) - read,
+        "prefill": read - began - scoring,
+        "scoring": scoring + clock(model.device) - read,
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
 

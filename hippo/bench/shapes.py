@@ -50,17 +50,23 @@ class Shape:
     draft: Text
 
 
-def qwen2_5_vl(text: Text) -> Any:
-    """A Qwen2.5-VL around a text model, with the vision tower that all of its sizes share."""
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+def qwen2_5_vl_config(text: Text) -> Any:
+    """The configuration of a Qwen2.5-VL around a text model, with the vision tower that all of its sizes share."""
+    from transformers import Qwen2_5_VLConfig
 
     size = text.width // text.heads
     rotary = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [size // 8, size * 3 // 16, size * 3 // 16]}
-    config = Qwen2_5_VLConfig(
+    return Qwen2_5_VLConfig(
         text_config=text.as_config() | {"rope_parameters": rotary},
         vision_config=QWEN_VISION | {"out_hidden_size": text.width},
     )
-    return Qwen2_5_VLForConditionalGeneration(config)
+
+
+def qwen2_5_vl(text: Text) -> Any:
+    """A Qwen2.5-VL around a text model."""
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    return Qwen2_5_VLForConditionalGeneration(qwen2_5_vl_config(text))
 
 
 def qwen2_5_vl_request(video_tokens: int) -> dict[str, Tensor]:
@@ -77,6 +83,21 @@ def qwen2_5_vl_request(video_tokens: int) -> dict[str, Tensor]:
         "video_grid_thw": torch.tensor([[steps, side, side]]),
         "second_per_grid_ts": torch.tensor([1.0]),
     }
+
+
+def qwen2_5_text(text: Text) -> Any:
+    """A Qwen2.5-VL whose vision tower has one layer: for prompts of text, whose cost is the text model's."""
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    model_config = qwen2_5_vl_config(text)
+    model_config.vision_config.depth = 1
+    return Qwen2_5_VLForConditionalGeneration(model_config)
+
+
+def text_request(tokens: int) -> dict[str, Tensor]:
+    """A prompt of so many tokens of text, without a video."""
+    ids = torch.tensor([_words(tokens)])
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
 def llava_onevision(text: Text) -> Any:
@@ -113,8 +134,10 @@ def _words(count: int) -> list[int]:
 QWEN_32B = Text(5120, 27648, 64, 40, 8, 152064)
 QWEN_7B = Text(3584, 18944, 28, 28, 4, 152064)
 QWEN_3B = Text(2048, 11008, 36, 16, 2, 152064)
+QWEN_1_5B = Text(1536, 8960, 28, 12, 2, 151936)
 QWEN_HALF_B = Text(896, 4864, 24, 14, 2, 152064)
 SHAPES = {
+    "qwen2.5-1.5b+0.5b": Shape(qwen2_5_text, text_request, QWEN_1_5B, QWEN_HALF_B),
     "qwen2.5-vl-3b": Shape(qwen2_5_vl, qwen2_5_vl_request, QWEN_3B, QWEN_HALF_B),
     "qwen2.5-vl-7b": Shape(qwen2_5_vl, qwen2_5_vl_request, QWEN_7B, QWEN_HALF_B),
     "qwen2.5-vl-32b": Shape(qwen2_5_vl, qwen2_5_vl_request, QWEN_32B, QWEN_7B),

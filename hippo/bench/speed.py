@@ -18,31 +18,35 @@ import transformers
 
 from hippo.bench.efficiency import Answer, efficiency, steps
 from hippo.bench.memory import peak
-from hippo.bench.rated import RatedPair
+from hippo.bench.pruners import pruner_named
 from hippo.bench.shapes import filled, shape_named
+from hippo.bench.synthetic_acceptance import SyntheticPair
+from hippo.device import has_bfloat16
+from hippo.draft import placement
 from hippo.draft.worker import load_draft
 from hippo.errors import HippoError
+from hippo.forward.quantize import fastest_bits, linear_shapes, quantize
 from hippo.llm import VideoLLM, load
-from hippo.options import METHODS, Options, make_options
-from hippo.pair import Pair
+from hippo.pair import Draft, Pair
+from hippo.params import METHODS, SamplingParams
 from hippo.report.baseline import generate_ids, transformers_generate
-from hippo.report.stats import Stats
+from hippo.stats import Stats
 
 GENERATE, ASSISTED, WRONG = "generate", "assisted", "wrong-draft"
 USUAL = (GENERATE, ASSISTED, "ar", "sd", "specvlm", "pearl", "hippo", WRONG)
 _ALSO = {"specvlm": {"decoder": "serial", "pruner": "specvlm"}}
 
 
-def options_of(method: str, tokens: int) -> Options:
+def options_of(method: str, tokens: int) -> SamplingParams:
     """What the name of a method of ours means: a preset, `specvlm` (serial, SpecVLM's tokens) or DECODER+PRUNER. Raises
     HippoError."""
     if "+" in method:
         decoder, pruner = method.split("+", 1)
-        return make_options(decoder=decoder, pruner=pruner, max_new_tokens=tokens)
+        return SamplingParams.of(decoder=decoder, pruner=pruner_named(pruner), max_new_tokens=tokens)
     if method not in METHODS and method not in _ALSO:
         known = ", ".join((*USUAL, "DECODER+PRUNER"))
         raise HippoError(f"unknown method {method!r}", f"use some of: {known}")
-    return make_options(**(_ALSO.get(method) or {"method": method}), max_new_tokens=tokens)  # type: ignore[arg-type]
+    return SamplingParams.of(**(_ALSO.get(method) or {"method": method}), max_new_tokens=tokens)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ class Subject(Protocol):
     def library(self, tokens: int, assistant: Any) -> Run:
         """An answer of transformers' generate(), assisted by a draft if there is one."""
 
-    def ours(self, options: Options) -> Run:
+    def ours(self, options: SamplingParams) -> Run:
         """An answer of ours."""
 
 
@@ -90,11 +94,11 @@ class Clip:
         return self._llm.inputs(self._video)
 
     def library(self, tokens: int, assistant: Any) -> Run:
-        options = make_options(max_new_tokens=tokens)
+        options = SamplingParams.of(max_new_tokens=tokens)
         answer = transformers_generate(self._llm, options, assistant, video=self._video)
         return Run(answer.token_ids, answer.total, answer.decode)
 
-    def ours(self, options: Options) -> Run:
+    def ours(self, options: SamplingParams) -> Run:
         stream = self._llm.stream(self._video, **_flat(options))
         for _ in stream:
             pass
@@ -105,7 +109,7 @@ class Clip:
 class Rated:
     """A request that a pair answers with verdicts drawn at a given rate, at a fixed length."""
 
-    def __init__(self, pair: RatedPair, inputs: dict[str, Any], why: str) -> None:
+    def __init__(self, pair: SyntheticPair, inputs: dict[str, Any], why: str) -> None:
         self._pair, self._inputs, self.synthetic = pair, inputs, why
 
     @property
@@ -123,14 +127,14 @@ class Rated:
         )
         return Run(ids, seconds, decode)
 
-    def ours(self, options: Options) -> Run:
+    def ours(self, options: SamplingParams) -> Run:
         stats, ids = Stats(), []
-        for tokens in self.pair.answer(self._inputs, options, stats):
+        for tokens in self._pair.sequence(self._inputs, options, stats):
             ids += tokens
         return Run(ids, stats.seconds.total, stats.seconds.decode, stats)
 
 
-def _flat(options: Options) -> dict[str, Any]:
+def _flat(options: SamplingParams) -> dict[str, Any]:
     return {"decoder": options.decoder, "pruner": options.pruner, "max_new_tokens": options.max_new_tokens}
 
 
@@ -261,14 +265,15 @@ def bench_pair(
     with ExitStack() as stack:
         llm = stack.enter_context(load(target, draft, start_draft=rate is None))
         dtype = str(llm.pair.target.dtype).removeprefix("torch.")
-        small, bad = (load_draft(source, dtype, str(llm.pair.target.device)) for source in (str(llm.pair.draft),) * 2)
+        source = str(llm.pair.require_draft().source)
+        small, bad = (load_draft(source, dtype, str(llm.pair.target.device)) for _ in range(2))
         say_the_least_likely(bad)
         if rate is None:
             subject: Subject = Clip(llm, video)
-            pair_of_bad = stack.enter_context(closing(Pair(llm.pair.target, bad)))
+            pair_of_bad = stack.enter_context(closing(Pair(llm.pair.target, Draft(bad))))
             wrong: Subject = Clip(VideoLLM(pair_of_bad, llm.processor, llm.draft_processor), video)
         else:
-            pair = RatedPair(llm.pair.target, llm.pair.draft, rate=rate, draft_dtype=dtype)
+            pair = SyntheticPair(llm.pair.target, llm.pair.draft, rate=rate)
             wrong = subject = Rated(
                 stack.enter_context(closing(pair)), llm.inputs(video), f"verdicts drawn at {rate:g}"
             )
@@ -294,16 +299,26 @@ def bench_shape(
     device: str,
     progress: Callable[[str, float], None],
 ) -> dict[str, Any]:
-    """The whole study of a shape: random weights, drawn verdicts, real costs."""
+    """The whole study of a shape: random weights, drawn verdicts, real costs.
+
+    Precision, place and bits of the draft are those that `hippo.load` would choose. A draft that works inline cannot
+    work in parallel: such methods are left out, and step costs are not measured.
+    """
     shape = shape_named(name)
-    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    dtype = torch.bfloat16 if device != "cpu" or has_bfloat16() else torch.float32
     target, draft = (filled(shape.make, text, device, dtype) for text in (shape.target, shape.draft))
-    with closing(RatedPair(target, draft, rate=rate, draft_device=device)) as pair:
+    place = placement("auto", device, device, target.get_memory_footprint() + draft.get_memory_footprint())
+    bits = fastest_bits(linear_shapes(draft)) if place == "inline" and dtype == torch.bfloat16 else 16
+    quantize(draft, bits)
+    with closing(SyntheticPair(target, Draft(draft, device=device, place=place), rate=rate)) as pair:
         subject = Rated(pair, shape.request(context), f"random weights, verdicts drawn at {rate:g}")
         methods = [name for name in methods if name not in (ASSISTED, WRONG)]
+        if place == "inline":
+            methods = [name for name in methods if name == GENERATE or options_of(name, 1).decoder != "parallel"]
         rows = measure(subject, subject, draft, methods, runs, tokens, progress)
-        costs = efficiencies(subject, draft, draft, rows, tokens, rate)
-    return {"rows": rows, "steps": costs, "machine": machine()}
+        costs = {} if place == "inline" else efficiencies(subject, draft, draft, rows, tokens, rate)
+    how = {"dtype": str(dtype).removeprefix("torch."), "draft": place, "draft bits": bits}
+    return {"rows": rows, "steps": costs, "machine": machine() | how}
 
 
 def _once(method: str, target: str, draft: str, video: str, tokens: str) -> None:
@@ -312,7 +327,9 @@ def _once(method: str, target: str, draft: str, video: str, tokens: str) -> None
     with load(target, draft or None, start_draft=not library and method != "ar") as llm:
         subject = Clip(llm, Path(video))
         if library:
-            assistant = load_draft(str(llm.pair.draft), "float32", "cpu") if method == ASSISTED else None
+            assistant = (
+                load_draft(str(llm.pair.require_draft().source), "float32", "cpu") if method == ASSISTED else None
+            )
             subject.library(int(tokens), assistant)
         else:
             subject.ours(options_of("hippo" if method == WRONG else method, int(tokens)))

@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import Tensor
 
-from hippo.bench.ideal import Guess
+from hippo.bench.simulate import Guess
+from hippo.device import on_threads
 from hippo.families import Embeds, Family, Prompt
 from hippo.forward import CachedModel
-from hippo.threads import on_threads
 
 WIDTHS = (1, 2, 4, 8, 16, 25)  # of target forwards that are timed
 

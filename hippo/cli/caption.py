@@ -1,34 +1,43 @@
-"""hippo caption: describe or question a video."""
+"""hippo caption: describe or question videos."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hippo.cli import common
-from hippo.keep import PRUNERS
-from hippo.llm import DEFAULT_PROMPT
-from hippo.options import make_options
+
+if TYPE_CHECKING:
+    from hippo.llm import VideoLLM
 
 
 def caption(
     videos: common.SourcesArgument,
-    prompt: common.PromptOption = DEFAULT_PROMPT,
+    prompt: common.PromptOption = common.DEFAULT_PROMPT,
     system: common.SystemOption = "",
+    together: common.TogetherOption = False,
     target: common.TargetOption = "tiny",
     draft: common.DraftOption = None,
     method: Annotated[
-        str, typer.Option(help="ar, sd (serial), pearl (parallel) or hippo (parallel, pruned).")
+        str, typer.Option(help="ar, sd (serial), pearl (parallel) or hippo (the fastest of these, pruned).")
     ] = "hippo",
-    decoder: Annotated[str, typer.Option(help="ar, serial or parallel, instead of the method's own.")] = "",
-    pruner: Annotated[str, typer.Option(help=f"Instead of the method's own: {', '.join(PRUNERS)}.")] = "",
+    decoder: Annotated[str, typer.Option(help="ar, serial, parallel or auto, instead of the method's own.")] = "",
+    pruner: Annotated[str, typer.Option(help=f"Instead of the method's own: {common.PRUNERS}.")] = "",
     keep_ratio: common.KeepOption = 0.1,
     gamma: common.GammaOption = "auto",
+    verify_width: common.WidthOption = "auto",
     max_new_tokens: common.TokensOption = 256,
     temperature: Annotated[float, typer.Option(help="0 is greedy: the most likely token every time.")] = 0.0,
     top_k: Annotated[int, typer.Option(help="Sample among the k likeliest tokens only; 0 is off.")] = 0,
     top_p: Annotated[float, typer.Option(help="Sample among the likeliest tokens that reach this mass.")] = 1.0,
+    min_p: Annotated[
+        float | None, typer.Option(help="Sample among tokens at least this fraction as likely as the likeliest.")
+    ] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option(help="Above 1: repeated tokens are less likely. Without it, the checkpoint's own.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Makes a sampled answer repeatable.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End the answer at this string; may be repeated.")] = None,
     frames: common.FramesOption = None,
@@ -38,43 +47,37 @@ def caption(
     dtype: common.DtypeOption = "auto",
     draft_timeout: common.TimeoutOption = 20.0,
     draft_worker: common.WorkerOption = "auto",
+    draft_bits: common.BitsOption = "auto",
     draft_device: common.DraftDeviceOption = "auto",
     trust_remote_code: common.TrustOption = False,
     compare: Annotated[bool, typer.Option("--compare", help="Also run transformers' generate() and compare.")] = False,
     json: common.JsonOption = False,
 ) -> None:
-    """Describe a video, or answer a question about one or several. The words go to stdout as they are accepted.
+    """Describe videos, or answer a question about them. The words go to stdout as they are accepted.
+
+    Several clips are several answers, each under a line "==> CLIP <=="; --together asks about all of them at once.
+    With --json each answer is one line, with its clip as "video" (or "videos"). An error in one of several clips is a
+    line on stderr, and exit code 2 at the end.
 
     hippo caption clip.mp4
 
     hippo caption clip.mp4 -p "What does the red circle do?" --compare
 
-    hippo caption before.mp4 after.mp4 photo.jpg -p "What differs?" --system "Answer in one sentence."
+    hippo caption before.mp4 after.mp4 photo.jpg --together -p "What differs?" --system "Answer in one sentence."
 
     hippo caption clip.mp4 --target Qwen/Qwen2.5-VL-7B-Instruct --draft Qwen/Qwen2.5-VL-3B-Instruct
     """
-    options: dict[str, Any] = {
-        "method": method,
-        "decoder": decoder,
-        "pruner": pruner,
-        "keep_ratio": keep_ratio,
-        "gamma": common.parse_gamma(gamma),
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "seed": seed,
-        "stop": stop or (),
-    }
-    drafts = make_options(**options).decoder != "ar"  # and a wrong option is told before models are loaded
-    if drafts:
-        common.require_draft(target, draft)
-    request = common.request_of(videos, prompt, system, frames, fps, max_video_tokens)
-    where: dict[str, Any] = {"draft_timeout": draft_timeout, "draft_worker": draft_worker, "draft_device": draft_device}
-    with common.loaded(target, draft, device, dtype, drafts, trust_remote_code=trust_remote_code, **where) as llm:
+    requests = common.Requests("caption", locals())
+
+    def answer(llm: VideoLLM, request: dict[str, Any], clips: list[Path]) -> None:
+        if requests.several and not json:  # as `head` does
+            common.say("\n" * (clips is not requests.groups[0]) + f"==> {clips[0]} <==\n")
         with common.answering() as (on_text, progress):
-            output = llm.generate(**request, **options, on_text=None if json else on_text, progress=progress)
+            words = None if json else on_text
+            output = llm.generate(**request, **requests.options, on_text=words, progress=progress)
         if not json:
             common.say("\n")
-        comparison = common.compare(llm, request, options, 1, output) if compare else None
-        common.close(output, comparison, json)
+        comparison = common.compare(llm, request, requests.options, 1, output) if compare else None
+        common.close(output, comparison, json, clips)
+
+    requests.run(answer)

@@ -1,48 +1,65 @@
-"""What several commands share: options, quiet loading with a sign of progress, printing."""
+"""What several commands share: options, loading, one answer for each clip, printing."""
 
 from __future__ import annotations
 
 import json
-import os
 import platform
+import shlex
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
 from rich.progress import Progress
+from rich.table import Table
 
 from hippo import __version__
-from hippo.errors import HippoError
-from hippo.inputs import messages_of, read_messages
-from hippo.llm import Output, VideoLLM, load
-from hippo.options import make_options
-from hippo.report.baseline import Comparison, transformers_generate
-from hippo.report.tables import phases_line, stats_table
-from hippo.video import check_request, read_video
+from hippo.errors import BadRequest, HippoError
 
+if TYPE_CHECKING:  # `hippo --help` imports this file, and torch, transformers and av take seconds
+    from hippo.llm import Output, VideoLLM
+    from hippo.params import SamplingParams
+    from hippo.report.baseline import Comparison
+
+T = TypeVar("T")
 stderr = Console(stderr=True, highlight=False)
+DEFAULT_PROMPT = "Describe the video in detail."
+PRUNERS = "none, uniform, attention, specvlm or hippo"
+OPTIONS = (
+    *("method", "decoder", "pruner", "keep_ratio", "gamma", "max_new_tokens", "temperature", "top_k", "top_p", "min_p"),
+    *("repetition_penalty", "seed", "stop", "verify_width"),
+)  # of `VideoLLM.generate`
+WHERE = (  # of `hippo.load`
+    *("device", "dtype", "draft_timeout", "draft_worker", "draft_bits", "draft_device", "trust_remote_code"),
+)
+BUNDLED = Path(__file__).parents[1] / "bundled"
 
 VideoArgument = Annotated[Path, typer.Argument(help="The clip: mp4, mkv, webm, avi, mpg and what else FFmpeg reads.")]
 SourcesArgument = Annotated[
-    list[Path], typer.Argument(metavar="VIDEO", help="One clip or several, or images (jpg, png, webp), in order.")
+    list[Path],
+    typer.Argument(metavar="VIDEO", help="A clip or an image (jpg, png, webp), or several: one answer for each."),
 ]
 PromptOption = Annotated[str, typer.Option("-p", "--prompt", help="What to ask about the video.")]
-SystemOption = Annotated[str, typer.Option("--system", help="What to tell the model before all else.")]
-TargetOption = Annotated[str, typer.Option(help="The model whose words you want: a folder, a hub id, or tiny.")]
-DraftOption = Annotated[str | None, typer.Option(help="A smaller model with the same tokenizer; tiny brings its own.")]
-FramesOption = Annotated[int | None, typer.Option(help="Frames to sample, evenly spread. [default: 16]")]
-FpsOption = Annotated[float | None, typer.Option(help="Frames to sample a second, instead of --frames.")]
+SystemOption = Annotated[str, typer.Option("--system", help="The system prompt.")]
+TogetherOption = Annotated[bool, typer.Option("--together", help="Put all clips and images into one prompt.")]
+TargetOption = Annotated[str, typer.Option(help="The model that decides the answer: a folder, a hub id, or tiny.")]
+DraftOption = Annotated[
+    str | None, typer.Option(help="A smaller model with the same tokenizer, or self: the target in 4 bits.")
+]
+FramesOption = Annotated[int | None, typer.Option(help=escape("Frames to sample, evenly spread. [default: 16]"))]
+FpsOption = Annotated[float | None, typer.Option(help="Frames to sample per second, instead of --frames.")]
 VideoTokensOption = Annotated[
     int | None,
     typer.Option(
-        min=1, help="Take fewer frames where they would be more tokens. [default: what the free memory holds]"
+        min=1,
+        help=escape("Take fewer frames where they would be more tokens. [default: what the free memory holds]"),
     ),
 ]
 DeviceOption = Annotated[
@@ -51,55 +68,140 @@ DeviceOption = Annotated[
 DraftDeviceOption = Annotated[
     str, typer.Option(help="auto, cpu, cuda or cuda:N. auto: the second GPU if there is one.")
 ]
-DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16. auto: float32 on a CPU.")]
+DtypeOption = Annotated[
+    str,
+    typer.Option(
+        help="auto, float32, bfloat16 or float16. auto on a CPU: bfloat16 for large models if it is fast here."
+    ),
+]
 TokensOption = Annotated[int, typer.Option(help="Longest answer, in tokens.")]
 KeepOption = Annotated[float, typer.Option(help="Share of the video tokens that the draft sees, in (0, 1].")]
-GammaOption = Annotated[str, typer.Option(help="Tokens drafted at a time; auto measures the best as it goes.")]
+GammaOption = Annotated[str, typer.Option(help="Tokens drafted at a time; auto adapts it to measured speeds.")]
 TimeoutOption = Annotated[
-    float, typer.Option(min=0.1, help="Seconds of silence after which the draft is given up; the target goes on alone.")
+    float, typer.Option(min=0.1, help="Seconds without a sign of the draft after which the target goes on alone.")
 ]
 WorkerOption = Annotated[
-    str, typer.Option(help="Where the draft works: process, thread, or auto: a thread if both models are on one GPU.")
+    str,
+    typer.Option(
+        help="Where the draft runs: process, thread, inline (in turns with the target), or auto: inline where both "
+        "models read large weights from one memory."
+    ),
+]
+BitsOption = Annotated[
+    str, typer.Option(help="Bits of the draft's weights: 4, 8, 16, or auto: what is fastest here. No words are lost.")
+]
+WidthOption = Annotated[
+    str,
+    typer.Option(
+        help="Pad every target forward to so many tokens: the same text in half precision whatever was drafted. 0 is "
+        "off, auto is 8 where that is free."
+    ),
 ]
 TrustOption = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Let code run that a checkpoint brings. Only if you trust it.")
+    bool, typer.Option("--trust-remote-code", help="Run code that a checkpoint brings. Only if you trust it.")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text and tables.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text and tables: one object per line.")]
 
 
-def parse_gamma(gamma: str) -> int | str:
-    """ "auto" or a whole number."""
+@contextmanager
+def importing() -> Iterator[None]:
+    """Hold Ctrl-C back: inside the start-up code of a library it can crash Python."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        return gamma if gamma == "auto" else int(gamma)
-    except ValueError:
-        raise HippoError(f"gamma {gamma!r} is neither a whole number nor auto", "use --gamma auto") from None
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def require_clip(video: Path, frames: int | None, fps: float | None) -> None:
-    """Refuse a clip or a sampling that cannot work before any model is loaded."""
+def params_of(options: dict[str, Any]) -> SamplingParams:
+    """Options for `VideoLLM.generate` as the library checks them. Raises BadRequest."""
+    from hippo.params import SamplingParams
+
+    return SamplingParams.of(**options)
+
+
+def check_clips(clips: list[Path], frames: int | None = None, fps: float | None = None) -> None:
+    """Refuse paths and a sampling that cannot work, without reading a clip."""
+    with importing():
+        from hippo.video import check_request
+        from hippo.video.files import check_file
+
     check_request(frames, fps)
-    read_video(video, frames=1)
+    for clip in clips:
+        check_file(clip)
 
 
-def request_of(
-    sources: list[Path],
-    prompt: str,
-    system: str,
-    frames: int | None,
-    fps: float | None,
-    max_video_tokens: int | None = None,
-) -> dict[str, Any]:
-    """What `VideoLLM.generate` takes for it. Refuses what cannot be read before any model is loaded."""
-    check_request(frames, fps)
-    messages = messages_of(sources, prompt, system)
-    read_messages(messages, frames=1)
-    return {"messages": messages, "frames": frames, "fps": fps, "max_video_tokens": max_video_tokens}
+class Requests:
+    """The requests of one command: one for each clip, or one for all of them; checked before anything is loaded.
+
+    given: the command's arguments; None leaves one to the library. The error of one of several requests is a line on
+    stderr, the others go on, and the command ends with exit code 2.
+    """
+
+    def __init__(self, command: str, given: dict[str, Any]) -> None:
+        self.given = given
+        self.options = self._given(*OPTIONS)
+        if self.options["gamma"].lstrip("-").isdecimal():
+            self.options["gamma"] = int(self.options["gamma"])
+        if self.options.get("verify_width", "").isdecimal():
+            self.options["verify_width"] = int(self.options["verify_width"])
+        if str(given.get("draft_bits")).isdecimal():
+            given["draft_bits"] = int(given["draft_bits"])
+        self._start_draft = params_of(self.options).decoder != "ar"
+        clips = given["videos"]
+        self.groups = [clips] if given["together"] else [[clip] for clip in clips]
+        self.several, self._failed = len(self.groups) > 1, False
+        for clip in clips:
+            if clip.is_dir():
+                run = f"hippo {command} {shlex.quote(str(clip))}/*.mp4"
+                raise BadRequest(f"{clip} is a folder, not a video", f"run {run}, or name a file in it")
+        check_clips([], given["frames"], given["fps"])
+        self._each(check_clips)
+
+    def run(self, act: Callable[[VideoLLM, dict[str, Any], list[Path]], T]) -> list[T]:
+        """What `act` returns for each request, given the pair, what `VideoLLM.generate` takes, and the clips."""
+        if self.groups:
+            where = self._given(*WHERE) | {"start_draft": self._start_draft}
+            with loaded(self.given["target"], self.given["draft"], **where) as llm:
+                results = self._each(lambda clips: act(llm, self._request(clips), clips))
+        if self._failed:
+            raise typer.Exit(2)
+        return results
+
+    def _given(self, *names: str) -> dict[str, Any]:
+        return {name: self.given[name] for name in names if self.given.get(name) is not None}
+
+    def _request(self, clips: list[Path]) -> dict[str, Any]:
+        from hippo.inputs import messages_of
+
+        messages = messages_of(clips, self.given["prompt"], self.given["system"])
+        return {"messages": messages} | self._given("frames", "fps", "max_video_tokens")
+
+    def _each(self, act: Callable[[list[Path]], T]) -> list[T]:
+        results, passed = [], []
+        for group in self.groups:
+            try:
+                results.append(act(group))
+                passed.append(group)
+            except HippoError as error:
+                if not self.several:
+                    raise
+                self._failed = True
+                clip = "" if group[0].name in str(error) else f"{group[0]}: "
+                stderr.print(f"hippo: {clip}{error}", markup=False, soft_wrap=True)
+        self.groups = passed
+        return results
+
+
+def named(clips: list[Path]) -> dict[str, Any]:
+    """The clips of a request, for --json."""
+    return {"video": str(clips[0])} if len(clips) == 1 else {"videos": [str(clip) for clip in clips]}
 
 
 def require_draft(target: str, draft: str | None) -> None:
     """Refuse a target without a draft before it is loaded."""
     if draft is None and target != "tiny":
-        raise HippoError("there is no draft model", "name one with --draft, or use --method ar")
+        raise BadRequest("there is no draft model", "name one with --draft, or use --method ar")
 
 
 def versions() -> dict[str, str]:
@@ -110,56 +212,54 @@ def versions() -> dict[str, str]:
 
 def quieten() -> None:
     """Keep transformers' notes and bars off the terminal."""
-    import transformers
+    with importing():
+        import transformers
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
 
 
 @contextmanager
-def loaded(
-    target: str,
-    draft: str | None,
-    device: str = "auto",
-    dtype: str = "auto",
-    start_draft: bool = True,
-    draft_timeout: float = 20.0,
-    draft_worker: str = "auto",
-    draft_device: str = "auto",
-    trust_remote_code: bool = False,
-) -> Iterator[VideoLLM]:
-    """A loaded pair, ended with the block; says on stderr that it is loading."""
-    quieten()
+def loaded(target: str, draft: str | None, **where: Any) -> Iterator[VideoLLM]:
+    """A loaded pair, ended with the block; says on stderr that it is loading. where: options of `hippo.load`."""
+    if where.get("start_draft", True):
+        require_draft(target, draft)
     text = escape(f"loading {target}" + (f" and {draft}" if draft else "") + " ...")
-    # Not stderr.status: its thread would keep the draft's process from being a fork (see hippo.draft.child).
+    # Not stderr.status: its thread would keep the draft's process from being a fork.
     with Live(text, console=stderr, auto_refresh=False, transient=True):
-        llm = load(
-            target,
-            draft,
-            device=device,
-            dtype=dtype,
-            start_draft=start_draft,
-            draft_timeout=draft_timeout,
-            draft_worker=draft_worker,
-            draft_device=draft_device,
-            trust_remote_code=trust_remote_code,
-        )
+        with importing():
+            from hippo.llm import load
+        quieten()
+        llm = load(target, draft, **where)
     with llm:
         yield llm
 
 
+def bar() -> Progress:
+    """A bar on stderr, if that is a terminal."""
+    return Progress(console=stderr, transient=True, disable=not stderr.is_terminal)
+
+
+@contextmanager
+def progressing(text: str = "") -> Iterator[Callable[[str, float], None]]:
+    """A bar on stderr; yields a function that takes what is being done and the share of it that is done."""
+    with bar() as shown:
+        task = shown.add_task(text, total=1.0)
+        yield lambda what, share: shown.update(task, description=what, completed=share)
+
+
 @contextmanager
 def answering() -> Iterator[tuple[Callable[[str], None], Callable[[str, float], None]]]:
-    """Callbacks (on_text, progress) for an answer on its way: a bar on stderr until the first words, then the words."""
-    with Progress(console=stderr, transient=True, disable=not stderr.is_terminal) as bar:
-        task = bar.add_task("reading frames", total=1.0)
+    """Callbacks (on_text, progress) for an answer: a bar on stderr until the first words, then the words on stdout."""
+    with bar() as shown:
+        task = shown.add_task("reading frames", total=1.0)
 
         def progress(phase: str, share: float) -> None:
-            known = share < 1
-            bar.update(task, description=phase if known else "watching", completed=share, total=1.0 if known else None)
+            total = 1.0 if share < 1 else None  # after the last frame nothing is known of how long it takes
+            shown.update(task, description=phase if total else "watching", completed=share, total=total)
 
         def on_text(piece: str) -> None:
-            bar.stop()
+            shown.stop()
             say(piece)
 
         yield on_text, progress
@@ -167,63 +267,81 @@ def answering() -> Iterator[tuple[Callable[[str], None], Callable[[str, float], 
 
 def compare(llm: VideoLLM, request: dict[str, Any], options: dict[str, Any], runs: int, first: Output) -> Comparison:
     """`runs` answers, `first` among them, each beside one of generate(), in turn."""
+    from hippo.report.baseline import Comparison, transformers_generate
+
     outputs, baselines = [first], []
-    with stderr.status("the same by transformers' generate(), to compare") as status:
+    with stderr.status("") as status:
         for run in range(runs):
             status.update(f"the same by transformers' generate(), to compare ({run + 1} of {runs})")
             if run:
                 outputs.append(llm.generate(**request, **options))
-            baselines.append(transformers_generate(llm, make_options(**options), **request))
+            baselines.append(transformers_generate(llm, params_of(options), **request))
     return Comparison(outputs, baselines, sampled=options.get("temperature", 0) > 0)
 
 
 def as_json(output: Output, comparison: Comparison | None = None) -> dict[str, Any]:
-    """What --json prints."""
-    stats = output.stats
+    """What --json prints of an answer."""
+    from hippo.report.tables import disturbed
+
     result: dict[str, Any] = {
         "text": output.text,
         "token_ids": output.token_ids,
-        "method": stats.method,
-        "stats": stats.as_dict(),
+        "method": output.stats.method,
+        "stats": output.stats.as_dict(),
         "warnings": list(output.warnings),
     }
     if comparison is not None:
         result["baseline"] = comparison.baselines[0].as_dict()
         result["identical"] = comparison.identical
         result["speedup"] = comparison.speedup
+        result["disturbed"] = disturbed(comparison)
     return result
 
 
 def say(piece: str) -> None:
-    """A piece of the answer, to stdout, at once."""
-    try:
-        sys.stdout.write(piece)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Python would complain once more when it flushes stdout on the way out.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise HippoError("whoever read the output closed it early", "let the reader take all of it") from None
+    """A piece of the answer, to stdout, at once. `hippo.cli.main` tells what stdout refuses."""
+    sys.stdout.write(piece)
+    sys.stdout.flush()
 
 
 def print_json(value: dict[str, Any]) -> None:
-    """One JSON object on stdout."""
-    say(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+    """One JSON object on one line of stdout."""
+    say(json.dumps(value, ensure_ascii=False) + "\n")
 
 
-def close(output: Output, comparison: Comparison | None, json: bool) -> None:
-    """What follows an answer: its warnings on stderr, then its table there, or one JSON object on stdout."""
-    for warning in output.warnings:
+def warn(*warnings: str) -> None:
+    """Lines on stderr."""
+    for warning in warnings:
         stderr.print(f"warning: {warning}", style="yellow", markup=False)
+
+
+def close(output: Output, comparison: Comparison | None, json: bool, clips: list[Path]) -> None:
+    """What follows an answer: its warnings on stderr, then its table there, or one JSON object on stdout."""
+    from hippo.report.tables import phases_line, stats_table
+
+    warn(*output.warnings)
     if json:
-        print_json(as_json(output, comparison))
+        print_json(named(clips) | as_json(output, comparison))
     else:
         stderr.print(stats_table(output.stats, comparison))
         stderr.print("seconds:  " + phases_line(output.stats), style="dim")
 
 
+def facts_table(facts: dict[str, dict[str, str]]) -> Table:
+    """Titles, each with its rows of names and values."""
+    table = Table(show_header=False, box=None, padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for title, rows in facts.items():
+        table.add_row(escape(title), "", style="bold")
+        for name, value in rows.items():
+            table.add_row("  " + escape(name), escape(value))
+    return table
+
+
 def make_folder(out: Path) -> None:
-    """A folder for results, made if it is not there. Raises HippoError."""
+    """A folder for results, made if it is not there. Raises BadRequest."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise HippoError(f"{out} cannot be made ({error.strerror})", "choose another place") from None
+        raise BadRequest(f"{out} cannot be made ({error.strerror})", "choose another place") from None

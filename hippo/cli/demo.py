@@ -1,4 +1,4 @@
-"""hippo demo: a bundled clip, the bundled pair, and how much sooner the same words come."""
+"""hippo demo: a bundled clip, the bundled pair, and how much faster the same words come."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from hippo.checkpoints import BUNDLED
 from hippo.cli import common
 
-CLIP = BUNDLED / "demo.mp4"
+CLIP = common.BUNDLED / "demo.mp4"
 
 
 def demo(
@@ -19,9 +18,10 @@ def demo(
 ) -> None:
     """Describe a bundled clip with the bundled pair, and compare with transformers' generate() on the same models.
 
-    The pair is a pair of toys, trained on coloured shapes; the machinery is the real one.
+    The two models are toys, trained on coloured shapes; the decoder is the one for every model.
     """
     options: dict[str, Any] = {"method": method}
+    common.params_of(options)
     request: dict[str, Any] = {"video": CLIP}
     short = options | {"max_new_tokens": 8}
     with common.loaded("tiny", None) as llm:
@@ -30,5 +30,4 @@ def demo(
         output = llm.generate(**request, **options, on_text=None if json else common.say)
         if not json:
             common.say("\n")
-        comparison = common.compare(llm, request, options, runs, output)
-        common.close(output, comparison, json)
+        common.close(output, common.compare(llm, request, options, runs, output), json, [CLIP])

@@ -4,38 +4,33 @@ from __future__ import annotations
 
 import platform
 
-import torch
-from rich.table import Table
-
-from hippo.checkpoints import BUNDLED, pick_device
-from hippo.cli.common import JsonOption, print_json, stderr, versions
-from hippo.draft.child import may_fork
-from hippo.families import FAMILIES
-from hippo.products import onednn_gain
-from hippo.threads import cores, shares
-from hippo.video import available_backends
+from hippo.cli.common import BUNDLED, JsonOption, facts_table, importing, print_json, stderr, versions
 
 
 def doctor(json: JsonOption = False) -> None:
     """Show versions, devices and video decoders, and what hippo will use and why."""
+    with importing():
+        import hippo.llm  # noqa: F401, for what is imported below
+        from hippo.video import available_backends
+
+    decoders = available_backends()
     facts = {
         "versions": versions(),
-        "video decoders": available_backends(),
+        "video decoders": decoders,
         "devices": _devices(),
-        "will use": _plan(),
+        "will use": _plan(torchcodec=decoders["torchcodec"][:1].isdigit()),
     }
     if json:
         print_json(facts)
-        return
-    table = Table(show_header=False, box=None, padding=(0, 2))
-    for title, rows in facts.items():
-        table.add_row(f"[bold]{title}[/bold]", "")
-        for name, value in rows.items():
-            table.add_row("  " + name, value)
-    stderr.print(table)
+    else:
+        stderr.print(facts_table(facts))
 
 
 def _devices() -> dict[str, str]:
+    import torch
+
+    from hippo.device import cores
+
     found = {"cpu": f"{platform.processor() or platform.machine()}, {cores()} cores"}
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
@@ -43,20 +38,24 @@ def _devices() -> dict[str, str]:
     return found
 
 
-def _plan() -> dict[str, str]:
+def _plan(torchcodec: bool) -> dict[str, str]:
+    import torch
+
+    from hippo.checkpoints import pick_device
+    from hippo.device import cores, has_bfloat16, shares
+    from hippo.draft.child import may_fork
+    from hippo.families import FAMILIES
+
     device, gpus = pick_device("auto"), torch.cuda.device_count()
     target, draft = shares()
-    decoder = "torchcodec" if _works("torchcodec") else "pyav"
-    why = "it imports" if decoder == "torchcodec" else "torchcodec does not work here"
-    plan = {"video decoder": f"{decoder}: {why}"}
+    plan = {"video decoder": "torchcodec: it imports" if torchcodec else "pyav: torchcodec does not work here"}
     if gpus == 0:
         plan["target"] = f"cpu, {target} of {cores()} threads: there is no GPU"
-        plan["draft"] = f"cpu, in its own process, {draft} of {cores()} threads: so that the two do not fight for cores"
+        plan["draft"] = f"cpu, in its own process, {draft} of {cores()} threads: each model has cores of its own"
         plan["draft's process"] = "a fork of this one" if may_fork("cpu", draft) else "a fresh interpreter"
-        plan["dtype"] = "float32: half precision is slow on a CPU and makes near ties frequent"
-        gain = onednn_gain()
-        faster = f"oneDNN's, {gain:.1f} times as fast here" if gain else "torch's own: oneDNN's are no faster here"
-        plan["matrix products"] = faster
+        half = "bfloat16 for models that are stored so and are large: this CPU has products for it; else "
+        plan["dtype"] = (half if has_bfloat16() else "") + "float32"
+        plan["draft of a large pair"] = "inline, in turns with the target: both read from one memory"
         plan["forwards"] = "fused while decoding, for layers laid out like Llama's; `hippo verify` says if yours are"
     else:
         others = "; all of them if it is too large for one, or a part on each under torchrun" if gpus > 1 else ""
@@ -72,7 +71,3 @@ def _plan() -> dict[str, str]:
     there = all(any((BUNDLED / "tiny" / role).glob("*.safetensors")) for role in ("target", "draft"))
     plan["bundled pair"] = "there" if there else "missing: reinstall hippo-video"
     return plan
-
-
-def _works(backend: str) -> bool:
-    return available_backends()[backend][:1].isdigit()

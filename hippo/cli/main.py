@@ -1,46 +1,88 @@
-"""One place where errors become a line on stderr and an exit code."""
+"""One place where errors become a line on stderr and an exit code, and where stdout's own failures are told."""
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import signal
 import sys
 
-from hippo import ranks
+from hippo import tensor_parallel
 from hippo.errors import HippoError
 
-INTERRUPTED = 130
+STDOUT, STDERR = 1, 2
+INTERRUPTED = 128 + signal.SIGINT
+
+
+class StdoutLost(Exception):
+    """Standard output takes no more: its reader is gone, the disk is full, or it was closed. args: errno, its text."""
+
+
+class _Stream(io.FileIO):
+    """Standard output or error. Its failures cannot be taken for those of another file."""
+
+    def write(self, data: object) -> int:
+        try:
+            return super().write(data)  # type: ignore[arg-type]
+        except OSError as error:
+            if self.fileno() == STDERR:  # there is no place left to say so
+                return len(data)  # type: ignore[arg-type]
+            raise StdoutLost(error.errno, error.strerror) from None
 
 
 def main() -> None:
-    """Run the command line. Exit code 2 and one line on stderr for whatever the user can mend."""
-    if not ranks.leads():
-        _be_silent()
+    """Run the command line. Exit code 2 and one line on stderr for whatever the user can act on."""
+    _open_streams()
+    # Read once, when torch is imported: threads that spin while they wait take the cores of the other model.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if not tensor_parallel.is_leader():  # the terminal belongs to the process that leads
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, STDOUT)
+        os.dup2(nothing, STDERR)
     try:
-        # An interrupt inside a library's start-up code can end Python with a crash: it waits until all are imported.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            from hippo.cli.app import app
-            from hippo.llm import out_of_memory_explained
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        with out_of_memory_explained():
-            app()
+        _run()
     except HippoError as error:
         _leave(f"hippo: {error}", 2)
     except KeyboardInterrupt:
         _leave("\nhippo: interrupted", INTERRUPTED)
-    except SystemExit as leaving:  # typer's way with an interrupt, without a word
-        if leaving.code == INTERRUPTED:
-            _leave("\nhippo: interrupted", INTERRUPTED)
+    except StdoutLost as lost:
+        number, reason = lost.args
+        os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)  # Python flushes stdout once more on the way out
+        if number == errno.EPIPE:  # what a shell reports of `cat` and `git`, which SIGPIPE ends without a word
+            sys.exit(128 + signal.SIGPIPE)
+        _leave(f"hippo: stdout cannot be written ({reason})", 2)
+
+
+def _run() -> None:
+    try:
+        from hippo.cli.app import app
+
+        app()
+    except SystemExit as leaving:
+        if leaving.code == INTERRUPTED:  # typer's way with an interrupt, without a word
+            raise KeyboardInterrupt from None
         raise
+    except (HippoError, StdoutLost):
+        raise
+    except Exception:
+        from hippo.llm import out_of_memory_explained
+
+        with out_of_memory_explained():
+            raise
+    finally:
+        sys.stdout.flush()
 
 
-def _be_silent() -> None:
-    """Leave the terminal to the process that leads."""
-    nothing = os.open(os.devnull, os.O_WRONLY)
-    for stream in (sys.stdout, sys.stderr):
-        os.dup2(nothing, stream.fileno())
+def _open_streams() -> None:
+    """Open stdin, stdout and stderr where they are closed, or the next file opened would take their place."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if (stream := getattr(sys, name)) is None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY if number == STDERR else os.O_RDONLY), number)  # stdout still fails
+        if number:
+            raw = io.BufferedWriter(_Stream(number, "w", closefd=False))
+            how = {"encoding": stream.encoding, "errors": stream.errors} if stream else {"encoding": "utf-8"}
+            setattr(sys, name, io.TextIOWrapper(raw, **how, line_buffering=True))
 
 
 def _leave(line: str, code: int) -> None:

@@ -1,15 +1,14 @@
-"""hippo models: the families of models there are, pairs to use, and what was run of each."""
+"""hippo models: the families of models, pairs to use, and what was run of each."""
 
 from __future__ import annotations
 
 from json import loads
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
+from hippo.cli.common import BUNDLED, JsonOption, facts_table, importing, print_json, stderr
 
-from hippo.checkpoints import BUNDLED
-from hippo.cli.common import JsonOption, print_json, stderr
-from hippo.families import FAMILIES, Family, Released
+if TYPE_CHECKING:
+    from hippo.families import Family
 
 RUN = (
     "random models of 3 layers, width 64, on a CPU: every method equal to generate() in float32; in bfloat16 too, but "
@@ -24,26 +23,24 @@ MEMORY = "of both models' weights in bfloat16, 2 bytes a parameter: by parameter
 
 
 def models(json: JsonOption = False) -> None:
-    """List the families of models there are, pairs of checkpoints to use, and what was run of each."""
+    """List the families of models, pairs of checkpoints to use, and what was run of each."""
+    with importing():
+        from hippo.families import FAMILIES
+
     rows = [_row(family) for family in FAMILIES]
     if json:
         print_json({"families": rows, "memory": MEMORY, "not run": NOT_RUN})
         return
-    table = Table(show_header=False, box=None, padding=(0, 2))
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for row in rows:
-        table.add_row(f"[bold]{row['family']}[/bold]", ", ".join(row["model_types"]))
-        for pair in row["pairs"]:
-            target, draft = pair["target"], pair["draft"]
-            sizes = f"{target['billions']:.1f} + {draft['billions']:.1f} billion parameters, {pair['gib']:.0f} GiB"
-            table.add_row("  target + draft", f"{target['id']} + {draft['id']}\n  {sizes}")
-        for title in ("run", "notes"):
-            table.add_row(f"  {title}", "\n".join(row[title]))
-    table.add_row("[bold]all[/bold]", "")
-    table.add_row("  not run", NOT_RUN)
-    table.add_row("  GiB", MEMORY)
-    stderr.print(table)
+    facts = {
+        row["family"]: {
+            "model types": ", ".join(row["model_types"]),
+            "target + draft": "\n".join(map(_pair_line, row["pairs"])),
+            "run": "\n".join(row["run"]),
+            "notes": "\n".join(row["notes"]),
+        }
+        for row in rows
+    }
+    stderr.print(facts_table(facts | {"all": {"not run": NOT_RUN, "GiB": MEMORY}}))
 
 
 def _row(family: Family) -> dict[str, Any]:
@@ -52,7 +49,11 @@ def _row(family: Family) -> dict[str, Any]:
         "family": family.card.name,
         "model_types": list(family.model_types),
         "pairs": [
-            {"target": vars(target), "draft": vars(draft), "gib": _gib(target, draft)}
+            {
+                "target": vars(target),
+                "draft": vars(draft),
+                "gib": round((target.billions + draft.billions) * 2e9 / 2**30, 1),
+            }
             for target, draft in family.card.pairs
         ],
         "run": [RUN, RUN_BUNDLED] if bundled in family.model_types else [RUN],
@@ -60,5 +61,7 @@ def _row(family: Family) -> dict[str, Any]:
     }
 
 
-def _gib(*checkpoints: Released) -> float:
-    return round(sum(checkpoint.billions for checkpoint in checkpoints) * 2e9 / 2**30, 1)
+def _pair_line(pair: dict[str, Any]) -> str:
+    target, draft = pair["target"], pair["draft"]
+    sizes = f"{target['billions']:.1f} + {draft['billions']:.1f} billion parameters, {pair['gib']:.0f} GiB"
+    return f"{target['id']} + {draft['id']}\n  {sizes}"

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
-from hippo.checkpoints import quantisation_of
 from hippo.cli import common
-from hippo.forward import why_not_fused
-from hippo.llm import DEFAULT_PROMPT, VideoLLM
-from hippo.options import METHODS, make_options
-from hippo.report.baseline import transformers_generate
-from hippo.report.difference import first_difference
+
+if TYPE_CHECKING:
+    from hippo.llm import VideoLLM
 
 
 def verify(
     videos: common.SourcesArgument,
-    prompt: common.PromptOption = DEFAULT_PROMPT,
+    prompt: common.PromptOption = common.DEFAULT_PROMPT,
     system: common.SystemOption = "",
+    together: common.TogetherOption = False,
     target: common.TargetOption = "tiny",
     draft: common.DraftOption = None,
     keep_ratio: common.KeepOption = 0.1,
     gamma: common.GammaOption = "auto",
+    verify_width: common.WidthOption = "auto",
     max_new_tokens: common.TokensOption = 256,
     frames: common.FramesOption = None,
     fps: common.FpsOption = None,
@@ -31,42 +32,42 @@ def verify(
     device: common.DeviceOption = "auto",
     dtype: common.DtypeOption = "auto",
     draft_worker: common.WorkerOption = "auto",
+    draft_bits: common.BitsOption = "auto",
     draft_device: common.DraftDeviceOption = "auto",
     trust_remote_code: common.TrustOption = False,
     json: common.JsonOption = False,
 ) -> None:
-    """Run transformers' generate() and every method on one clip or several: identical, or the first difference.
+    """Run transformers' generate() and every method on each clip: identical, or the first difference.
 
-    The report on stderr, or --json on stdout, has all that an issue needs.
+    The report on stderr, or --json on stdout, has all that an issue needs: one for each clip, or one for all of them
+    with --together.
 
-    Exit code 0 if every method gave generate()'s tokens, or differed only at a near tie; 1 if not.
+    Exit code 0 if every method gave generate()'s tokens, or differed only at a near tie; 1 if not; 2 if a clip could
+    not be used.
     """
-    options: dict[str, Any] = {
-        "keep_ratio": keep_ratio,
-        "gamma": common.parse_gamma(gamma),
-        "max_new_tokens": max_new_tokens,
-    }
-    make_options(**options)
-    common.require_draft(target, draft)
-    request = common.request_of(videos, prompt, system, frames, fps, max_video_tokens)
-    where: dict[str, Any] = {
-        "draft_worker": draft_worker,
-        "draft_device": draft_device,
-        "trust_remote_code": trust_remote_code,
-    }
-    with common.loaded(target, draft, device, dtype, **where) as llm:
-        report = _report(llm, request, options)
-    if json:
-        common.print_json(report)
-    else:
-        _show(report)
-    raise typer.Exit(0 if all(row["identical"] or row["near_tie"] for row in report["methods"]) else 1)
+    requests = common.Requests("verify", locals())
+
+    def check(llm: VideoLLM, request: dict[str, Any], clips: list[Path]) -> bool:
+        report = common.named(clips) | _report(llm, request, requests.options)
+        if json:
+            common.print_json(report)
+        else:
+            _show(report)
+        return all(row["identical"] or row["near_tie"] for row in report["methods"])
+
+    raise typer.Exit(0 if all(requests.run(check)) else 1)
 
 
 def _report(llm: VideoLLM, request: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    from hippo.checkpoints import quantisation_of
+    from hippo.forward import why_not_fused
+    from hippo.params import METHODS
+    from hippo.report.baseline import transformers_generate
+    from hippo.report.difference import first_difference
+
     rows = []
     with common.stderr.status("transformers' generate()") as status:
-        baseline = transformers_generate(llm, make_options(**options), **request)
+        baseline = transformers_generate(llm, common.params_of(options), **request)
         for method in METHODS:
             status.update(f"method {method}")
             output = llm.generate(**request, method=method, **options)
@@ -74,12 +75,11 @@ def _report(llm: VideoLLM, request: dict[str, Any], options: dict[str, Any]) -> 
                 "method": method,
                 "tokens": len(output.token_ids),
                 "kept_tokens": output.stats.kept_tokens,
-                "identical": True,
+                "identical": output.token_ids == baseline.token_ids,
                 "near_tie": False,
             }
-            if output.token_ids != baseline.token_ids:
-                inputs = llm.inputs(**request)
-                row |= {"identical": False} | first_difference(llm.pair, inputs, baseline.token_ids, output.token_ids)
+            if not row["identical"]:
+                row |= first_difference(llm.pair, llm.inputs(**request), baseline.token_ids, output.token_ids)
             if output.stats.draft_lost:
                 row["draft_lost"] = output.stats.draft_lost
             rows.append(row)
@@ -89,7 +89,7 @@ def _report(llm: VideoLLM, request: dict[str, Any], options: dict[str, Any]) -> 
         "versions": common.versions(),
         "family": family.card.name,
         "target": model.name_or_path,
-        "draft": str(llm.pair.draft),
+        "draft": str(llm.pair.require_draft().source),
         "device": str(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),
         "quantised": quantisation_of(model),
@@ -101,18 +101,19 @@ def _report(llm: VideoLLM, request: dict[str, Any], options: dict[str, Any]) -> 
 
 
 def _show(report: dict[str, Any]) -> None:
-    facts = Table(title="against transformers' generate()", title_justify="left", show_header=False, box=None)
+    clips = report["video"] if "video" in report else ", ".join(report["videos"])
+    facts = Table(
+        title=escape(f"{clips} against transformers' generate()"), title_justify="left", show_header=False, box=None
+    )
     facts.add_row("versions", ", ".join(f"{name} {number}" for name, number in report["versions"].items()))
     for name in ("family", "target", "draft", "device", "dtype", "quantised", "forwards"):
-        facts.add_row(name, report[name] or "no")
-    table = Table()
-    for heading in ("method", "tokens", f"video tokens kept of {report['video_tokens']}", "verdict"):
-        table.add_column(heading)
+        facts.add_row(name, escape(report[name] or "no"))
+    table = Table("method", "tokens", f"video tokens kept of {report['video_tokens']}", "verdict")
     for row in report["methods"]:
         verdict = "identical" if row["identical"] else _explained(row)
         if "draft_lost" in row:
             verdict += f"; but the draft was lost: {row['draft_lost']}"
-        table.add_row(row["method"], str(row["tokens"]), str(row["kept_tokens"]), verdict)
+        table.add_row(row["method"], str(row["tokens"]), str(row["kept_tokens"]), escape(verdict))
     common.stderr.print(facts, table)
 
 

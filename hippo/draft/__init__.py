@@ -1,8 +1,20 @@
-"""The draft, in a process of its own."""
+"""The draft model, in a process or a thread of its own, which serves several requests at a time."""
 
-from hippo.draft.child import is_thread
-from hippo.draft.drafter import Drafter, Proposal
-from hippo.draft.eyes import eyes_of, seen
-from hippo.draft.process import DraftProcess
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["DraftProcess", "Drafter", "Proposal", "eyes_of", "is_thread", "seen"]
+if TYPE_CHECKING:
+    from hippo.draft.drafter import Drafter, Proposal
+    from hippo.draft.process import DraftWorker, placement
+    from hippo.draft.shared_vision import kept_prompt, vision_fingerprint
+
+__all__ = ["DraftWorker", "Drafter", "Proposal", "kept_prompt", "placement", "vision_fingerprint"]
+
+_HOMES = {"Drafter": "drafter", "Proposal": "drafter", "DraftWorker": "process", "placement": "process"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: a fresh process must be heard before torch is imported, which takes seconds."""
+    if name not in __all__:
+        raise AttributeError(f"module 'hippo.draft' has no attribute {name!r}")
+    return getattr(import_module(f"hippo.draft.{_HOMES.get(name, 'shared_vision')}"), name)

@@ -1,162 +1,148 @@
-"""What a decoder sees of the draft: ask for tokens, take them, tell the verdict."""
+"""One request's view of the draft: ask for tokens, take them, tell the verdict."""
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
-from hippo.draft.messages import Begin, End, Keep, Propose, Read, Ready, Settle, Token, packed
-from hippo.draft.process import DraftLost, DraftProcess
+from hippo.draft.messages import Begin, Commit, End, Failed, Prefill, Propose, ReadPrompt, Ready, Token
+from hippo.errors import DraftLost
 from hippo.families import VideoGrid
-from hippo.report.stats import Stats
+from hippo.stats import Stats
 
-# A prefill may take much longer than a step: so many times the process's timeout. Meanwhile the target works alone.
-_PATIENCE = 10
+if TYPE_CHECKING:
+    from hippo.draft.process import DraftWorker
 
 
 class Proposal(NamedTuple):
-    """A drafted token. sure: the draft's probability of it."""
+    """A drafted token. prob: the draft's probability of it."""
 
     id: int
-    sure: float
+    prob: float
 
 
 class Drafter:
-    """One request's draft. If its process is lost, every call becomes a no-op and the target carries on alone:
-    `propose` asks nobody and `collect` returns no tokens. `stats.draft_lost` then says why."""
+    """One request's draft. Once it is lost every call is a no-op, `take` returns no tokens, and the target goes on
+    alone; `stats.draft_lost` says why.
+
+    worker: None for a request without a draft. on_step: called with the seconds of each draft step. limit: ids from
+    here on are never proposed. shared_vision: whether the draft has the target's vision tower, so that it is given
+    embeddings (`read`) and not pixels (`begin` and `prefill`).
+    """
 
     def __init__(
         self,
-        process: DraftProcess | None,
+        worker: DraftWorker | None,
         stats: Stats,
         on_step: Callable[[float], None],
         limit: int = 0,
-        alike: bool = False,
+        shared_vision: bool = False,
     ) -> None:
-        """process: None for a request that uses no draft. on_step: told the seconds of each draft step. limit: ids from
-        here on are never proposed. alike: the draft has the target's eyes, see `hippo.draft.eyes`."""
-        self._process, self._stats, self._on_step = process, stats, on_step
-        self._limit, self.alike = limit, alike and process is not None
+        self._worker, self._stats, self._on_step = worker, stats, on_step
+        self._limit, self.shared_vision = limit, shared_vision and worker is not None
+        self._inbox: deque[Any] = deque()
+        self._request = 0 if worker is None else worker.register(self._inbox)
         self._ready = False
-        self._began = 0  # the process's epoch in which this request began
-        self._asked = 0
+        self._epoch = 0  # commits sent
+        self._asked = 0  # tokens, not yet arrived
         self._arrived: deque[Proposal] = deque()
-        self._patience_ends = float("inf")
-
-    def begin(self, inputs: dict[str, Any]) -> None:
-        """Send the inputs; the draft encodes the video at once."""
-        self._began = self._turn()
-        self._send(Begin(packed(inputs), self._limit))
-
-    def prefill(self, kept: Tensor, grids: tuple[VideoGrid, ...]) -> None:
-        """Tell which of the tokens of the videos' grids to keep, (K,); the draft reads its prompt."""
-        self._send(Keep(kept.tolist(), grids))
-        self._be_patient()
-
-    def read(self, prompt: dict[str, Tensor]) -> None:
-        """In place of `begin` and `prefill` if they see alike; prompt: see `hippo.draft.eyes.seen`."""
-        self._began = self._turn()
-        self._send(Read(packed(prompt), self._limit))
-        self._be_patient()
-
-    def _be_patient(self) -> None:
-        if self._process is not None:
-            self._patience_ends = time.monotonic() + _PATIENCE * self._process.timeout
 
     @property
     def lost(self) -> bool:
         """Whether there is no draft, or no longer."""
-        return self._process is None
+        return self._worker is None
+
+    def begin(self, inputs: dict[str, Any]) -> None:
+        """Send the inputs, a processor's output. The draft encodes the video at once."""
+        self._send(Begin(self._request, inputs, self._limit))
+
+    def prefill(self, kept: Tensor, grids: tuple[VideoGrid, ...]) -> None:
+        """Let the draft read its prompt. kept: (K,) indices into the tokens of the target's grids."""
+        self._send(Prefill(self._request, kept, grids))
+
+    def read(self, prompt: dict[str, Tensor]) -> None:
+        """In place of `begin` and `prefill` with a shared vision tower. prompt: see `kept_prompt`."""
+        self._send(ReadPrompt(self._request, prompt, self._limit))
 
     def ready(self) -> bool:
-        """Whether the draft has read its prompt and can propose; looks without waiting."""
-        while self._process is not None and not self._ready and self._has_news():
-            self._receive()
-        if self._process is not None and not self._ready and time.monotonic() > self._patience_ends:
-            self._lose(DraftLost(f"the draft did not read its prompt in {_PATIENCE * self._process.timeout:g} s"))
+        """Whether the draft has read its prompt and can propose. Does not wait."""
+        while not self._ready and self._hear(wait=False):
+            pass
         return self._ready
 
     def propose(self, count: int) -> None:
-        """Ask for `count` tokens after everything proposed so far. Returns at once."""
+        """Ask for `count` tokens after everything proposed so far. Does not wait."""
         if count > 0 and self._ready:
             self._asked += count
-            self._send(Propose(count))
+            self._send(Propose(self._request, count))
 
     @property
     def waiting(self) -> int:
-        """Tokens asked for and not yet collected, drafted or not."""
+        """Tokens asked for and not yet taken, drafted or not."""
         return self._asked + len(self._arrived)
 
-    def coming(self) -> Proposal | None:
-        """The next proposed token if it is there; looks without waiting."""
-        while not self._arrived and self._asked > 0 and self._has_news():
-            self._receive()
+    def peek(self) -> Proposal | None:
+        """The next proposed token if it is there. Does not wait."""
+        while not self._arrived and self._asked and self._hear(wait=False):
+            pass
         return self._arrived[0] if self._arrived else None
 
-    def collect(self, count: int) -> list[Proposal]:
+    def take(self, count: int) -> list[Proposal]:
         """The next `count` proposed tokens, waiting for them; fewer if fewer were asked for or the draft is lost."""
-        while len(self._arrived) < count and self._asked > 0 and self._process is not None:
-            self._receive()
+        while len(self._arrived) < count and self._asked and self._hear(wait=True):
+            pass
         return [self._arrived.popleft() for _ in range(min(count, len(self._arrived)))]
 
-    def settle(self, stands: int, tokens: list[int]) -> None:
-        """The verdict: the first `stands` generated tokens stand, `tokens` follow, all else proposed is dropped."""
-        self._turn()
+    def commit(self, length: int, tokens: list[int]) -> None:
+        """The first `length` generated tokens stand, `tokens` follow. Everything else proposed is dropped."""
+        self._epoch += 1
         self._asked = 0
         self._arrived.clear()
-        self._send(Settle(stands, tokens))
+        self._send(Commit(self._request, length, tokens))
 
     def end(self) -> None:
         """The request is over."""
-        self._send(End())
+        self._send(End(self._request))
+        if self._worker is not None:
+            self._worker.forget(self._request)
 
-    def _turn(self) -> int:
-        """A new epoch: what the draft said before is no longer meant. The draft counts along."""
-        if self._process is None:
-            return 0
-        self._process.epoch += 1
-        return self._process.epoch
-
-    def _send(self, message: Any) -> None:
-        if self._process is not None:
+    def _send(self, record: Any) -> None:
+        if self._worker is not None:
             try:
-                self._process.send(message)
+                self._worker.send(record)
             except DraftLost as lost:
-                self._lose(lost)
+                self._lose(str(lost))
 
-    def _has_news(self) -> bool:
+    def _hear(self, wait: bool) -> bool:
+        """Take in the next record of this request. Returns whether there was one."""
         try:
-            return self._process is not None and self._process.pending()
+            while not self._inbox:
+                if self._worker is None or not self._worker.fetch(wait):
+                    return False
         except DraftLost as lost:
-            self._lose(lost)
+            self._lose(str(lost))
             return False
-
-    def _receive(self) -> None:
-        assert self._process is not None
-        try:
-            message = self._process.receive()
-        except DraftLost as lost:
-            self._lose(lost)
-            return
-        match message:
-            case Ready(epoch, seconds, warning) if epoch == self._began:
+        match self._inbox.popleft():
+            case Ready(_, seconds, warning):
                 self._ready = True
                 self._stats.seconds.draft_prefill = seconds
                 self._stats.warnings += [warning] if warning else []
-            case Token(epoch, token, sure, seconds):
-                self._stats.draft_forwards += epoch > self._began
-                if epoch == self._process.epoch:
+            case Token(_, epoch, token, prob, seconds):
+                self._stats.draft_forwards += 1
+                if epoch == self._epoch:
                     self._on_step(seconds)
                     self._asked -= 1
-                    self._arrived.append(Proposal(token, sure))
+                    self._arrived.append(Proposal(token, prob))
+            case Failed(_, reason):
+                self._lose(reason)
+        return True
 
-    def _lose(self, lost: DraftLost) -> None:
-        assert self._process is not None
-        self._stats.draft_lost = str(lost)
-        self._process.close()
-        self._process = None
-        self._ready = False
+    def _lose(self, reason: str) -> None:
+        self._stats.draft_lost = reason
+        self._ready, self._asked = False, 0
+        if self._worker is not None:
+            self._worker.forget(self._request)
+            self._worker = None

@@ -1,117 +1,125 @@
-"""What the target's process and the draft's process say to each other: token ids and small records, never logits."""
+"""The records that target and draft exchange: token ids and small facts, never logits. `request` is a request's id.
+
+This module imports no torch, so that a fresh process can send its first heartbeats at once.
+"""
 
 from __future__ import annotations
 
-import pickle
-from multiprocessing.connection import Connection
-from typing import Any, NamedTuple
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-from hippo.families import VideoGrid
+    from hippo.families import VideoGrid
+
+_HEARTBEAT = 0.1  # seconds
 
 
 class Begin(NamedTuple):
-    """A new request: the draft's inputs, tensors as numpy arrays (see `packed`). It encodes the video at once.
-    limit: ids from here on are never proposed."""
+    """A new request with its processor's output, batch of one. The draft encodes the video at once. Ids from `limit` on
+    are never proposed."""
 
+    request: int
     inputs: dict[str, Any]
     limit: int
 
 
-class Keep(NamedTuple):
-    """Which video tokens to keep, by index into those of the target's grids. The draft reads its prompt."""
+class Prefill(NamedTuple):
+    """Read the prompt with these video tokens. kept: (K,) indices into the tokens of the target's grids."""
 
-    kept: list[int]
+    request: int
+    kept: Tensor
     grids: tuple[VideoGrid, ...]
 
 
-class Read(NamedTuple):
-    """A new request in place of Begin and Keep, for a draft with the target's eyes. The draft reads its prompt.
+class ReadPrompt(NamedTuple):
+    """A new request in place of Begin and Prefill, for a draft that shares the target's vision tower. prompt: see
+    `hippo.draft.shared_vision.kept_prompt`. limit: see Begin."""
 
-    prompt: tensors as numpy arrays, of the prompt's tokens that stay: ids (L,), positions (axes, L), next_position
-    (axes,), and of those that the target saw, which they are, at (n,), and their embeddings, rows (n, D). limit: see
-    Begin."""
-
-    prompt: dict[str, Any]
+    request: int
+    prompt: dict[str, Tensor]
     limit: int
 
 
-class Settle(NamedTuple):
-    """The first `stands` generated tokens stand, `tokens` follow; whatever was proposed beyond them is dropped."""
+class Commit(NamedTuple):
+    """The first `length` generated tokens stand, `tokens` follow. Everything else proposed is dropped."""
 
-    stands: int
+    request: int
+    length: int
     tokens: list[int]
 
 
 class Propose(NamedTuple):
     """Propose `number` more tokens after everything proposed so far."""
 
+    request: int
     number: int
 
 
 class End(NamedTuple):
-    """The request is over; forget it."""
+    """The request is over."""
+
+    request: int
+
+
+class Loading(NamedTuple):
+    """The heartbeat of a worker that loads its model."""
 
 
 class Loaded(NamedTuple):
-    """The draft model is there. vocabulary: rows of its output head; size: bytes of its weights, quantised or
-    not; eyes: see `hippo.draft.eyes`."""
+    """The model is loaded. vocabulary: rows of its output head. size: bytes of its weights. vision: fingerprint of its
+    vision tower, see `hippo.draft.shared_vision`."""
 
     vocabulary: int
     size: int
-    eyes: str
+    vision: str
 
 
 class Ready(NamedTuple):
-    """The prompt is read. epoch: that in which its request began; seconds: vision tower and prefill; warning: what
-    the user should know, empty for nothing."""
+    """The prompt is read. seconds: vision tower and prefill. warning: what the user should know; may be empty."""
 
-    epoch: int
+    request: int
     seconds: float
-    warning: str = ""
+    warning: str
 
 
 class Token(NamedTuple):
-    """One proposed token. epoch: how many Begin, Read and Settle records the draft had seen; sure: the draft's
-    probability of it; seconds: of its forward."""
+    """A proposed token. epoch: Commit records that the worker had seen for this request. prob: the draft's probability
+    of it. seconds: of its forward."""
 
+    request: int
     epoch: int
     id: int
-    sure: float
+    prob: float
     seconds: float
 
 
 class Failed(NamedTuple):
-    """The draft's process cannot go on."""
+    """The draft gives up a request, or everything if `request` is 0."""
 
+    request: int
     reason: str
 
 
-def put(pipe: Connection, message: Any) -> None:
-    """Send a record. Plain pickle: Connection.send would hand tensors over through torch's shared memory, which needs
-    a server thread here and processes that trust one key."""
-    pipe.send_bytes(pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL))
+@contextmanager
+def heartbeat(send: Callable[[Loading], None]) -> Iterator[None]:
+    """Inside, a thread sends Loading records, so that a slow load is told from a stopped process. Nothing else may be
+    sent meanwhile. An OSError ends the thread."""
+    done = threading.Event()
 
+    def beat() -> None:
+        with suppress(OSError):
+            send(Loading())
+            while not done.wait(_HEARTBEAT):
+                send(Loading())
 
-def take(pipe: Connection) -> Any:
-    """Receive a record, waiting for it."""
-    return pickle.loads(pipe.recv_bytes())
-
-
-def packed(inputs: dict[str, Any]) -> dict[str, Any]:
-    """Inputs with their tensors as numpy arrays, which pickle as one block of bytes; numpy has no bfloat16."""
-
-    def array(value: Tensor) -> Any:
-        value = value.detach().cpu()
-        return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
-
-    return {key: array(value) if isinstance(value, Tensor) else value for key, value in inputs.items()}
-
-
-def unpacked(inputs: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """What `packed` packed, as tensors on `device`."""
-    return {
-        key: torch.as_tensor(value).to(device) if hasattr(value, "dtype") else value for key, value in inputs.items()
-    }
+    thread = threading.Thread(target=beat, name="hippo-draft-heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()

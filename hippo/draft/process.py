@@ -1,40 +1,66 @@
-"""Start, watch and end the draft's process."""
+"""Start, watch and end the draft's worker."""
 
 from __future__ import annotations
 
-import os
+import itertools
 import shutil
-import socket
-import struct
-import subprocess
-import sys
 import tempfile
 import time
 import weakref
-from contextlib import suppress
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
+from subprocess import Popen
 from typing import Any
 
+import torch
 from torch import nn
 
-from hippo.draft.child import Child, Forked, Threaded, may_fork
-from hippo.draft.messages import Failed, Loaded, put, take
-from hippo.draft.worker import work
-from hippo.errors import HippoError
-from hippo.threads import shares
+from hippo.checkpoints import LARGE
+from hippo.device import shares
+from hippo.draft.child import Forked, Threaded, fresh, may_fork, wait_for
+from hippo.draft.drafter import Drafter
+from hippo.draft.messages import Begin, Failed, Loaded, Prefill, ReadPrompt, Ready
+from hippo.draft.transport import ProcessTransport, ThreadTransport, Transport
+from hippo.draft.worker import Inline, work
+from hippo.errors import BadRequest, CheckpointError, DraftLost
+from hippo.stats import Stats
+
+PLACES = ("auto", "process", "thread", "inline")
+_PREFILL_TIMEOUTS = 10  # while it reads a prompt the worker may be silent for so many times its timeout
+_LOADING_SILENCE = 3.0  # seconds: no timeout is shorter while torch is imported, which holds Python's lock
+Child = Forked | Threaded | Popen[bytes] | Inline
+_HINT = "check --draft, or use --method ar"
 
 
-class DraftLost(Exception):
-    """The draft's process died, failed or kept silent too long. str() says which."""
+def placement(place: str, target: str, draft: str, weights: int = 0) -> str:
+    """Where the draft works: "process", "thread" or "inline".
+
+    place: one of PLACES. target, draft: their devices. weights: bytes of both models' weights. "auto" is a process
+    where each model has a device of its own, and for a pair so small that neither waits for memory. Where both read
+    from one memory, working at the same time slows both down, and what was drafted past a rejection is lost: there
+    "auto" is inline on a CPU, and a thread on a GPU. Raises BadRequest.
+    """
+    if place not in PLACES:
+        raise BadRequest(f"unknown place for the draft {place!r}", f"use one of: {', '.join(PLACES)}")
+    here, there = torch.device(target), torch.device(draft)
+    if place != "auto":
+        return place
+    if here.type == there.type == "cuda":
+        return "thread" if (here.index or 0) == (there.index or 0) else "process"
+    return "inline" if here.type == there.type and weights > LARGE else "process"
 
 
-class DraftProcess:
-    """A child process with the draft model in it, and a pipe to it.
+class DraftWorker:
+    """A process or thread with the draft model, which serves several requests at a time. It starts at once.
 
     source: a checkpoint folder, a hub id, or a model in memory. timeout: seconds of silence after which it counts as
-    lost. trust_remote_code: whether code that a checkpoint brings may run. threaded: it is a thread of this process,
-    see `hippo.draft.child`. Starting it returns at once; `wait_loaded` waits for the model.
+    lost. trust_remote_code: whether code that a checkpoint brings may run. place: see `placement`. bits: of its
+    weights. The worker ends with `close` or with this object. `close` may be called from any thread, all else from one
+    at a time.
     """
 
     def __init__(
@@ -43,140 +69,180 @@ class DraftProcess:
         dtype: str,
         device: str,
         timeout: float,
+        *,
         trust_remote_code: bool = False,
-        threaded: bool = False,
+        place: str = "process",
+        bits: int = 16,
     ) -> None:
-        threads = shares()[1]
-        ours, theirs = socket.socketpair()
-        # A send never blocks for good on a stopped process.
-        whole, part = int(timeout), int(timeout % 1 * 1e6)
-        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", whole, part))
-        for end in (ours, theirs):
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
-        self._copy: str | None = None
-        self._child: Child
-        with theirs:
-            pipe = theirs.fileno()
-            inside: Child | None = None
-            if threaded:
-                own = os.dup(pipe)
-                inside = Threaded(lambda: work(own, source, dtype, device, 0, trust_remote_code), device)
-            elif may_fork(device, threads):
-                with suppress(OSError):  # too little memory for a copy of this process
-                    inside = Forked(lambda: work(pipe, source, dtype, device, threads, trust_remote_code), pipe)
-            if inside is None:
-                self._copy = _copy_of(source) if isinstance(source, nn.Module) else None
-            trust = "trust" if trust_remote_code else "no code"
-            self._child = inside or _fresh(pipe, [self._copy or str(source), dtype, device, trust, str(threads)])
-        self._pipe = Connection(ours.detach())
         self.timeout = timeout
         self.loaded: Loaded | None = None
-        self.epoch = 0  # Begin, Read and Settle records sent
-        self._end = weakref.finalize(self, _end, self._child, self._pipe, self._copy)
+        self._reason = "the draft was closed"
+        self._inboxes: dict[int, deque[Any]] = {}
+        self._reading: set[int] = set()  # requests whose prompt is not read yet
+        self._heard = time.monotonic()  # when a record came, or a prompt was sent
+        self._ids = itertools.count(1)
+        self.beside = place != "inline"  # whether it can work at the same time as the target
+        how: tuple[Child, Transport, str | None]
+        if place == "inline":
+            inline = Inline(source, dtype, device, trust_remote_code, bits)
+            how = inline, inline, None
+        else:
+            start = _in_thread if place == "thread" else _in_process
+            how = start(source, dtype, device, timeout, trust_remote_code, bits)
+        self._child, self._transport, self._copy = how
+        self._end = weakref.finalize(self, _end, *how)
 
     @property
     def pid(self) -> int:
-        """The child's process id."""
+        """The worker's process id."""
         return self._child.pid
 
     @property
     def alive(self) -> bool:
-        """Whether the child runs and has not been given up."""
+        """Whether the worker runs and has not been given up."""
         return self._end.alive and self._child.poll() is None
 
-    def wait_loaded(self, timeout: float = 1800.0) -> Loaded:
-        """Block until the draft model is loaded. Raises HippoError if it cannot be."""
-        if self.loaded is None:
+    def wait_loaded(self) -> Loaded:
+        """Block until the draft model is loaded. Raises CheckpointError if the worker says that loading failed, and
+        DraftLost if it dies or is silent for `timeout` seconds."""
+        while self.loaded is None:
             try:
-                message = self.receive(timeout)
+                record = self._receive(max(self.timeout, _LOADING_SILENCE))
             except DraftLost as lost:
-                raise HippoError(
-                    f"the draft model did not load ({lost})", "check --draft, or use --method ar"
-                ) from None
-            assert isinstance(message, Loaded)
-            self.loaded = message
-            if self._copy is not None:
-                shutil.rmtree(self._copy, ignore_errors=True)
+                raise DraftLost(f"the draft model did not load ({lost.cause})", _HINT) from None
+            if isinstance(record, Failed):
+                self.close()
+                raise CheckpointError(f"the draft model did not load ({record.reason})", _HINT)
+            if isinstance(record, Loaded):
+                self.loaded = record
+                _remove(self._copy)
         return self.loaded
 
-    def send(self, message: Any) -> None:
-        """Send one record. Raises DraftLost."""
-        try:
-            put(self._pipe, message)
-        except OSError as error:
-            raise DraftLost(self._cause(error)) from None
-        except BaseException:
-            self.close()  # interrupted in mid-record: the pipe is out of step
-            raise
-
-    def receive(self, timeout: float | None = None) -> Any:
-        """The next record. timeout: in seconds, the process's own by default. Raises DraftLost."""
-        seconds = self.timeout if timeout is None else timeout
-        try:
-            message = take(self._pipe) if self._pipe.poll(seconds) else None
-        except (OSError, EOFError) as error:
-            raise DraftLost(self._cause(error)) from None
-        except BaseException:
-            self.close()
-            raise
-        if message is None:
-            raise DraftLost(f"the draft's process was silent for {seconds:g} s")
-        if isinstance(message, Failed):
-            raise DraftLost(f"the draft's process failed: {message.reason}")
-        return message
-
-    def pending(self) -> bool:
-        """Whether a record is waiting. Raises DraftLost."""
-        try:
-            return self._pipe.poll()
-        except OSError as error:
-            raise DraftLost(self._cause(error)) from None
+    def drafter(self, stats: Stats, *, on_step: Callable[[float], None], limit: int, shared_vision: bool) -> Drafter:
+        """A new request's view; see `Drafter`. The model must be loaded."""
+        return Drafter(self, stats, on_step, limit, shared_vision)
 
     def close(self) -> None:
-        """End the process; at once if it does not go by itself."""
+        """End the worker, within a second if it does not go by itself."""
         self._end()
 
-    def _cause(self, error: Exception) -> str:
-        """Why the pipe broke: the child's last words, else how it ended."""
+    def register(self, inbox: deque[Any]) -> int:
+        """A new request's id. Its records will be put into `inbox`."""
+        request = next(self._ids)
+        self._inboxes[request] = inbox
+        return request
+
+    def forget(self, request: int) -> None:
+        """Drop what arrives for a request from now on."""
+        self._inboxes.pop(request, None)
+        self._reading.discard(request)
+
+    def send(self, record: Any) -> None:
+        """Send a record. Raises DraftLost."""
+        if isinstance(record, Begin | Prefill | ReadPrompt):
+            self._reading.add(record.request)
+            self._heard = time.monotonic()
+        with self._losing():
+            self._transport.send(record)
+
+    def fetch(self, wait: bool) -> bool:
+        """Put the next record, of whatever request, into its inbox. Returns whether there was one; with `wait` there
+        is. Raises DraftLost, also if the worker is silent for too long."""
+        seconds = self.timeout * (_PREFILL_TIMEOUTS if self._reading else 1)
+        record = self._receive(seconds if wait else 0)
+        if record is None:
+            if self._reading and time.monotonic() > self._heard + seconds:
+                raise self._silent(seconds)
+            return False
+        self._heard = time.monotonic()
+        if isinstance(record, Failed) and record.request == 0:
+            raise self._lose(f"the draft's process failed: {record.reason}")
+        if isinstance(record, Ready | Failed):
+            self._reading.discard(record.request)
+        if (inbox := self._inboxes.get(record.request)) is not None:
+            inbox.append(record)
+        return True
+
+    def _silent(self, seconds: float) -> DraftLost:
+        return self._lose(f"the draft's process was silent for {seconds:g} s")
+
+    def _lose(self, reason: str) -> DraftLost:
+        """Give the worker up, for the requests of all. Returns what to raise, with the first reason there was."""
+        if self._end.alive:
+            self._reason = reason
+            self.close()
+        return DraftLost(self._reason)
+
+    def _receive(self, seconds: float) -> Any | None:
+        """The next record. Raises DraftLost if there is none in so many seconds, but None for 0 seconds."""
+        with self._losing():
+            record = self._transport.receive(seconds)
+        if record is None and seconds:
+            raise self._silent(seconds)
+        return record
+
+    @contextmanager
+    def _losing(self) -> Iterator[None]:
         try:
-            while self._pipe.poll():
-                if isinstance(last := take(self._pipe), Failed):
-                    return f"the draft's process failed: {last.reason}"
-        except (OSError, EOFError):
-            pass
-        try:
-            code = self._child.wait(0.5)
-        except subprocess.TimeoutExpired:
-            return f"the pipe to the draft's process broke ({type(error).__name__})"
+            yield
+        except ConnectionError as error:
+            raise self._lose(self._cause(error)) from None
+        except BaseException:
+            self.close()  # interrupted within a record
+            raise
+
+    def _cause(self, error: ConnectionError) -> str:
+        """Why the transport broke: the worker's last words, else how it ended."""
+        if not self._end.alive:
+            return self._reason
+        with suppress(ConnectionError):
+            while (record := self._transport.receive(0)) is not None:
+                if isinstance(record, Failed) and record.request == 0:
+                    return f"the draft's process failed: {record.reason}"
+        code = wait_for(self._child, 0.5)
+        if code is None:
+            return f"the pipe to the draft's process broke ({error})"
         return f"the draft's process died with {f'signal {-code}' if code < 0 else f'code {code}'}"
 
 
-def _fresh(pipe: int, arguments: list[str]) -> subprocess.Popen[bytes]:
-    """A new interpreter that runs the worker; the last argument is its number of threads."""
-    return subprocess.Popen(
-        [sys.executable, "-c", "from hippo.draft.worker import main; main()", str(pipe), *arguments],
-        pass_fds=[pipe],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        env=os.environ | {"OMP_NUM_THREADS": arguments[-1], "TRANSFORMERS_VERBOSITY": "error"},
-        process_group=0,  # Ctrl-C is for the process that talks to the user
-    )
+def _in_thread(
+    source: Any, dtype: str, device: str, timeout: float, trust: bool, bits: int
+) -> tuple[Child, Transport, str | None]:
+    ours, theirs = ThreadTransport.pair()
+    return Threaded(partial(work, theirs, source, dtype, device, 0, trust, bits), device), ours, None
 
 
-def _copy_of(model: Any) -> str:
-    """A checkpoint folder of a model in memory. Pickling would not do: it loses what transformers keeps beside it."""
-    folder = tempfile.mkdtemp(prefix="hippo-draft-")
-    model.save_pretrained(folder)
-    return folder
+def _in_process(
+    source: Any, dtype: str, device: str, timeout: float, trust: bool, bits: int
+) -> tuple[Child, Transport, str | None]:
+    """A fork, or else a fresh interpreter, with the folder that it loads a model in memory from."""
+    threads = shares()[1]
+    ours, theirs = ProcessTransport.pair(timeout)
+
+    def run() -> int:
+        return work(ProcessTransport(Connection(theirs.detach())), source, dtype, device, threads, trust, bits)
+
+    with theirs:
+        pipe = theirs.fileno()
+        if may_fork(device, threads):
+            with suppress(OSError):  # too little memory for a copy of this process
+                return Forked(run, pipe), ours, None
+        copy = None
+        if isinstance(source, nn.Module):  # pickling would lose what transformers keeps beside a model
+            copy = tempfile.mkdtemp(prefix="hippo-draft-")
+            source.save_pretrained(copy)  # type: ignore[operator]
+        trusted = "trust" if trust else "no code"
+        return fresh(pipe, [copy or str(source), dtype, device, trusted, str(bits), str(threads)]), ours, copy
 
 
-def _end(child: Child, pipe: Connection, copy: str | None) -> None:
-    pipe.close()
-    deadline = time.monotonic() + 1.0
-    while child.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    if child.poll() is None:
+def _end(child: Child, transport: Transport, copy: str | None) -> None:
+    transport.close()
+    if wait_for(child, 1.0) is None:
         child.kill()
-        child.wait()
+        wait_for(child, 10.0)
+    _remove(copy)
+
+
+def _remove(copy: str | None) -> None:
     if copy is not None:
         shutil.rmtree(copy, ignore_errors=True)

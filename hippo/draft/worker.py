@@ -1,192 +1,276 @@
-"""The draft's process: loads the draft model and proposes tokens until its pipe closes.
-
-Started by `hippo.draft.process`, forked or in a fresh interpreter; not meant to be run by hand.
-"""
+"""The draft's side: it loads the draft model, then proposes tokens for several requests until its transport closes."""
 
 from __future__ import annotations
 
-import sys
+import os
 import time
-from multiprocessing.connection import Connection
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hippo.checkpoints import Checkpoint, load_model
-from hippo.draft.eyes import eyes_of
-from hippo.draft.messages import (
-    Begin,
-    End,
-    Failed,
-    Keep,
-    Loaded,
-    Propose,
-    Read,
-    Ready,
-    Settle,
-    Token,
-    put,
-    take,
-    unpacked,
-)
-from hippo.errors import HippoError, out_of_memory
-from hippo.families import Embeds, Prompt, family_of
+from hippo.draft import messages
+from hippo.draft.shared_vision import vision_fingerprint
+from hippo.draft.transport import Transport
+from hippo.errors import is_out_of_memory
+from hippo.families import Embeds, Prompt, VideoGrid, family_of
 from hippo.forward import CachedModel, fused
-from hippo.keep import carry
+from hippo.forward.quantize import quantize
+from hippo.pruning import remap_grid
+
+
+class DraftRequest:
+    """What the draft knows of one request. tokens: generated and proposed, the first `fed` of them in the KV cache.
+    wanted: tokens still to propose. epoch: commits seen. seconds: of vision tower and prefill."""
+
+    def __init__(self, model: Any, limit: int) -> None:
+        self._model, self._family, self._limit = model, family_of(model), limit
+        self._device = next(model.parameters()).device
+        self._prompt: Prompt | None = None
+        self._embeds: Embeds | None = None
+        self.cached: CachedModel | None = None
+        self._tokens: list[int] = []
+        self._fed = self.wanted = self.epoch = 0
+        self.seconds, self.warning = 0.0, ""
+
+    def begin(self, inputs: dict[str, Any]) -> None:
+        """Encode the video."""
+        inputs = self._here(inputs)
+        self._prompt = self._family.prepare_prompt(self._model.config, inputs)
+        self._embeds = self._family.embed(self._model, inputs)
+
+    def prefill(self, kept: Tensor, grids: tuple[VideoGrid, ...]) -> None:
+        """Read the prompt with the tokens that are kept of the target's grids."""
+        assert self._prompt is not None and self._embeds is not None
+        prompt, embeds, self._embeds = self._prompt, self._embeds, None
+        known, videos = len(prompt.grids), len(grids)
+        if known == videos:
+            kept = remap_grid(kept.cpu(), grids, prompt.grids)
+        else:
+            kept = torch.arange(len(prompt.video_at))
+            self.warning = f"the draft's prompt holds {known} videos and the target's {videos}: all its tokens are kept"
+        stays = prompt.keep(kept).to(self._device)
+        # Kept tokens keep their positions in the whole prompt.
+        self._read(embeds[stays], prompt.positions[:, stays], prompt.next_position)
+
+    def read(self, prompt: dict[str, Tensor]) -> None:
+        """Read a prompt whose video the target has encoded."""
+        prompt, lookup = self._here(prompt), self._model.get_input_embeddings()
+        embeds = lookup(prompt["ids"].clamp(max=lookup.weight.shape[0] - 1))
+        embeds[prompt["at"]] = prompt["rows"].to(embeds)
+        self._read(Embeds(embeds), prompt["positions"], prompt["next_position"])
+
+    def _here(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        return {key: value.to(self._device) if isinstance(value, Tensor) else value for key, value in inputs.items()}
+
+    def _read(self, embeds: Embeds, positions: Tensor, next_position: Tensor) -> None:
+        self.cached = CachedModel.of(self._family, self._model)
+        self.cached.prefill_few(embeds, positions, next_position)
+
+    def commit(self, length: int, tokens: list[int]) -> None:
+        """See Commit."""
+        self.epoch += 1
+        self.wanted = 0
+        if self.cached is not None and self._fed > length:
+            self.cached.rollback(self._fed - length)
+            self._fed = length
+        self._tokens[length:] = tokens
+
+    def step(self) -> list[tuple[int, float]]:
+        """Propose the next token, or a few where forwards are recorded, with their probabilities."""
+        assert self.cached is not None
+        size = self._model.get_input_embeddings().weight.shape[0]
+        feed = [min(token, size - 1) for token in self._tokens[self._fed :]]
+        drafted = self.cached.draft(feed, self.wanted, self._limit)
+        self.wanted -= len(drafted)
+        self._tokens += [token for token, _ in drafted]
+        self._fed = len(self._tokens) - 1
+        return drafted
 
 
 class Worker:
-    """Serves one request after another. Between two draft steps (on a GPU, between two runs of a few) it always looks
-    at its pipe, so a rejection is heard at once and the steps it made pointless are not run."""
+    """Serves requests in turn, a draft step each. Before every step it takes in what has arrived, so that the steps
+    which a rejection made pointless are not run."""
 
-    def __init__(self, pipe: Connection, model: Any) -> None:
-        self._pipe = pipe
-        self._model = model
-        self._family = family_of(model)
-        self._device = next(model.parameters()).device
-        fused(self._family.language_model(model))  # now rather than in the first answer
-        self._epoch = self._began = 0
-        self._forget()
-
-    def _forget(self) -> None:
-        self._prompt: Prompt | None = None
-        self._embeds: Embeds | None = None
-        self._cached: CachedModel | None = None
-        self._tokens: list[int] = []  # generated and proposed
-        self._fed = 0  # of them, in the KV cache
-        self._wanted = 0
-        self._limit = 0
-        self._seconds = 0.0
+    def __init__(self, transport: Transport, model: Any) -> None:
+        self._transport, self._model = transport, model
+        self._requests: dict[int, DraftRequest] = {}  # the next to be served first
 
     def serve(self) -> None:
-        """Run until the other end of the pipe closes."""
+        """Run until the other end closes, which raises ConnectionError."""
         while True:
-            while not self._wanted or self._pipe.poll():
-                self._hear(take(self._pipe))
-            self._step()
+            request = self._next()
+            record = self._transport.receive(None if request is None else 0)
+            if record is not None:
+                self.take_in(record)
+            elif request is not None:
+                self._step(request)
 
-    def _hear(self, message: Any) -> None:
-        match message:
-            case Begin():
-                self._begin(message)
-            case Keep():
-                self._keep(message)
-            case Read():
-                self._read(message)
-            case Settle(stands, tokens):
-                self._epoch += 1
-                self._wanted = 0
-                if self._cached is not None and self._fed > stands:
-                    self._cached.rollback(self._fed - stands)
-                    self._fed = stands
-                self._tokens[stands:] = tokens
-            case Propose(number):
-                self._wanted += number
-            case End():
-                self._forget()
+    def step(self) -> bool:
+        """A draft step of the request whose turn it is. Returns whether there was one."""
+        request = self._next()
+        if request is not None:
+            self._step(request)
+        return request is not None
 
-    def _turn(self, limit: int) -> None:
-        self._forget()
-        self._epoch += 1
-        self._began, self._limit = self._epoch, limit
+    def _next(self) -> int | None:
+        return next((id for id, request in self._requests.items() if request.wanted), None)
+
+    def take_in(self, record: Any) -> None:
+        """Do what a record says."""
+        if isinstance(record, messages.Begin | messages.ReadPrompt):
+            self._requests[record.request] = DraftRequest(self._model, record.limit)
+        request = self._requests.get(record.request)
+        if request is None:  # it has failed
+            return
+        match record:
+            case messages.Begin(_, inputs):
+                self._prepare(record.request, lambda: request.begin(inputs))
+            case messages.Prefill(_, kept, grids):
+                self._prepare(record.request, lambda: request.prefill(kept, grids))
+            case messages.ReadPrompt(_, prompt):
+                self._prepare(record.request, lambda: request.read(prompt))
+            case messages.Commit(_, length, tokens):
+                request.commit(length, tokens)
+            case messages.Propose(_, number):
+                request.wanted += number
+            case messages.End(id):
+                del self._requests[id]
 
     @torch.inference_mode()
-    def _begin(self, begin: Begin) -> None:
-        self._turn(begin.limit)
-        began = time.perf_counter()
-        inputs = unpacked(begin.inputs, self._device)
+    def _prepare(self, id: int, part: Callable[[], None]) -> None:
+        """Run a part of what comes before a request's first proposal. If it fails, only this request is lost."""
+        began, request = time.perf_counter(), self._requests[id]
         try:
-            self._prompt = self._family.place(self._model, inputs)
-            self._embeds = self._family.embed(self._model, inputs)
+            part()
         except Exception as error:
-            if out_of_memory(error):
+            if is_out_of_memory(error) or isinstance(error, torch.AcceleratorError):  # other requests would fail too
                 raise
-            reason = " ".join(str(error).split())[:160]
-            raise HippoError(
-                f"it cannot use the inputs ({type(error).__name__}: {reason})",
-                "give it those of its own processor, as draft_inputs",
-            ) from error
-        self._seconds = time.perf_counter() - began
+            del self._requests[id]
+            reason = f"the draft cannot use the inputs ({_line(error)}): give it its own processor's, as draft_inputs"
+            self._transport.send(messages.Failed(id, reason))
+            return
+        request.seconds += time.perf_counter() - began
+        if request.cached is not None:
+            self._transport.send(messages.Ready(id, request.seconds, request.warning))
 
-    def _keep(self, keep: Keep) -> None:
-        assert self._prompt is not None and self._embeds is not None
-        prompt, embeds = self._prompt, self._embeds
-        self._embeds = None
-        warning, known, videos = "", len(prompt.grids), len(keep.grids)
-        if known == videos:
-            kept = carry(torch.tensor(keep.kept, dtype=torch.long), keep.grids, prompt.grids)
-        else:
-            kept = torch.arange(len(prompt.video_at))
-            warning = f"the draft's prompt holds {known} videos and the target's {videos}: it keeps all of its tokens"
-        stays = prompt.keep(kept).to(self._device)
-        # Kept tokens keep their places: the positions are those of the whole prompt.
-        self._prefill(embeds[stays], prompt.positions[:, stays], prompt.next_position, warning)
-
-    @torch.inference_mode()
-    def _read(self, read: Read) -> None:
-        self._turn(read.limit)
-        told = unpacked(read.prompt, self._device)
-        lookup = self._model.get_input_embeddings()
-        embeds = lookup(told["ids"].clamp(max=lookup.weight.shape[0] - 1))
-        embeds[told["at"]] = told["rows"].to(embeds)
-        self._prefill(Embeds(embeds), told["positions"], told["next_position"])
-
-    def _prefill(self, embeds: Embeds, positions: Tensor, next_position: Tensor, warning: str = "") -> None:
+    def _step(self, id: int) -> None:
+        self._requests[id] = request = self._requests.pop(id)  # now the last
         began = time.perf_counter()
-        self._cached = CachedModel.of(self._family, self._model)
-        self._cached.prefill_few(embeds, positions, next_position)
-        put(self._pipe, Ready(self._began, self._seconds + time.perf_counter() - began, warning))
-
-    def _step(self) -> None:
-        began = time.perf_counter()
-        assert self._cached is not None
-        size = self._model.get_input_embeddings().weight.shape[0]
-        feed = [min(token, size - 1) for token in self._tokens[self._fed :]]
-        drafted = self._cached.draft(feed, self._wanted, self._limit)
-        self._wanted -= len(drafted)
-        self._tokens += [token for token, _ in drafted]
-        self._fed = len(self._tokens) - 1
+        drafted = request.step()
         seconds = (time.perf_counter() - began) / len(drafted)
-        for token, sure in drafted:
-            put(self._pipe, Token(self._epoch, token, sure, seconds))
+        for token, prob in drafted:
+            self._transport.send(messages.Token(id, request.epoch, token, prob, seconds))
 
 
-def load_draft(source: str | Path | nn.Module, dtype: str, device: str, trust_remote_code: bool = False) -> Any:
-    """The draft model of a checkpoint folder, a hub id or a fork's parent, in evaluation mode on its device."""
+def load_draft(
+    source: str | Path | nn.Module, dtype: str, device: str, trust_remote_code: bool = False, bits: int = 16
+) -> Any:
+    """The draft model of a checkpoint folder, a hub id or a model in memory, in evaluation mode on its device.
+
+    bits: of its weights, see `hippo.forward.quantize`. A model in memory is somebody else's and stays as it is.
+    """
     if isinstance(source, nn.Module):
         return source.eval()
     from transformers import logging
 
     logging.disable_progress_bar()
-    return load_model(Checkpoint(str(source), device, dtype, trust_remote_code))
+    model = load_model(Checkpoint(str(source), device, dtype, trust_remote_code))
+    quantize(model, bits)
+    return model
+
+
+def prepared(
+    source: str | Path | nn.Module, dtype: str, device: str, trust: bool, bits: int
+) -> tuple[Any, messages.Loaded]:
+    """The draft model, ready to draft, and what the target must know of it."""
+    model = load_draft(source, dtype, device, trust, bits)
+    family = family_of(model)
+    fused(family.language_model(model))  # now rather than in the first answer
+    vocabulary, size = model.get_output_embeddings().out_features, model.get_memory_footprint()
+    return model, messages.Loaded(vocabulary, size, vision_fingerprint(family, model))
 
 
 def work(
-    descriptor: int, source: str | Path | nn.Module, dtype: str, device: str, threads: int, trust_remote_code: bool
+    transport: Transport, source: str | Path | nn.Module, dtype: str, device: str, threads: int, trust: bool, bits: int
 ) -> int:
-    """Load the draft and serve the pipe with this file descriptor until it closes. threads: of torch's, 0 to leave them
-    as they are. Returns an exit code."""
-    with Connection(descriptor) as pipe:
-        if threads:
-            torch.set_num_threads(threads)
-        try:
-            model = load_draft(source, dtype, device, trust_remote_code)
-            worker = Worker(pipe, model)
-            vocabulary, size = model.get_output_embeddings().out_features, model.get_memory_footprint()
-            put(pipe, Loaded(vocabulary, size, eyes_of(family_of(model), model)))
-            worker.serve()
-        except (EOFError, BrokenPipeError, ConnectionResetError):
-            return 0
-        except Exception as error:
-            # The target carries on alone and tells the user why.
-            put(pipe, Failed(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"))
-            return 1
+    """Load the draft and serve until the transport closes. threads: of torch, 0 to leave them. Returns an exit code."""
+    if threads:
+        torch.set_num_threads(threads)
+    try:
+        with messages.heartbeat(transport.send):
+            model, loaded = prepared(source, dtype, device, trust, bits)
+        transport.send(loaded)
+        Worker(transport, model).serve()
+    except ConnectionError:
+        return 0
+    except Exception as error:
+        with suppress(ConnectionError):
+            transport.send(messages.Failed(0, _line(error)))
+        return 1
+    finally:
+        transport.close()
     return 0
 
 
-def main() -> None:
-    """`work`, with what a fresh interpreter was given on its command line."""
-    _, descriptor, source, dtype, device, trust, threads = sys.argv
-    sys.exit(work(int(descriptor), source, dtype, device, int(threads), trust == "trust"))
+class Inline:
+    """The draft's side within the target's thread: it takes a step when its next record is waited for. Both models
+    then have all cores and none of them waits for the other's messages, but they cannot work at the same time.
+
+    It is both ends of a transport, and a child that ends when it is closed.
+    """
+
+    def __init__(self, source: str | Path | nn.Module, dtype: str, device: str, trust: bool, bits: int) -> None:
+        self.pid = os.getpid()
+        self._outbox: deque[Any] = deque()
+        self._worker: Worker | None = None
+        self._code: int | None = None
+        try:
+            model, loaded = prepared(source, dtype, device, trust, bits)
+        except Exception as error:
+            self._outbox.append(messages.Failed(0, _line(error)))
+            return
+        self._worker = Worker(SimpleNamespace(send=self._outbox.append), model)  # type: ignore[arg-type]
+        self._outbox.append(loaded)
+
+    def send(self, record: Any) -> None:
+        """See Transport."""
+        self._guarded(lambda worker: worker.take_in(record))
+
+    def receive(self, timeout: float | None) -> Any | None:
+        """See Transport. With a timeout of 0 no step is taken."""
+        while not self._outbox and timeout != 0:
+            if not self._guarded(lambda worker: worker.step()):
+                break
+        return self._outbox.popleft() if self._outbox else None
+
+    def close(self) -> None:
+        """See Transport."""
+        self._worker, self._code = None, 0
+
+    def poll(self) -> int | None:
+        """The exit code, or None while it is open."""
+        return self._code
+
+    def kill(self) -> None:
+        """See `close`."""
+        self.close()
+
+    def _guarded(self, act: Callable[[Worker], Any]) -> Any:
+        if self._code is not None or self._worker is None:
+            raise ConnectionError("closed")
+        try:
+            return act(self._worker)
+        except Exception as error:  # as if a process had failed: the target goes on alone
+            self._outbox.append(messages.Failed(0, _line(error)))
+            return True
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"

@@ -1,4 +1,4 @@
-"""What a model family must tell the rest of the package. Nothing outside this folder knows any family by name."""
+"""What a model family provides. Nothing outside this folder knows any family by name."""
 
 from __future__ import annotations
 
@@ -11,20 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from hippo.errors import HippoError
-from hippo.products import fast_products
 
-_WHOLE = 32768  # patches that a vision tower takes at once, as in generate()
-_PART = 8192  # patches that it takes at a time where there are more
-_LABEL = 5  # tokens: a frame's number or time is at least as long, what stands between an image's tiles is shorter
-_DIGITS = 3  # tokens by which the numbers of a video's frames differ in length
+_WHOLE = 32768  # patches; up to this many go through the vision tower at once, as in generate()
+_PART = 8192  # patches per chunk if there are more
+_LABEL = 5  # tokens; the text of a frame's number or time is at least as long, that between an image's tiles is shorter
+_DIGITS = 3  # tokens; largest difference in length between the labels of one video's frames
 
 
 @dataclass(frozen=True)
 class VideoGrid:
-    """How the tokens of a video lie in time and space; a frame is one temporal step of the model's grid.
+    """The layout of a video's tokens in time and space; a frame is one temporal step of the model's grid.
 
     It has P = frames x rows x columns cells, counted in this order. with_token: (V,) int64, sorted, on the CPU, the
-    cells that have a token; None: all. A family may leave out cells that show what they showed a frame before.
+    cells that have a token, or None for all. Some families drop the tokens of cells that did not change.
     """
 
     frames: int
@@ -34,7 +33,7 @@ class VideoGrid:
 
     @property
     def tokens(self) -> int:
-        """V: as many as there are cells, or fewer."""
+        """V, at most the number of cells."""
         return len(self.cells)
 
     @property
@@ -43,8 +42,8 @@ class VideoGrid:
         return torch.arange(self.frames * self.rows * self.columns) if self.with_token is None else self.with_token
 
     def laid_out(self, values: Tensor) -> Tensor:
-        """(frames, rows, columns, ...): what each cell shows, from the tokens' values, (V, ...). A cell without a token
-        shows the token last shown in its place, or the first of all if there was none."""
+        """(frames, rows, columns, ...): the value of each cell, from the tokens' values, (V, ...). A cell without a
+        token has the value of the latest token at its place, or of the first token if there is none."""
         if self.with_token is not None:
             token = torch.zeros(self.frames * self.rows * self.columns, dtype=torch.long)
             token[self.with_token] = torch.arange(self.tokens)
@@ -53,7 +52,7 @@ class VideoGrid:
         return values.view(self.frames, self.rows, self.columns, *values.shape[1:])
 
     def of_tokens(self, values: Tensor) -> Tensor:
-        """(V,): the tokens' own, from the cells' values, (P,)."""
+        """(V,): the values of the tokens, from those of the cells, (P,)."""
         return values if self.with_token is None else values[self.with_token.to(values.device)]
 
 
@@ -62,9 +61,9 @@ class Prompt:
     """One request as a language model receives it.
 
     input_ids: (L,) token ids, placeholders included.
-    video_at: (V,) where the videos' tokens stand in the prompt, one video after the other, each ordered by frame, row,
-        column. Tokens that belong to a video but to no cell (LLaVA-OneVision's newline) are not among them and are
-        never pruned; nor are images.
+    video_at: (V,) prompt indices of the videos' tokens, one video after the other, each ordered by frame, row, column.
+        Images, and tokens of a video that belong to no cell (LLaVA-OneVision's newline), are not among them and are
+        never pruned.
     grids: the grid of each video, V is the sum of their tokens; empty if there is none.
     positions: (axes, L) rotary positions: 1 axis, or 3 for M-RoPE (time, height, width).
     next_position: (axes,) position of the first generated token; each further token adds one on every axis.
@@ -78,13 +77,13 @@ class Prompt:
 
     @property
     def question_at(self) -> Tensor:
-        """(T,) prompt indices of the text after the last video, or of the last token alone where there is none."""
+        """(T,) prompt indices of the text after the last video, or of the last token if there is none."""
         after = torch.arange(int(self.video_at.max()) + 1, len(self.input_ids), device=self.input_ids.device)
         after = after[self.input_ids[after] != self.input_ids[self.video_at[-1]]]
         return after if len(after) else torch.tensor([len(self.input_ids) - 1], device=self.input_ids.device)
 
     def keep(self, kept: Tensor) -> Tensor:
-        """Prompt indices that stay when only the video tokens `kept` (indices into 0..V-1) do, in order, on the CPU."""
+        """Prompt indices that remain when only the video tokens `kept` (indices into 0..V-1) do, sorted, on the CPU."""
         stays = torch.ones(len(self.input_ids), dtype=torch.bool)
         stays[self.video_at.cpu()] = False
         stays[self.video_at.cpu()[kept.cpu()]] = True
@@ -92,8 +91,8 @@ class Prompt:
 
 
 class Embeds:
-    """(L, D) embeddings of a prompt, as its language model receives them. A family whose video tokens enter deeper
-    layers too has a subclass that knows how."""
+    """(L, D) embeddings of a prompt, as its language model receives them. Families whose video tokens also enter deeper
+    layers have a subclass."""
 
     def __init__(self, tokens: Tensor) -> None:
         self.tokens = tokens
@@ -102,7 +101,7 @@ class Embeds:
         return len(self.tokens)
 
     def __getitem__(self, which: Tensor | slice) -> Embeds:
-        """Those of some of the prompt's tokens, in order."""
+        """The embeddings of some of the prompt's tokens."""
         return Embeds(self.tokens[which])
 
     @property
@@ -131,17 +130,23 @@ def require_video_tokens(there: int, grids: Sequence[VideoGrid], beside: int = 0
         )
 
 
-def prompt_of_images(inputs: Mapping[str, Any], token: int, count: int, side: int) -> Prompt:
-    """The prompt of a family that reads a video as images: which images are frames is told by the text between them.
+def plain_prompt(input_ids: Tensor, video_at: Tensor, grids: tuple[VideoGrid, ...], axes: int = 1) -> Prompt:
+    """A prompt whose positions count tokens, the same on each axis. input_ids: (L,)."""
+    positions = torch.arange(len(input_ids), device=input_ids.device).expand(axes, -1)
+    return Prompt(input_ids, video_at, grids, positions, positions[:, -1] + 1)
 
-    token: the image token's id. count: images in the pixels, tiles counted singly, each of side x side tokens. Raises
+
+def prompt_of_images(inputs: Mapping[str, Any], token: int, count: int, side: int) -> Prompt:
+    """The prompt of a family that reads a video as images. The text between images tells which of them are frames.
+
+    token: the image token's id. count: images in the pixels, each tile counted, of side x side tokens each. Raises
     HippoError.
 
-    Runs of side x side tokens are one video's frames if a label stands between them, a number or a time, and they are
-    as close as any two with a label, but for the number's digits. Everything else is never pruned: an image alone, one
-    cut into tiles (closer, or one longer run), a frame that is a whole video. Not to be told apart: two images with
-    text between are a video where no two stand closer, and two videos with next to nothing between are one. That costs
-    the draft some sight and nothing else. Our choice.
+    Runs of side x side tokens are frames of one video if a label (a number or a time) separates them and its length is
+    that of the shortest label, up to a few digits. All other images are never pruned: single ones, those cut into tiles
+    (separated by less text, or one longer run), and one-frame videos. Two cases are ambiguous: images separated by text
+    count as a video if no two are closer, and videos with almost no text between them count as one. A wrong guess only
+    changes which tokens the draft sees.
     """
     input_ids = require_one_request(inputs)[0]
     frame = VideoGrid(1, side, side)
@@ -158,9 +163,7 @@ def prompt_of_images(inputs: Mapping[str, Any], token: int, count: int, side: in
             videos.append([run])
     videos = [video for video in videos if len(video) > 1 and len(video[0]) == frame.tokens]
     video_at = torch.cat([images_at[:0], *(run for video in videos for run in video)]).to(input_ids.device)
-    positions = torch.arange(len(input_ids), device=input_ids.device)[None]
-    grids = tuple(VideoGrid(len(video), side, side) for video in videos)
-    return Prompt(input_ids, video_at, grids, positions, positions[:, -1] + 1)
+    return plain_prompt(input_ids, video_at, tuple(VideoGrid(len(video), side, side) for video in videos))
 
 
 def embedded(
@@ -169,25 +172,24 @@ def embedded(
     images: Callable[[], Sequence[Tensor]],
     videos: Callable[[], Tensor] | None = None,
 ) -> Embeds:
-    """Embeddings of a prompt, with the features of its images and its videos in their places.
+    """Embeddings of a prompt, with the features of its images and videos inserted.
 
-    images, videos: return them, (n, D) an image and (V, D); only called if the inputs hold such pixels. videos: None
-    for a family that knows images only.
+    images, videos: return the features, (n, D) for each image and (V, D); called only if the inputs hold such pixels.
+    videos: None for a family that knows images only.
     """
     input_ids, config = inputs["input_ids"][0], model.config
     embeds = model.get_input_embeddings()(input_ids)
-    with fast_products(embeds):
-        if inputs.get("pixel_values") is not None:
-            here = (input_ids == config.image_token_id)[:, None]
-            embeds = embeds.masked_scatter(here, torch.cat(list(images())).to(embeds))
-        if videos is not None and inputs.get("pixel_values_videos") is not None:
-            embeds = embeds.masked_scatter((input_ids == config.video_token_id)[:, None], videos().to(embeds))
+    if inputs.get("pixel_values") is not None:
+        here = (input_ids == config.image_token_id)[:, None]
+        embeds = embeds.masked_scatter(here, torch.cat(list(images())).to(embeds))
+    if videos is not None and inputs.get("pixel_values_videos") is not None:
+        embeds = embeds.masked_scatter((input_ids == config.video_token_id)[:, None], videos().to(embeds))
     return Embeds(embeds)
 
 
-def looks(frames: int, pixels: tuple[int, int], patch: int) -> list[slice]:
-    """The frames that a vision tower takes at a time, of (height, width) pixels and square patches: all, as in
-    generate(), or some where it would hold too much at once. Frames do not see each other, so only rounding tells."""
+def vision_chunks(frames: int, pixels: tuple[int, int], patch: int) -> list[slice]:
+    """The frames that go through a vision tower at a time: all, as in generate(), or fewer to bound memory. pixels:
+    (height, width) of a frame; patch: side. Frames do not attend to each other, so only rounding differs."""
     patches = (pixels[0] // patch) * (pixels[1] // patch)
     if frames * patches <= _WHOLE:
         return [slice(0, frames)]
@@ -195,15 +197,15 @@ def looks(frames: int, pixels: tuple[int, int], patch: int) -> list[slice]:
     return [slice(begin, min(begin + some, frames)) for begin in range(0, frames, some)]
 
 
-def looks_at_grids(pixels: Tensor, grids: Tensor) -> Iterator[tuple[Tensor, Tensor, slice]]:
-    """The same for pixels that lie as (patches of all videos, ...), of `grids` (videos, 3): frames, rows, columns.
-    Yields, for each time, pixels, their grids and the videos they are of."""
+def vision_chunks_of_grids(pixels: Tensor, grids: Tensor) -> Iterator[tuple[Tensor, Tensor, slice]]:
+    """`vision_chunks` of pixels with shape (patches of all videos, ...). grids: (videos, 3) frames, rows, columns.
+    Yields the pixels of each chunk, their grids and the videos that they belong to."""
     if len(pixels) <= _WHOLE:
         yield pixels, grids, slice(None)
         return
     rest = pixels
     for number, (frames, rows, columns) in enumerate(grids.tolist()):
-        for some in looks(frames, (rows, columns), 1):
+        for some in vision_chunks(frames, (rows, columns), 1):
             grid = grids.new_tensor([[some.stop - some.start, rows, columns]])
             now, rest = rest.tensor_split([int(grid.prod())])
             yield now, grid, slice(number, number + 1)
@@ -219,10 +221,10 @@ class Released:
 
 @dataclass(frozen=True)
 class Card:
-    """What there is to know about a family before using it, for `hippo models`.
+    """What `hippo models` says about a family.
 
-    name: as its makers write it. pairs: a target and a draft that share a tokenizer, for example; empty if none are
-    known. notes: its limits and what else a user should know, a clause each.
+    name: as its makers write it. pairs: examples of a target and a draft that share a tokenizer. notes: limits, a
+    clause each.
     """
 
     name: str
@@ -231,17 +233,18 @@ class Card:
 
 
 class Family(Protocol):
-    """One video-LLM family: all that is special about it. `inputs` is what its processor returned, batch of one."""
+    """What is specific to one video-LLM family. `inputs`: its processor's output, batch of one."""
 
     model_types: tuple[str, ...]
     card: Card
 
-    def place(self, model: Any, inputs: Mapping[str, Any]) -> Prompt:
-        """Where everything stands, without running the model. Raises HippoError for inputs it cannot serve."""
+    def prepare_prompt(self, config: Any, inputs: Mapping[str, Any]) -> Prompt:
+        """Token positions and video grids. Needs the configuration and no weights. Raises HippoError for inputs
+        that the family cannot serve."""
 
     def embed(self, model: Any, inputs: Mapping[str, Any]) -> Embeds:
-        """Input embeddings of the whole prompt, the videos' projected tokens in their places."""
+        """Input embeddings of the whole prompt, with the videos' projected tokens."""
 
     def language_model(self, model: Any) -> nn.Module:
-        """The text stack: inputs_embeds, position_ids, attention_mask, past_key_values and `Embeds.arguments` ->
+        """The text stack: inputs_embeds, position_ids, attention_mask, a KV cache and `Embeds.arguments` ->
         last_hidden_state."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hippo.families.base import Card, Embeds, Prompt, Released, embedded, looks, prompt_of_images
+from hippo.families.base import Card, Embeds, Prompt, Released, embedded, prompt_of_images, vision_chunks
 
 
 class InternVL:
@@ -18,9 +18,8 @@ class InternVL:
         ("frames are told from images by the text between them", "images, and frames' numbers, are never pruned"),
     )
 
-    def place(self, model: Any, inputs: Mapping[str, Any]) -> Prompt:
-        pixels, config = inputs.get("pixel_values"), model.config
-        tiles = side = 0
+    def prepare_prompt(self, config: Any, inputs: Mapping[str, Any]) -> Prompt:
+        pixels, tiles, side = inputs.get("pixel_values"), 0, 0
         if pixels is not None:
             tiles = len(pixels)
             side = int(pixels.shape[-1] // config.vision_config.patch_size[1] * config.downsample_ratio)
@@ -29,7 +28,7 @@ class InternVL:
     def embed(self, model: Any, inputs: Mapping[str, Any]) -> Embeds:
         def images() -> list[Tensor]:
             pixels, (patch, _) = inputs["pixel_values"], model.config.vision_config.patch_size
-            some = looks(len(pixels), pixels.shape[-2:], patch)
+            some = vision_chunks(len(pixels), pixels.shape[-2:], patch)
             return [image for now in some for image in model.model.get_image_features(pixels[now]).pooler_output]
 
         return embedded(model, inputs, images)

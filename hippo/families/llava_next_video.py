@@ -14,9 +14,10 @@ from hippo.families.base import (
     Prompt,
     VideoGrid,
     embedded,
-    looks,
+    plain_prompt,
     require_one_request,
     require_video_tokens,
+    vision_chunks,
 )
 
 
@@ -32,17 +33,16 @@ class LlavaNextVideo:
         ),
     )
 
-    def place(self, model: Any, inputs: Mapping[str, Any]) -> Prompt:
+    def prepare_prompt(self, config: Any, inputs: Mapping[str, Any]) -> Prompt:
         input_ids = require_one_request(inputs)
         pixels = inputs.get("pixel_values_videos")
         grids: tuple[VideoGrid, ...] = ()
         if pixels is not None:
-            side = pixels.shape[-1] // model.config.vision_config.patch_size // model.config.spatial_pool_stride
+            side = pixels.shape[-1] // config.vision_config.patch_size // config.spatial_pool_stride
             grids = (VideoGrid(pixels.shape[1], side, side),) * len(pixels)
-        video_at = (input_ids[0] == model.config.video_token_id).nonzero()[:, 0]
+        video_at = (input_ids[0] == config.video_token_id).nonzero()[:, 0]
         require_video_tokens(len(video_at), grids)
-        positions = torch.arange(len(input_ids[0]), device=input_ids.device)[None]
-        return Prompt(input_ids[0], video_at, grids, positions, positions[:, -1] + 1)
+        return plain_prompt(input_ids[0], video_at, grids)
 
     def embed(self, model: Any, inputs: Mapping[str, Any]) -> Embeds:
         of = model.model
@@ -54,7 +54,7 @@ class LlavaNextVideo:
                     # transformers before 5.20 or so has a frame where later ones have a video
                     each.flatten(0, -2)
                     for video in pixels
-                    for now in looks(len(video), video.shape[-2:], patch)
+                    for now in vision_chunks(len(video), video.shape[-2:], patch)
                     for each in of.get_video_features(video[None, now]).pooler_output
                 ]
             )

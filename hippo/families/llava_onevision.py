@@ -15,9 +15,10 @@ from hippo.families.base import (
     Released,
     VideoGrid,
     embedded,
-    looks,
+    plain_prompt,
     require_one_request,
     require_video_tokens,
+    vision_chunks,
 )
 
 _DRAFT = Released("llava-hf/llava-onevision-qwen2-0.5b-ov-hf", 0.89)
@@ -34,18 +35,17 @@ class LlavaOnevision:
         ("images, and the newline after each video, are never pruned",),
     )
 
-    def place(self, model: Any, inputs: Mapping[str, Any]) -> Prompt:
+    def prepare_prompt(self, config: Any, inputs: Mapping[str, Any]) -> Prompt:
         input_ids = require_one_request(inputs)
         pixels = inputs.get("pixel_values_videos")
         grids: tuple[VideoGrid, ...] = ()
         if pixels is not None:
-            side = _side(model)
+            side = _side(config)
             grids = (VideoGrid(pixels.shape[1], side, side),) * len(pixels)
-        tokens = (input_ids[0] == model.config.video_token_id).nonzero()[:, 0]
+        tokens = (input_ids[0] == config.video_token_id).nonzero()[:, 0]
         require_video_tokens(len(tokens), grids, beside=1)  # the newline
         video_at = tokens.view(len(grids), -1)[:, :-1].flatten() if grids else tokens
-        positions = torch.arange(len(input_ids[0]), device=input_ids.device)[None]
-        return Prompt(input_ids[0], video_at, grids, positions, positions[:, -1] + 1)
+        return plain_prompt(input_ids[0], video_at, grids)
 
     def embed(self, model: Any, inputs: Mapping[str, Any]) -> Embeds:
         of = model.model
@@ -55,8 +55,8 @@ class LlavaOnevision:
             return of.get_image_features(inputs["pixel_values"], sizes, batch_num_images=counts).pooler_output
 
         def videos() -> Tensor:
-            pixels, side = inputs["pixel_values_videos"], _side(model)
-            some = looks(pixels.shape[1], pixels.shape[-2:], model.config.vision_config.patch_size)
+            pixels, side = inputs["pixel_values_videos"], _side(model.config)
+            some = vision_chunks(pixels.shape[1], pixels.shape[-2:], model.config.vision_config.patch_size)
             looked = [of.get_video_features(pixels[:, now]).pooler_output for now in some]
             # Some versions of transformers end what they return with the newline, others add it in forward().
             cells = [rows[:, : (now.stop - now.start) * side**2] for rows, now in zip(looked, some, strict=True)]
@@ -69,7 +69,7 @@ class LlavaOnevision:
         return model.model.language_model
 
 
-def _side(model: Any) -> int:
+def _side(config: Any) -> int:
     """Tokens along each side of a frame."""
-    vision = model.config.vision_config
+    vision = config.vision_config
     return -(-(vision.image_size // vision.patch_size) // 2)

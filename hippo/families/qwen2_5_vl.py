@@ -16,9 +16,10 @@ from hippo.families.base import (
     Released,
     VideoGrid,
     embedded,
-    looks_at_grids,
+    plain_prompt,
     require_one_request,
     require_video_tokens,
+    vision_chunks_of_grids,
 )
 
 _3B, _7B = Released("Qwen/Qwen2.5-VL-3B-Instruct", 3.75), Released("Qwen/Qwen2.5-VL-7B-Instruct", 8.29)
@@ -36,26 +37,23 @@ class Qwen2_5VL:
         ("images are never pruned",),
     )
 
-    def place(self, model: Any, inputs: Mapping[str, Any]) -> Prompt:
+    def prepare_prompt(self, config: Any, inputs: Mapping[str, Any]) -> Prompt:
         input_ids = require_one_request(inputs)
         images, videos = inputs.get("image_grid_thw"), inputs.get("video_grid_thw")
-        merge = model.config.vision_config.spatial_merge_size
+        merge = config.vision_config.spatial_merge_size
         grids = tuple(
             VideoGrid(frames, rows // merge, columns // merge)
             for frames, rows, columns in (videos.tolist() if videos is not None else [])
         )
-        video_at = (input_ids[0] == model.config.video_token_id).nonzero()[:, 0]
+        video_at = (input_ids[0] == config.video_token_id).nonzero()[:, 0]
         require_video_tokens(len(video_at), grids)
         if images is None and videos is None:
-            positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand(3, -1)
-            return Prompt(input_ids[0], video_at, grids, positions, positions[:, -1] + 1)
+            return plain_prompt(input_ids[0], video_at, grids, axes=3)
         kinds = inputs.get("mm_token_type_ids")
         if kinds is None:
             # generate() would silently fall back to text positions.
             raise HippoError("the inputs lack mm_token_type_ids", "use the model's own processor, of this transformers")
-        # get_rope_index is a pure function of its arguments; the state that makes forward() unsafe to re-enter,
-        # model.rope_deltas, is neither read nor written.
-        positions, _ = model.model.get_rope_index(
+        positions, _ = _without_weights(config).get_rope_index(
             input_ids,
             mm_token_type_ids=kinds,
             image_grid_thw=images,
@@ -63,15 +61,14 @@ class Qwen2_5VL:
             second_per_grid_ts=inputs.get("second_per_grid_ts"),
             attention_mask=inputs.get("attention_mask"),
         )
-        # generate() goes on from the last prompt token's position, not from the largest one, which a long clip's
-        # temporal axis can exceed.
+        # generate() continues from the last prompt token's position. A long clip's temporal axis can exceed it.
         return Prompt(input_ids[0], video_at, grids, positions[:, 0], positions[:, 0, -1] + 1)
 
     def embed(self, model: Any, inputs: Mapping[str, Any]) -> Embeds:
         of = model.model
 
         def videos() -> Tensor:
-            looked = looks_at_grids(inputs["pixel_values_videos"], inputs["video_grid_thw"])
+            looked = vision_chunks_of_grids(inputs["pixel_values_videos"], inputs["video_grid_thw"])
             return torch.cat(
                 [row for now, grids, _ in looked for row in of.get_video_features(now, grids).pooler_output]
             )
@@ -85,3 +82,14 @@ class Qwen2_5VL:
 
     def language_model(self, model: Any) -> nn.Module:
         return model.model.language_model
+
+
+def _without_weights(config: Any) -> Any:
+    """A model object that holds a configuration and no modules: get_rope_index reads nothing else."""
+    from transformers import CONFIG_MAPPING, MODEL_MAPPING
+
+    kind: Any = MODEL_MAPPING[CONFIG_MAPPING[config.model_type]]
+    model = kind.__new__(kind)
+    nn.Module.__init__(model)
+    model.config = config
+    return model

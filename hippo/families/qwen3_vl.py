@@ -9,15 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hippo.families.base import Card, Embeds, Released, looks_at_grids
+from hippo.families.base import Card, Embeds, Released, vision_chunks_of_grids
 from hippo.families.qwen2_5_vl import Qwen2_5VL
-from hippo.products import fast_products
 
 _2B, _8B = Released("Qwen/Qwen3-VL-2B-Instruct", 2.13), Released("Qwen/Qwen3-VL-8B-Instruct", 8.77)
 
 
 class DeepEmbeds(Embeds):
-    """deep: (layers, L, D) what the first layers' outputs are added, zero where text stands."""
+    """deep: (layers, L, D) added to the outputs of the first layers; zero for text."""
 
     def __init__(self, tokens: Tensor, deep: Tensor) -> None:
         super().__init__(tokens)
@@ -50,14 +49,14 @@ class Qwen3VL(Qwen2_5VL):
             ("pixel_values_videos", "video_grid_thw", config.video_token_id, of.get_video_features),
         ):
             if inputs.get(pixels) is not None:
-                with fast_products(tokens):
-                    looked = [_features(features_of(*now)) for *now, _ in looks_at_grids(inputs[pixels], inputs[grid])]
-                layers[:, input_ids == token] = torch.cat(looked, dim=1).to(layers)
+                chunks = vision_chunks_of_grids(inputs[pixels], inputs[grid])
+                features = torch.cat([_features(features_of(*chunk)) for *chunk, _ in chunks], dim=1)
+                layers[:, input_ids == token] = features.to(layers)
         return DeepEmbeds(layers[0], layers[1:])
 
 
 def _features(seen: Any) -> Tensor:
-    """(1 + layers, V, D): what enters below the first layer, and what the first layers' outputs are added."""
+    """(1 + layers, V, D): the input embeddings, and what is added to the first layers' outputs."""
     # transformers 5.16 splits only the first of these by image or video, later ones all
     every = (seen.pooler_output, *seen.deepstack_features)
     return torch.stack([layer if isinstance(layer, Tensor) else torch.cat(layer) for layer in every])

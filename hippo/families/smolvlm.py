@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hippo.families.base import Card, Embeds, Prompt, Released, embedded, looks, prompt_of_images
+from hippo.families.base import Card, Embeds, Prompt, Released, embedded, prompt_of_images, vision_chunks
 
 
 class SmolVLM:
@@ -27,9 +27,8 @@ class SmolVLM:
         ),
     )
 
-    def place(self, model: Any, inputs: Mapping[str, Any]) -> Prompt:
-        pixels, config = inputs.get("pixel_values"), model.config
-        tiles = side = 0
+    def prepare_prompt(self, config: Any, inputs: Mapping[str, Any]) -> Prompt:
+        pixels, tiles, side = inputs.get("pixel_values"), 0, 0
         if pixels is not None:
             tiles = int(_frames(pixels).sum())
             side = pixels.shape[-1] // config.vision_config.patch_size // config.scale_factor
@@ -41,7 +40,7 @@ class SmolVLM:
             if mask is not None:
                 mask = mask.flatten(0, 1)[None]
             there, looked = _frames(pixels)[0].nonzero()[:, 0], []
-            for some in looks(len(there), pixels.shape[-2:], model.config.vision_config.patch_size):
+            for some in vision_chunks(len(there), pixels.shape[-2:], model.config.vision_config.patch_size):
                 now = there[some]
                 seen = model.model.get_image_features(pixels[:, now], None if mask is None else mask[:, now])
                 looked += seen.pooler_output

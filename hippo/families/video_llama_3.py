@@ -15,9 +15,10 @@ from hippo.families.base import (
     Released,
     VideoGrid,
     embedded,
-    looks_at_grids,
+    plain_prompt,
     require_one_request,
     require_video_tokens,
+    vision_chunks_of_grids,
 )
 
 
@@ -34,13 +35,12 @@ class VideoLlama3:
         ),
     )
 
-    def place(self, model: Any, inputs: Mapping[str, Any]) -> Prompt:
+    def prepare_prompt(self, config: Any, inputs: Mapping[str, Any]) -> Prompt:
         input_ids = require_one_request(inputs)
         grids = _grids(inputs) if inputs.get("pixel_values_videos") is not None else ()
-        video_at = (input_ids[0] == model.config.video_token_id).nonzero()[:, 0]
+        video_at = (input_ids[0] == config.video_token_id).nonzero()[:, 0]
         require_video_tokens(len(video_at), grids)
-        positions = torch.arange(len(input_ids[0]), device=input_ids.device)[None]
-        return Prompt(input_ids[0], video_at, grids, positions, positions[:, -1] + 1)
+        return plain_prompt(input_ids[0], video_at, grids)
 
     def embed(self, model: Any, inputs: Mapping[str, Any]) -> Embeds:
         of = model.model
@@ -53,7 +53,7 @@ class VideoLlama3:
             pixels, merges = inputs["pixel_values_videos"], inputs["video_merge_sizes"]
             looked = (
                 of.get_video_features(now, grids, merges[which]).pooler_output
-                for now, grids, which in looks_at_grids(pixels, inputs["video_grid_thw"])
+                for now, grids, which in vision_chunks_of_grids(pixels, inputs["video_grid_thw"])
             )
             cells = torch.cat([row for rows in looked for row in rows])
             has_token = inputs.get("video_compression_mask")

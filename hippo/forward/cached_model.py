@@ -2,61 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hippo.clock import clock
+from hippo.device import clock
+from hippo.errors import BadRequest
 from hippo.families import Embeds, Family, Prompt
+from hippo.forward.cuda_graphs import RUN, Recorded, recorded_for, records
 from hippo.forward.fused import FusedDecoder, fused
 from hippo.forward.kv_cache import KVCache
-from hippo.forward.recorded import RUN, Recorded, recorded_for, records
-from hippo.products import fast_products
+from hippo.forward.observe import Observer, observing
 
-_MOST_SPARE = 4096  # tokens of room made in advance, whatever the longest answer may be
-_WHOLE = 8192 * 18944  # tokens times the MLP's width that one forward reads, as generate() does: 8192 of a 7B model's
-_PART = 2048  # tokens of a longer prompt, which bounds what a forward holds, and takes longer
-_FEW = 512  # tokens of a prompt that the short forward reads; it holds the attention of all to all
-_TABLE = 512  # positions whose cosines and sines are computed at a time
+_MOST_SPARE = 4096  # tokens; upper bound of the room made in advance for an answer
+_WHOLE = 8192 * 18944  # tokens x MLP width that one prefill forward reads: 8192 tokens of a 7B model
+_PART = 2048  # tokens per forward of a longer prompt: bounds memory, and is slower
+_FEW = 512  # tokens; prompts up to this length use the fused forward, whose attention memory is quadratic
+_TABLE = 512  # positions by which the rotary table grows
 
 
 class CachedModel:
-    """One request's view of a language model. Positions are kept here, per request, never on the shared module.
+    """One request's view of a language model. Positions and keys are kept here; the shared module is never changed.
 
-    language_model: inputs_embeds, position_ids, attention_mask, past_key_values -> last_hidden_state.
+    language_model: inputs_embeds, position_ids, attention_mask, a KV cache -> last_hidden_state.
     head: hidden states -> logits. lookup: token ids -> input embeddings. may_fuse: false for transformers' own forward.
     spare: tokens that are likely to follow the prompt.
+    fixed_width: after the prefill every forward is padded to so many tokens and sees the whole room of the KV cache, so
+    that a token's logits have the same bits wherever it stands in a window; 0 is off.
     """
 
     def __init__(
-        self, language_model: Any, head: nn.Module, lookup: nn.Module, may_fuse: bool = True, spare: int = 256
+        self,
+        language_model: Any,
+        head: nn.Module,
+        lookup: nn.Module,
+        may_fuse: bool = True,
+        spare: int = 256,
+        fixed_width: int = 0,
     ) -> None:
         self._language_model, self._head, self._lookup = language_model, head, lookup
-        self._may_fuse = may_fuse
+        self._may_fuse, self._fixed_width, self._capacity = may_fuse and not fixed_width, fixed_width, 0
         config = language_model.config
         self._width = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
         self._fused: FusedDecoder | None = None
         devices = {parameter.device for parameter in language_model.parameters()}
-        self._together, self._spare = len(devices) == 1, min(spare, _MOST_SPARE)
-        self._kv = KVCache(config, self._together, self._spare)
+        # At a fixed width the room must not grow: its size is part of the shapes.
+        self._together, self._spare = len(devices) == 1, spare if fixed_width else min(spare, _MOST_SPARE)
+        self._kv = KVCache(config, self._together, self._spare, clear=bool(fixed_width))
         self._recorded: Recorded | None = None
         self._rotary: tuple[Tensor, Tensor] | None = None
         self._first = 0
         self._next: Tensor = torch.zeros(1, dtype=torch.long)
         self.forwards = 0
-        self.seconds = 0.0  # the last extend took this long
+        self.seconds = 0.0  # of the last extend
 
     @classmethod
-    def of(cls, family: Family, model: Any, may_fuse: bool = True, spare: int = 256) -> CachedModel:
+    def of(
+        cls, family: Family, model: Any, may_fuse: bool = True, spare: int = 256, fixed_width: int = 0
+    ) -> CachedModel:
         """A fresh one for a model of a family."""
         head, lookup = model.get_output_embeddings(), model.get_input_embeddings()
-        return cls(family.language_model(model), head, lookup, may_fuse, spare)
+        return cls(family.language_model(model), head, lookup, may_fuse, spare, fixed_width)
+
+    @property
+    def widest(self) -> int:
+        """Tokens that one `extend` takes at most; 0 for any number."""
+        return self._fixed_width
 
     def read(self, embeds: Embeds, prompt: Prompt, progress: Callable[[str, float], None] | None = None) -> Tensor:
-        """Read a whole prompt, its question by one forward, which can be listened to. Returns (vocabulary,) logits."""
+        """Read a whole prompt; one forward reads its question, so that its attention can be recorded. Returns
+        (vocabulary,) logits."""
         question = len(embeds) - int(prompt.question_at[0]) if len(prompt.video_at) else 1
         return self.prefill(embeds, prompt.positions, prompt.next_position, question, progress)
 
@@ -69,18 +86,22 @@ class CachedModel:
         question: int = 1,
         progress: Callable[[str, float], None] | None = None,
     ) -> Tensor:
-        """Read a prompt of L tokens. positions: (axes, L); next_position: (axes,). question: so many tokens at its end
-        are read by one forward. progress: called with a phase and its share, if the prompt is long. Returns
+        """Read a prompt of L tokens. positions: (axes, L); next_position: (axes,). question: tokens at its end that one
+        forward reads. progress: called with a phase and its share, if the prompt is long. Returns
         (vocabulary,) logits."""
         self._begin(len(embeds), next_position)
         for part in prefill_parts(self._first, question, self._width):
-            with _told(progress if self._first > _PART else None, self._language_model, part, self._first):
+            with observing(*([self._reporter(progress, part)] if progress and self._first > _PART else [])):
                 logits = self._forward(embeds[part], positions[:, part], last_only=True)
+        if self._fixed_width:
+            self._capacity = self._kv.show_whole()
+            if not self._capacity:
+                raise BadRequest("this model's cache does not allow a fixed width", "leave verify_width out")
         return logits[0]
 
     @torch.inference_mode()
     def prefill_few(self, embeds: Embeds, positions: Tensor, next_position: Tensor) -> Tensor:
-        """As `prefill`, by the fused forward if there is one and they are few: what a draft keeps of a prompt."""
+        """As `prefill`, by the fused forward if there is one and the prompt is short, as a draft's is after pruning."""
         if self._may_fuse and len(embeds) <= _FEW and not embeds.arguments:
             self._fused = fused(self._language_model)
         if self._fused is None:
@@ -89,7 +110,7 @@ class CachedModel:
         return self._head(self._fused.forward(embeds.tokens, self._fused.rotary(positions), self._kv)[-1:])[0]
 
     def _begin(self, first: int, next_position: Tensor) -> None:
-        """A prompt of so many tokens is about to be read."""
+        """Prepare for a prompt of `first` tokens."""
         self._next, self._first = next_position, first
         if self._may_fuse and self._together and records(next_position.device):
             self._fused = fused(self._language_model)
@@ -114,36 +135,48 @@ class CachedModel:
         else:
             logits = self._extend(ids)
         self.forwards += 1
-        self.seconds = clock(device) - began - recording  # which is not what forwards cost
+        self.seconds = clock(device) - began - recording
         return logits
 
     @torch.inference_mode()
     def draft(self, ids: Sequence[int], count: int, limit: int) -> list[tuple[int, float]]:
-        """Append `ids`, and after them one by one the likeliest tokens, which are returned with their probabilities: up
-        to `count` of them, one at least. All but the last are then in the cache. limit: ids from here on are not
-        taken."""
+        """Append `ids`, then the likeliest tokens one by one. Returns these with their probabilities: at least one, at
+        most `count`. All but the last are then in the cache. limit: only ids below it are proposed."""
         if self._recorded is None or count < RUN or not self._recorded.holds(self.length + len(ids) - 1, RUN):
-            sure, token = (number.item() for number in self.extend(ids)[-1, :limit].float().softmax(-1).max(-1))
-            return [(int(token), sure)]
+            prob, token = (number.item() for number in self.extend(ids)[-1, :limit].float().softmax(-1).max(-1))
+            return [(int(token), prob)]
         if len(ids) > 1:
             self.extend(ids[:-1])
-        tokens, chances = self._recorded.draft(ids[-1], self.length, limit)
+        tokens, probs = self._recorded.draft(ids[-1], self.length, limit)
         self._kv.lengthen(RUN)
         self.forwards += RUN
-        return list(zip(tokens, chances, strict=True))
+        return list(zip(tokens, probs, strict=True))
 
     def _extend(self, ids: Sequence[int]) -> Tensor:
-        """`extend`, operation by operation."""
+        """`extend` without CUDA graphs."""
+        if self._fixed_width:
+            return self._extend_padded(ids)
         device, begin = self._next.device, self.length - self._first
         embeds = self._lookup(torch.tensor(ids, device=device))
         if begin == 0 and self._may_fuse and self._fused is None:
             self._fused = fused(self._language_model)
         if self._fused is not None:
             hidden = self._fused.forward(embeds, self._rotary_at(begin, begin + len(ids)), self._kv)
-            with fast_products(hidden, len(hidden)):
-                return self._head(hidden)
+            return self._head(hidden)
         positions = self._next[:, None] + torch.arange(begin, begin + len(ids), device=device)
         return self._forward(Embeds(embeds), positions)
+
+    def _extend_padded(self, ids: Sequence[int]) -> Tensor:
+        """`extend` at the fixed width. The order in which a product adds up depends on its shape, which is always the
+        same here, and not on the other rows; what is masked adds exact zeros."""
+        device, width, length = self._next.device, self._fixed_width, self.length
+        embeds = self._lookup(torch.tensor([*ids, *[ids[-1]] * (width - len(ids))], device=device))
+        rows = torch.arange(width, device=device)
+        unseen = torch.arange(self._capacity, device=device) > length + rows[:, None]
+        mask = embeds.new_zeros(unseen.shape).masked_fill(unseen, float("-inf"))[None, None]
+        logits = self._forward(Embeds(embeds), self._next[:, None] + length - self._first + rows, mask=mask)
+        self._kv.rollback(width - len(ids))
+        return logits[: len(ids)]
 
     def rollback(self, count: int) -> None:
         """Forget the last `count` tokens."""
@@ -160,7 +193,7 @@ class CachedModel:
         return self._kv.length
 
     def _rotary_at(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of the generated tokens begin..end-1, from a table that grows as the answer does."""
+        """Cosines and sines of the generated tokens begin..end-1, from a table that grows with the answer."""
         assert self._fused is not None
         if self._rotary is None or end > len(self._rotary[0]):
             places = torch.arange(-(-end // _TABLE) * _TABLE, device=self._next.device)
@@ -168,42 +201,36 @@ class CachedModel:
         cos, sin = self._rotary
         return cos[begin:end], sin[begin:end]
 
-    def _forward(self, embeds: Embeds, positions: Tensor, last_only: bool = False) -> Tensor:
-        # An explicit mask of ones: without one, transformers would read the gaps that pruning leaves in the positions
-        # as borders between packed sequences.
-        seen = torch.ones(1, self.length + len(embeds), dtype=torch.bool, device=embeds.tokens.device)
-        with fast_products(embeds.tokens, len(embeds)):
-            hidden = self._language_model(
-                inputs_embeds=embeds.tokens[None],
-                position_ids=positions if len(positions) == 1 else positions[:, None],
-                attention_mask=seen,
-                past_key_values=self._kv.cache,
-                use_cache=True,
-                **embeds.arguments,
-            ).last_hidden_state[0]
-            return self._head(hidden[-1:] if last_only else hidden)
+    def _reporter(self, progress: Callable[[str, float], None], part: slice) -> Observer:
+        """Reports progress layer by layer while one part of a prompt is read."""
+        layers, first, length = self._language_model.config.num_hidden_layers, self._first, part.stop - part.start
 
+        def report(layer: int, *_: object) -> None:
+            progress("reading the prompt", (part.start + length * (layer + 1) / layers) / first)
 
-@contextmanager
-def _told(progress: Callable[[str, float], None] | None, model: Any, part: slice, length: int) -> Iterator[None]:
-    """Inside, progress is told after each layer of a forward over a part of a prompt of `length` tokens."""
-    layers = list(getattr(model, "layers", [])) if progress else []
+        return report
 
-    def tell(done: int) -> None:
-        assert progress is not None
-        progress("reading the prompt", (part.start + (part.stop - part.start) * done / len(layers)) / length)
-
-    hooks = [layer.register_forward_hook(lambda *_, done=done: tell(done)) for done, layer in enumerate(layers, 1)]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+    def _forward(
+        self, embeds: Embeds, positions: Tensor, last_only: bool = False, mask: Tensor | None = None
+    ) -> Tensor:
+        if mask is None:
+            # Without an explicit mask of ones, transformers takes the gaps that pruning leaves in the positions for
+            # borders between packed sequences.
+            mask = torch.ones(1, self.length + len(embeds), dtype=torch.bool, device=embeds.tokens.device)
+        hidden = self._language_model(
+            inputs_embeds=embeds.tokens[None],
+            position_ids=positions if len(positions) == 1 else positions[:, None],
+            attention_mask=mask,
+            use_cache=True,
+            **self._kv.argument(self._language_model),
+            **embeds.arguments,
+        ).last_hidden_state[0]
+        return self._head(hidden[-1:] if last_only else hidden)
 
 
 def prefill_parts(length: int, question: int, width: int) -> list[slice]:
-    """The forwards that read a prompt: one, or several if it is long for a model whose MLP is so wide, the last with
-    the `question` tokens at the end or more."""
+    """The forwards that read a prompt: one, or several if length x width is large. width: of the model's MLP. The last
+    one holds at least the `question` tokens at the end."""
     if length * width <= _WHOLE:
         return [slice(0, length)]
     last = length - max(_PART, question)

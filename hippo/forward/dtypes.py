@@ -1,4 +1,4 @@
-"""What to say where a model's weights do not go together."""
+"""An error message for models whose weights have several dtypes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from hippo.errors import HippoError
 
 @contextmanager
 def mixed_dtypes_explained(model: nn.Module) -> Iterator[None]:
-    """Turn torch's complaint about two dtypes into one line, if the model has two. Many that have run all the same, so
-    this is not looked at before: adapters, packed weights, a vision tower of its own dtype."""
+    """Turn torch's error about two dtypes into a HippoError, if the model has two. This is not checked beforehand: many
+    such models run (adapters, packed weights, a vision tower of its own dtype)."""
     try:
         yield
     except RuntimeError as error:

@@ -1,15 +1,15 @@
-"""Short forwards with a third of the operations: for the many steps of decoding, where a small model's time is spent on
-starting operations, not on arithmetic. On a GPU they are what `recorded` records.
+"""Short forwards with fewer operations: a small model's decode step spends its time on starting operations, not on
+arithmetic. On a GPU these forwards are what CUDA graphs record.
 
-For decoders laid out like Llama's, Qwen2's and Qwen3's: RMS norm, rotary positions, grouped-query attention, where
-queries and keys may have an RMS norm per head, gated MLP. Queries, keys and values come from one product, so do gate
-and up; residuals are added by the product before them; keys and values are written in one copy. The layers' own weights
-become views of the joined ones, so memory does not grow. Whether a model is laid out like that is found out by looking,
-then proved by comparing both forwards. All our own choice.
+They serve decoders laid out like Llama's, Qwen2's and Qwen3's: RMS norm, rotary positions, grouped-query attention with
+or without an RMS norm per head, gated MLP. Residuals are added by the product before them, and keys and values are
+written in one copy. The model itself is not changed. Its layout is inspected, then both forwards are compared.
+HIPPO_FUSED=0 in the environment turns fused forwards off.
 """
 
 from __future__ import annotations
 
+import os
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -18,22 +18,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hippo.forward.kv_cache import FixedWindow, KVCache, Window
-from hippo.products import product, product_added
 
+_ENABLED = os.environ.get("HIPPO_FUSED") != "0"
 _HEAD_NORMS = ("q_norm", "k_norm")
 _STATIC_ROTARY = ("default", "linear", "llama3", "yarn", "proportional")
-_TOLERANCE = 1e-3  # relative; float32 rounding is a thousandth of it, a wrong formula a thousand times it
-_HALF_TOLERANCE = 5e-2  # of bfloat16 and float16, whose rounding is some hundredth after many layers
+_TOLERANCE = 1e-3  # relative, float32: rounding is a thousand times smaller, a wrong formula a thousand times larger
+_HALF_TOLERANCE = 5e-2  # bfloat16 and float16, whose rounding reaches about 0.01 after many layers
+
+_Linear = tuple[Tensor, Tensor | None]  # weight and bias
 
 
 class _Layer(NamedTuple):
     norm: Tensor
-    qkv: Tensor
-    qkv_bias: Tensor | None
+    qkv: tuple[_Linear, ...]
     head_norms: tuple[Tensor, ...]  # of queries and keys, or none
     out: Tensor
     second_norm: Tensor
-    gate_up: Tensor
+    gate_up: tuple[_Linear, ...]
     down: Tensor
 
 
@@ -53,13 +54,13 @@ class FusedDecoder:
         self._size, self._scaling = attention.head_dim, attention.scaling
         self._activation = language_model.layers[0].mlp.act_fn
         self._sections: list[int] = (getattr(config, "rope_parameters", None) or {}).get("mrope_section") or []
-        self._layers = [self._join(layer) for layer in language_model.layers]
-        self.idle: list[Any] = []  # see `recorded`
+        self._layers = [_parts(layer) for layer in language_model.layers]
+        self.idle: list[Any] = []  # recorded forwards that no request uses, see `recorded_for`
         _require_equal(self, language_model)
 
     @property
     def layers(self) -> int:
-        """How many there are."""
+        """Number of layers."""
         return len(self._layers)
 
     def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,7 +75,7 @@ class FusedDecoder:
         return self.forward_in(x, rotary, kv.append(len(x), x.new_empty(1, self._key_heads, 0, self._size)))
 
     def forward_in(self, x: Tensor, rotary: tuple[Tensor, Tensor], window: Window | FixedWindow) -> Tensor:
-        """`forward`, where the window says."""
+        """`forward` over the keys and values of a window."""
         count, half = len(x), self._size // 2
         cos, sin = rotary
         heads, key_heads, size = self._heads, self._key_heads, self._size
@@ -82,7 +83,7 @@ class FusedDecoder:
         mask = window.mask(x).repeat(groups, 1)[None]
         for number, layer in enumerate(self._layers):
             h = F.rms_norm(x, width, layer.norm, self._epsilon)
-            h = product(h, layer.qkv, layer.qkv_bias)
+            h = torch.cat([F.linear(h, *linear) for linear in layer.qkv], dim=-1)
             h = h.view(count, heads + 2 * key_heads, size)
             rotated = h[:, : heads + key_heads]
             if layer.head_norms:
@@ -96,36 +97,39 @@ class FusedDecoder:
             query = h[:, :heads].transpose(0, 1).reshape(key_heads, groups * count, size)
             h = torch.bmm(_weights(query, keys, mask, self._scaling), values)
             h = h.view(heads, count, size).transpose(0, 1).reshape(count, heads * size)
-            x = product_added(x, h, layer.out)
-            h = product(F.rms_norm(x, width, layer.second_norm, self._epsilon), layer.gate_up)
-            gate, up = h.chunk(2, dim=-1)
-            x = product_added(x, self._activation(gate).mul_(up), layer.down)
+            x = torch.addmm(x, h, layer.out)
+            h = F.rms_norm(x, width, layer.second_norm, self._epsilon)
+            gate, up = (F.linear(h, *linear) for linear in layer.gate_up)
+            x = torch.addmm(x, self._activation(gate).mul_(up), layer.down)
         return F.rms_norm(x, width, self._norm, self._epsilon)
 
     def _merged(self, x: Tensor) -> Tensor:
-        """M-RoPE's three axes made one, which transformers before 5.20 or so leaves to its attention layers."""
+        """M-RoPE's three axes merged, which transformers before about 5.20 leaves to its attention layers."""
         if x.ndim < 4:
             return x
         return torch.cat([part[i % 3] for i, part in enumerate(x.split(2 * self._sections, dim=-1))], dim=-1)
 
-    def _join(self, layer: Any) -> _Layer:
-        attention, mlp = layer.self_attn, layer.mlp
-        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-        return _Layer(
-            layer.input_layernorm.weight.detach(),
-            _joined([linear.weight for linear in projections]).t(),
-            None if attention.q_proj.bias is None else _joined([linear.bias for linear in projections]),
-            tuple(getattr(attention, name).weight.detach() for name in _HEAD_NORMS if hasattr(attention, name)),
-            attention.o_proj.weight.detach().t(),
-            layer.post_attention_layernorm.weight.detach(),
-            _joined([mlp.gate_proj.weight, mlp.up_proj.weight]).t(),
-            mlp.down_proj.weight.detach().t(),
-        )
+
+def _parts(layer: Any) -> _Layer:
+    attention, mlp = layer.self_attn, layer.mlp
+    return _Layer(
+        layer.input_layernorm.weight.detach(),
+        _linears(attention.q_proj, attention.k_proj, attention.v_proj),
+        tuple(getattr(attention, name).weight.detach() for name in _HEAD_NORMS if hasattr(attention, name)),
+        attention.o_proj.weight.detach().t(),
+        layer.post_attention_layernorm.weight.detach(),
+        _linears(mlp.gate_proj, mlp.up_proj),
+        mlp.down_proj.weight.detach().t(),
+    )
+
+
+def _linears(*linears: nn.Linear) -> tuple[_Linear, ...]:
+    return tuple((one.weight.detach(), None if one.bias is None else one.bias.detach()) for one in linears)
 
 
 def _weights(query: Tensor, keys: Tensor, mask: Tensor, scaling: float) -> Tensor:
-    """Of attention: (H_kv, n, length), from (H_kv, n, d), (H_kv, length, d) and a mask that broadcasts. The softmax is
-    taken of float32 scores, as transformers' kernels do."""
+    """Attention weights (H_kv, n, length) of queries (H_kv, n, d) and keys (H_kv, length, d); mask broadcasts. The
+    softmax takes float32 scores, as transformers' kernels do."""
     if query.dtype == torch.float32:
         return torch.baddbmm(mask, query, keys.mT, alpha=scaling).softmax(-1)
     if query.is_cuda:
@@ -135,44 +139,35 @@ def _weights(query: Tensor, keys: Tensor, mask: Tensor, scaling: float) -> Tenso
     return scores.mul_(scaling).add_(mask).softmax(-1).to(query.dtype)
 
 
-def _joined(parameters: list[nn.Parameter]) -> Tensor:
-    """Parameters one after the other in one tensor; they become views of it, so that a change to them is seen."""
-    joined = torch.cat([parameter.detach() for parameter in parameters])
-    for parameter, part in zip(parameters, joined.split([len(p) for p in parameters]), strict=True):
-        parameter.data = part
-    return joined
-
-
-# For each text model: what it was made of when it was looked at, and its fused form or why there is none.
+# For each text model: its state when it was inspected, and its fused form or why there is none.
 _known: WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], FusedDecoder | str]] = WeakKeyDictionary()
 
 
 def fused(language_model: nn.Module) -> FusedDecoder | None:
-    """The fused form of a text model, made once and again when the model has changed; None where there is none."""
-    if any(map(torch.is_autocast_enabled, ("cpu", "cuda"))):
+    """The fused form of a text model, made once, and again when the model has changed; None where there is none."""
+    if not _ENABLED or any(map(torch.is_autocast_enabled, ("cpu", "cuda"))):
         return None
-    if language_model not in _known or _known[language_model][0] != _made_of(language_model):
-        verdict: FusedDecoder | str
+    state, verdict = _known.get(language_model, ((), ""))
+    if state != _state(language_model):
         try:
-            # Parameters are given new storage here, which must not be inference tensors: the model may be trained on.
-            with torch.inference_mode(False), torch.no_grad():
-                verdict = FusedDecoder(language_model)
+            verdict = FusedDecoder(language_model)
         except NotFusable as reason:
             verdict = str(reason)
         except Exception as error:
-            # Models come in more shapes than can be foreseen, and there is a forward that fits them all: their own.
+            # Models of an unforeseen shape keep their own forward.
             verdict = f"it is not what was expected ({type(error).__name__}: {error})"
-        _known[language_model] = _made_of(language_model), verdict
-    verdict = _known[language_model][1]
+        _known[language_model] = _state(language_model), verdict
     return verdict if isinstance(verdict, FusedDecoder) else None
 
 
 def why_not_fused(language_model: nn.Module) -> str:
     """Why a text model keeps transformers' own forward; empty if it does not."""
-    return "" if fused(language_model) else str(_known.get(language_model, ((), "autocast is on"))[1])
+    if fused(language_model):
+        return ""
+    return str(_known.get(language_model, ((), "autocast is on"))[1]) if _ENABLED else "HIPPO_FUSED is 0"
 
 
-def _made_of(model: nn.Module) -> tuple[Any, ...]:
+def _state(model: nn.Module) -> tuple[Any, ...]:
     """Changes when a module, a parameter's storage or a hook does."""
     parts: list[Any] = []
     for module in model.modules():
@@ -209,7 +204,7 @@ def _require_fusable(model: Any) -> None:
                 raise NotFusable("its layers are not laid out like Llama's")
         for module in layer.modules():
             hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-            # transformers' own only listen, and only when somebody asks for hidden states or attentions.
+            # transformers' own hooks only collect hidden states or attentions that a caller asks for.
             if "forward" in module.__dict__ or any(not h.__module__.startswith("transformers.") for h in hooks):
                 raise NotFusable("its layers carry hooks")
         children = (*layer.self_attn.named_children(), *layer.mlp.named_children())
@@ -227,11 +222,11 @@ def _served(device: str, dtype: torch.dtype) -> bool:
 
 @torch.inference_mode()
 def _require_equal(decoder: FusedDecoder, model: Any) -> None:
-    """Both forwards over the same tokens, three then two. Raises NotFusable if they differ by more than rounding."""
+    """Compares both forwards over three tokens, then two. Raises NotFusable if they differ by more than rounding."""
     generator = torch.Generator().manual_seed(0)
     embeds = model.embed_tokens.weight[torch.randint(len(model.embed_tokens.weight), (5,), generator=generator)]
     axes = 3 if "mrope_section" in (model.config.rope_parameters or {}) else 1
-    plain, ours = (KVCache(model.config, together=True) for _ in range(2))
+    plain, own = (KVCache(model.config, together=True) for _ in range(2))
     tolerance = _TOLERANCE if embeds.dtype == torch.float32 else _HALF_TOLERANCE
     for start, end in ((0, 3), (3, 5)):
         positions = torch.arange(start, end, device=embeds.device).expand(axes, -1)
@@ -239,9 +234,9 @@ def _require_equal(decoder: FusedDecoder, model: Any) -> None:
             inputs_embeds=embeds[None, start:end],
             position_ids=positions if axes == 1 else positions[:, None],
             attention_mask=torch.ones(1, end, dtype=torch.bool, device=embeds.device),
-            past_key_values=plain.cache,
             use_cache=True,
+            **plain.argument(model),
         ).last_hidden_state[0]
-        mine = decoder.forward(embeds[start:end], decoder.rotary(positions), ours)
+        mine = decoder.forward(embeds[start:end], decoder.rotary(positions), own)
         if not (mine - theirs).float().norm() <= tolerance * theirs.float().norm():
             raise NotFusable("its layers compute something else than Llama's")

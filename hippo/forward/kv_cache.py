@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +16,7 @@ _SPARE = 256  # tokens of room beyond what is needed, so that growing is rare
 
 
 class Window(NamedTuple):
-    """Where a forward over n new tokens writes and looks, a layer each.
+    """The keys and values that a forward over n new tokens writes and reads, for each layer.
 
     slots: for the new keys and values, (2, H_kv, n, d). keys, values: all, (H_kv, length, d), the new ones included.
     """
@@ -24,12 +26,12 @@ class Window(NamedTuple):
     values: Sequence[Tensor]
 
     def write(self, layer: int, new: Tensor) -> tuple[Tensor, Tensor]:
-        """Put a layer's new keys and values, (2, H_kv, n, d), in their place; returns all of them."""
+        """Write a layer's new keys and values, (2, H_kv, n, d). Returns all keys and all values."""
         self.slots[layer].copy_(new)
         return self.keys[layer], self.values[layer]
 
     def mask(self, like: Tensor) -> Tensor:
-        """Minus infinity where a new token must not see a later one, else 0: (n, length), or (1, 1) where none must."""
+        """(n, length) causal mask: minus infinity for later tokens, else 0; (1, 1) if there is one new token."""
         count, length = self.slots[0].shape[-2], self.keys[0].shape[-2]
         if count == 1:
             return like.new_zeros(1, 1)
@@ -39,8 +41,8 @@ class Window(NamedTuple):
 
 
 class FixedWindow:
-    """The same over a whole room, whatever is in it: nothing about it changes from one forward to the next but the
-    numbers in `at`, (n,), where the new tokens stand. room: (layers, 2, H_kv, capacity, d)."""
+    """A window over a whole room, with fixed addresses and shapes: only the values of `at`, the (n,) cache positions of
+    the new tokens, change between forwards. room: (layers, 2, H_kv, capacity, d)."""
 
     def __init__(self, room: Tensor, at: Tensor) -> None:
         self._room, self._at = room, at
@@ -51,21 +53,21 @@ class FixedWindow:
         return keys, values
 
     def mask(self, like: Tensor) -> Tensor:
-        """See Window; (n, capacity), and what lies beyond a token's place is not seen either."""
+        """See Window; (n, capacity), unused room is masked too."""
         later = torch.arange(self._room.shape[-2], device=like.device) > self._at[:, None]
         return like.new_zeros(later.shape).masked_fill(later, float("-inf"))
 
 
 class Room:
-    """One buffer for the keys and values of some layers. transformers' own cache copies all keys and values whenever a
-    token is appended; layers that share a room write into it, and one step can look at all of them at once. clear: what
-    nothing has been written to is zero."""
+    """One buffer for the keys and values of some layers, written in place; transformers' own cache copies everything
+    whenever a token is appended. clear: start with zeros."""
 
     def __init__(self, layers: int, spare: int = _SPARE, clear: bool = False) -> None:
         self._layers, self._spare = layers, spare
         self._make = torch.zeros if clear else torch.empty
         self._tensor: Tensor | None = None
         self.expected = 0  # tokens that are known to come
+        self.whole = False  # whether forwards see all of it, what is not written yet included: a mask hides that
 
     @property
     def tensor(self) -> Tensor | None:
@@ -105,7 +107,7 @@ class RoomyLayer(DynamicLayer):
         keys, values = self._room.holding(end, key_states)[self._index]
         keys[:, start:end], values[:, start:end] = key_states[0], value_states[0]
         self.length = end
-        return keys[None, :, :end], values[None, :, :end]
+        return (keys[None], values[None]) if self._room.whole else (keys[None, :, :end], values[None, :, :end])
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last tokens; a negative count, as transformers has it."""
@@ -121,22 +123,28 @@ class RoomyLayer(DynamicLayer):
 class KVCache:
     """The keys and values of one request.
 
-    config: the text model's. together: whether all layers are on one device and may share one room. spare: tokens to
-    make room for beyond those expected. room: one to use that is there already. Layers that transformers gives a kind
-    of their own (sliding windows, linear attention) keep it, and record what rollbacks need.
+    config: the text model's. together: whether all layers are on one device and share one room. spare: tokens of room
+    beyond those expected. room: an existing one to use. clear: start with zeros. Layers with a cache type of their own
+    (sliding windows, linear attention) keep it, and record what rollbacks need.
     """
 
-    def __init__(self, config: Any, together: bool, spare: int = _SPARE, room: Room | None = None) -> None:
+    def __init__(
+        self, config: Any, together: bool, spare: int = _SPARE, room: Room | None = None, clear: bool = False
+    ) -> None:
         self.cache = DynamicCache(config=config)  # what transformers' forward is given
         layers: list[Any] = self.cache.layers
-        self._room = room or (Room(len(layers), spare) if together else None)
+        self._room = room or (Room(len(layers), spare, clear) if together else None)
         self._rooms: list[Room] = []
         for index, layer in enumerate(layers):
             if type(layer) is DynamicLayer:
-                self._rooms.append(self._room or Room(1, spare))
+                self._rooms.append(self._room or Room(1, spare, clear))
                 layers[index] = RoomyLayer(self._rooms[-1], index if self._room else 0)
             elif hasattr(layer, "activate_past_recording"):
                 layer.activate_past_recording()
+
+    def argument(self, language_model: Any) -> dict[str, DynamicCache]:
+        """What passes this cache to a text model's forward."""
+        return {_argument_name(type(language_model).forward): self.cache}
 
     @property
     def length(self) -> int:
@@ -149,9 +157,18 @@ class KVCache:
         return sum(room.size for room in dict.fromkeys(self._rooms))
 
     def expect(self, tokens: int) -> None:
-        """Make room for so many tokens with the first that come, since growing holds everything twice for a moment."""
+        """Allocate room for `tokens` tokens with the first write; growing later holds everything twice for a moment."""
         for room in self._rooms:
             room.expected = tokens
+
+    def show_whole(self) -> int:
+        """From now on forwards see whole rooms. Returns the tokens that they hold, 0 if some layers have none."""
+        if len(self._rooms) < len(self.cache.layers):
+            return 0
+        for room in self._rooms:
+            room.whole = True
+        tensor = self._rooms[0].tensor
+        return 0 if tensor is None else tensor.shape[-2]
 
     def rollback(self, count: int) -> None:
         """Forget the last `count` tokens."""
@@ -159,7 +176,7 @@ class KVCache:
             self.cache.crop(-count)
 
     def append(self, count: int, like: Tensor) -> Window:
-        """Make all layers `count` tokens longer at once; only where they are together. like: (1, H_kv, n, d)."""
+        """Make all layers `count` tokens longer at once; needs `together`. like: (1, H_kv, n, d)."""
         assert self._room is not None
         start, end = self.length, self.length + count
         room = self._room.holding(end, like)
@@ -167,8 +184,14 @@ class KVCache:
         return Window(room[..., start:end, :].unbind(0), room[:, 0, :, :end].unbind(0), room[:, 1, :, :end].unbind(0))
 
     def lengthen(self, count: int) -> None:
-        """As `append`, for somebody who knows the room and writes there himself."""
+        """As `append`, for callers that write into the room themselves."""
         end = self.length + count
         layers: list[Any] = self.cache.layers
         for layer in layers:
             layer.length = end
+
+
+@cache
+def _argument_name(forward: Callable[..., Any]) -> str:
+    """The argument of a text model's forward that takes the cache. transformers 5.24 renamed it."""
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"

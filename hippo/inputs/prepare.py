@@ -8,18 +8,20 @@ import torch
 from jinja2 import TemplateError
 from torch.overrides import TorchFunctionMode
 
-from hippo.errors import HippoError
+from hippo.errors import BadRequest, CheckpointError
 from hippo.inputs.chat import Messages, parts_of
+from hippo.quiet import quiet
 
-SYSTEM_MEND = "say the system prompt in the user's turn"
-TEMPLATE_MEND = "use the checkpoint's own processor, and let user and assistant take turns"
+SYSTEM_HINT = "say the system prompt in the user's turn"
+TEMPLATE_HINT = "use the checkpoint's own processor, and let user and assistant take turns"
 
 
 def prepare(processor: Any, messages: Messages) -> dict[str, Any]:
     """Inputs for a conversation, as the processor's own chat template lays it out.
 
     messages: as `read_messages` returns them. The processor is told not to sample again: frames and their times are
-    those of the videos. Returns the processor's output as a plain dict of tensors, batch of one. Raises HippoError.
+    those of the videos. Returns the processor's output as a plain dict of tensors, batch of one. Raises BadRequest,
+    or CheckpointError if the processor samples again.
     """
     videos, images = parts_of(messages, "video"), parts_of(messages, "image")
     text = render(processor, messages)
@@ -33,10 +35,10 @@ def prepare(processor: Any, messages: Messages) -> dict[str, Any]:
     if (begin := processor.tokenizer.bos_token) and text.startswith(begin):
         given["add_special_tokens"] = False  # else it would be there twice
     try:
-        with _OneIsNotJoined():
+        with quiet(), _OneIsNotJoined():
             inputs = dict(processor(text=[text], return_tensors="pt", **given))
     except ValueError as error:
-        raise HippoError(
+        raise BadRequest(
             f"the model's processor refuses the videos or images ({_line(error)})",
             "cut or scale them, and take the same number of frames of each video",
         ) from None
@@ -66,28 +68,28 @@ def render(processor: Any, messages: Messages) -> str:
     """The prompt by the processor's own chat template, one marker for each video and image.
 
     The order of parts is that of the messages as far as the template keeps it; some put the videos of a turn first.
-    Raises HippoError if the template refuses the messages or leaves something out.
+    Raises BadRequest if the template refuses the messages or leaves something out.
     """
     markers = {kind: getattr(processor, f"{kind}_token", None) for kind in ("video", "image")}
     for marker in filter(None, markers.values()):
         if any(marker in text for text in parts_of(messages, "text")):
-            raise HippoError(
+            raise BadRequest(
                 f"the prompt holds the model's own marker {marker}", "leave it out: the video's place is known"
             )
     turns = [{"role": turn["role"], "content": [_bare(part) for part in turn["content"]]} for turn in messages]
     try:
         prompt: str = processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     except (TemplateError, TypeError, ValueError) as error:
-        mend = SYSTEM_MEND if any(turn["role"] == "system" for turn in turns) else TEMPLATE_MEND
-        raise HippoError(f"the model's chat template refuses the messages ({_line(error)})", mend) from None
+        hint = SYSTEM_HINT if any(turn["role"] == "system" for turn in turns) else TEMPLATE_HINT
+        raise BadRequest(f"the model's chat template refuses the messages ({_line(error)})", hint) from None
     for kind, marker in markers.items():
         if marker and prompt.count(marker) < len(parts_of(messages, kind)):
-            raise HippoError(f"the model's chat template has no place for every {kind}", TEMPLATE_MEND)
+            raise BadRequest(f"the model's chat template has no place for every {kind}", TEMPLATE_HINT)
     for turn in messages:
         # What the assistant said to itself, some templates drop on purpose.
         if turn["role"] != "assistant" and any(text.strip() not in prompt for text in parts_of([turn], "text")):
-            mend = SYSTEM_MEND if turn["role"] == "system" else TEMPLATE_MEND
-            raise HippoError(f"the model's chat template leaves out what the {turn['role']} says", mend)
+            hint = SYSTEM_HINT if turn["role"] == "system" else TEMPLATE_HINT
+            raise BadRequest(f"the model's chat template leaves out what the {turn['role']} says", hint)
     return prompt
 
 
@@ -100,9 +102,9 @@ def on_device(inputs: dict[str, Any], device: torch.device) -> dict[str, Any]:
     return {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in inputs.items()}
 
 
-def resampled() -> HippoError:
+def resampled() -> CheckpointError:
     """What to raise where a processor took other frames than those it was given."""
-    return HippoError(
+    return CheckpointError(
         "the model's processor samples the frames again", "use the checkpoint's own processor, of this transformers"
     )
 

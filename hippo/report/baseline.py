@@ -12,7 +12,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from hippo.inputs import on_device
 from hippo.llm import Output, VideoLLM
-from hippo.options import Options
+from hippo.params import SamplingParams
 
 
 @dataclass(frozen=True)
@@ -42,18 +42,21 @@ class _Clock(BaseStreamer):
         pass
 
 
-def transformers_generate(llm: VideoLLM, options: Options, assistant: Any = None, **request: Any) -> Baseline:
+def transformers_generate(llm: VideoLLM, params: SamplingParams, assistant: Any = None, **request: Any) -> Baseline:
     """Answer by `model.generate()`, greedily or with the same sampling settings; times what a caller waits for.
     assistant: a draft model, for transformers' own assisted generation. request: what `VideoLLM.inputs` takes."""
-    began, sampling, tokenizer = time.perf_counter(), options.sampling, llm.processor.tokenizer
+    began, tokenizer = time.perf_counter(), llm.processor.tokenizer
     inputs = llm.inputs(**request)
-    choices: dict[str, Any] = {"do_sample": sampling.temperature > 0, "max_new_tokens": options.max_new_tokens}
-    if sampling.temperature > 0:
-        choices |= {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
-        if sampling.seed is not None:
-            torch.manual_seed(sampling.seed)
-    if options.stop:
-        choices |= {"stop_strings": list(options.stop), "tokenizer": tokenizer}
+    choices: dict[str, Any] = {"do_sample": not params.greedy, "max_new_tokens": params.max_new_tokens}
+    if not params.greedy:
+        choices |= {"temperature": params.temperature, "top_k": params.top_k, "top_p": params.top_p}
+        choices |= {"min_p": params.min_p} if params.min_p else {}
+        if params.seed is not None:
+            torch.manual_seed(params.seed)
+    if params.repetition_penalty is not None:
+        choices["repetition_penalty"] = params.repetition_penalty
+    if params.stop:
+        choices |= {"stop_strings": list(params.stop), "tokenizer": tokenizer}
     if assistant is not None:
         choices |= {"assistant_model": assistant}
     token_ids, decode, _ = generate_ids(llm.pair.target, inputs, choices)

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from hippo.checkpoints import quantisation_of
-from hippo.decode import Sampling, logits_processors
+from hippo.decode import logits_processors
 from hippo.forward import CachedModel
 from hippo.inputs import on_device
 from hippo.pair import Pair
+from hippo.params import SamplingParams
 
 # How far rounding may move a logit: so many times the dtype's epsilon, the largest logit of its row, and the square
 # root of the number of layers, since each rounds once more and rounding errors add up like a random walk. Seen, with
@@ -44,8 +45,8 @@ def first_difference(pair: Pair, inputs: dict[str, Any], theirs: list[int], ours
     their, our = (tokens[at] if at < len(tokens) else None for tokens in (theirs, ours))
     target = pair.target
     here = on_device(inputs, target.device)
-    prompt = pair.family.place(target, here)
-    processors = logits_processors(target, Sampling(), prompt.input_ids, len(theirs))
+    prompt = pair.family.prepare_prompt(target.config, here)
+    processors = logits_processors(target, SamplingParams(), prompt.input_ids)
     ids: Any = torch.cat([prompt.input_ids, prompt.input_ids.new_tensor(theirs[:at])])[None]
 
     def row(blocks: list[list[int]], may_fuse: bool) -> Tensor:

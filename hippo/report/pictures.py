@@ -47,10 +47,8 @@ class Layout:
     def corner(self, index: int, block: int = 0) -> tuple[int, int]:
         """(x, y) of a picture's top left pixel on the sheet."""
         line, column = divmod(index, self.per_line)
-        return (
-            MARGIN + column * (self.width + GAP),
-            MARGIN + block * self.block + HEADING + line * self.step + LINE,
-        )
+        top = MARGIN + block * self.block + HEADING
+        return MARGIN + column * (self.width + GAP), top + line * self.step + LINE
 
     @property
     def size(self) -> int:
@@ -118,9 +116,7 @@ def kept_sheet(
     frames: one for each step, (H, W, 3) uint8 RGB; times: their seconds. kept: a pruner's name -> (K,)
     indices. Bars have one scale on the whole sheet.
     """
-    layout = arrange(grid, _aspect(frames), bars=True)
-    sheet, draw = _blank(layout, len(kept))
-    small = _scaled(frames, layout)
+    layout, sheet, draw, small = _started(frames, grid, len(kept), bars=True)
     cells = {name: cells_of(indices, grid) for name, indices in kept.items()}
     most = max(1, *(int(one.sum((1, 2)).max()) for one in cells.values()))
     for block, (name, one) in enumerate(cells.items()):
@@ -140,9 +136,7 @@ def score_sheet(
     frames, times: as for `kept_sheet`. scores: a label -> (P,) numbers, one for each cell. Colours run from a score's
     1st to its 99th percentile over the clip.
     """
-    layout = arrange(grid, _aspect(frames))
-    sheet, draw = _blank(layout, len(scores))
-    small = _scaled(frames, layout)
+    layout, sheet, draw, small = _started(frames, grid, len(scores))
     for block, (label, score) in enumerate(scores.items()):
         score = np.nan_to_num(score, posinf=0.0, neginf=0.0)
         low, high = np.quantile(score, (0.01, 0.99))
@@ -151,7 +145,7 @@ def score_sheet(
         scale = Image.fromarray(_coloured(np.tile(np.linspace(0, 1, 120), (12, 1))).astype(np.uint8))
         top = layout.corner(0, block)[1] - LINE - HEADING
         sheet.paste(scale, (right + 8, top + 10))
-        draw.text((right + 136, top + 22), "high", FAINT, _font(14), anchor="ls")
+        draw.text((right + 136, top + 22), "high", FAINT, ImageFont.load_default(14), anchor="ls")
         _paste(sheet, draw, layout, block, [heated(*pair) for pair in zip(small, heat, strict=True)], times)
     return sheet
 
@@ -172,33 +166,26 @@ def _coloured(heat: np.ndarray) -> np.ndarray:
     return np.stack([np.interp(heat, stops, channel) for channel in HEAT.T], axis=-1)
 
 
-def _aspect(frames: Sequence[np.ndarray]) -> float:
+def _started(
+    frames: Sequence[np.ndarray], grid: VideoGrid, blocks: int, bars: bool = False
+) -> tuple[Layout, Image.Image, ImageDraw.ImageDraw, list[np.ndarray]]:
+    """The layout, an empty sheet for `blocks` blocks, what draws on it, and the frames in the layout's size."""
     height, width = frames[0].shape[:2]
-    return width / height
-
-
-def _scaled(frames: Sequence[np.ndarray], layout: Layout) -> list[np.ndarray]:
-    size = (layout.width, layout.height)
-    return [np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS)) for frame in frames]
-
-
-def _blank(layout: Layout, blocks: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    layout = arrange(grid, width / height, bars)
     sheet = Image.new("RGB", (layout.size, MARGIN + blocks * layout.block), GROUND)
-    return sheet, ImageDraw.Draw(sheet)
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
+    size = (layout.width, layout.height)
+    small = [np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS)) for frame in frames]
+    return layout, sheet, ImageDraw.Draw(sheet), small
 
 
 def _heading(draw: ImageDraw.ImageDraw, layout: Layout, block: int, name: str, note: str) -> int:
     """Write a block's name and a note beside it; returns where they end."""
     x, y = layout.corner(0, block)
     y -= LINE + HEADING - 22
-    draw.text((x, y), name, INK, _font(20), anchor="ls")
-    x += round(draw.textlength(name, _font(20))) + 14
-    draw.text((x, y), note, FAINT, _font(14), anchor="ls")
-    return x + round(draw.textlength(note, _font(14)))
+    draw.text((x, y), name, INK, ImageFont.load_default(20), anchor="ls")
+    x += round(draw.textlength(name, ImageFont.load_default(20))) + 14
+    draw.text((x, y), note, FAINT, ImageFont.load_default(14), anchor="ls")
+    return x + round(draw.textlength(note, ImageFont.load_default(14)))
 
 
 def _paste(
@@ -211,7 +198,7 @@ def _paste(
 ) -> None:
     for index, (picture, time) in enumerate(zip(pictures, times, strict=True)):
         x, y = layout.corner(index, block)
-        draw.text((x, y - 4), f"{time:.1f} s", FAINT, _font(12), anchor="ls")
+        draw.text((x, y - 4), f"{time:.1f} s", FAINT, ImageFont.load_default(12), anchor="ls")
         sheet.paste(Image.fromarray(picture), (x, y))
 
 
@@ -219,4 +206,6 @@ def _bar(draw: ImageDraw.ImageDraw, layout: Layout, corner: tuple[int, int], cou
     x, base = corner[0], corner[1] + layout.height + LINE + BAR
     top = base - round(BAR * count / most)
     draw.rectangle((x, top, x + layout.width - 1, base), COUNT if count else FAINT)
-    draw.text((x + layout.width / 2, top - 3), str(count), INK if count else FAINT, _font(12), anchor="ms")
+    draw.text(
+        (x + layout.width / 2, top - 3), str(count), INK if count else FAINT, ImageFont.load_default(12), anchor="ms"
+    )

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from statistics import median
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from hippo.report.baseline import Comparison
-from hippo.report.stats import Stats
+from hippo.stats import Stats
+
+if TYPE_CHECKING:
+    from hippo.report.baseline import Comparison
+
+DISTURBED = 2.0  # runs on a machine with nothing else to do differ by less
 
 
 def stats_table(stats: Stats, comparison: Comparison | None = None) -> Table:
@@ -34,6 +39,11 @@ def stats_table(stats: Stats, comparison: Comparison | None = None) -> Table:
         table.add_row("transformers generate(), seconds", f"{median(b.total for b in baseline):.2f}")
         table.add_row("speedup over AR (generate()), decode", f"{speedup['decode']:.2f}x")
         table.add_row("speedup over AR (generate()), end to end", f"{speedup['end_to_end']:.2f}x" + _spread(comparison))
+        if disturbed(comparison):
+            note = (
+                "the runs differ by more than a factor of two: do not trust the speedup; run again on an idle machine"
+            )
+            table.add_row("MACHINE DISTURBED", note, style="red")
         table.add_row(
             "identical to AR", {True: "yes", False: "NO", None: "not compared: sampled"}[comparison.identical]
         )
@@ -45,6 +55,16 @@ def phases_line(stats: Stats) -> str:
     return "  ".join(f"{name} {value:.2f}" for name, value in vars(stats.seconds).items())
 
 
+def disturbed(comparison: Comparison) -> bool:
+    """Whether the runs' speedups differ so much that something else had the machine: the figure means nothing."""
+    ratios = _ratios(comparison)
+    return max(ratios) > DISTURBED * min(ratios)
+
+
+def _ratios(comparison: Comparison) -> list[float]:
+    return [b.total / o.stats.seconds.total for o, b in zip(comparison.outputs, comparison.baselines, strict=True)]
+
+
 def _spread(comparison: Comparison) -> str:
-    ratios = [b.total / o.stats.seconds.total for o, b in zip(comparison.outputs, comparison.baselines, strict=True)]
+    ratios = _ratios(comparison)
     return f" ({min(ratios):.2f} to {max(ratios):.2f}, {len(ratios)} runs)" if len(ratios) > 1 else ""

@@ -10,42 +10,28 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hippo.errors import HippoError
-from hippo.video.decoding import (
-    Decoded,
-    Request,
-    available_backends,
-    decode_pyav,
-    decode_torchcodec,
-    torchcodec_problem,
-)
-from hippo.video.packets import Scan, check_file, scan_packets
-from hippo.video.sampling import check_request, thin
+from hippo.errors import BadRequest, OutOfMemory
+from hippo.video import torchcodec
+from hippo.video.clip import Clip
+from hippo.video.sampling import check_request, pick, thin
+from hippo.video.timeline import Timeline
 
 if TYPE_CHECKING:
     from transformers.video_utils import VideoMetadata
 
 BACKENDS = ("auto", "pyav", "torchcodec")
 METADATA_CLOCK = 90_000
-HEADER_SLACK = 0.5
-
-__all__ = ["Video", "available_backends", "read_video"]
 
 
 @dataclass(frozen=True, eq=False)
 class Video:
     """Frames sampled from a clip.
 
-    Attributes:
-        frames: (F, H, W, 3) uint8 RGB, upright.
-        timestamps: when each frame is shown, in seconds after the clip's first frame.
-        duration: seconds from the clip's first frame to the end of its last one that decodes.
-        source_fps: average frames per second of the clip.
-        source_frames: number of frames in the clip that decode.
-        path: the file.
-        backend: what decoded it, "pyav" or "torchcodec".
-        warnings: what the user should know, one line each, such as damage.
-        asked: how many frames were to be sampled, if they are more than are here.
+    frames: (F, H, W, 3) uint8 RGB, upright. timestamps: when each frame is shown, in seconds after the clip's first
+    frame. duration: seconds from the clip's first frame to the end of its last one that decodes. source_fps,
+    source_frames: average frames per second of the clip, and how many of its frames decode. path: the file. backend:
+    what decoded it, "pyav" or "torchcodec". warnings: what the user should know, one line each, such as damage. asked:
+    how many frames were to be sampled, if they are more than are here.
     """
 
     frames: np.ndarray = field(repr=False)
@@ -83,11 +69,10 @@ class Video:
     def metadata(self) -> VideoMetadata:
         """What a transformers video processor needs to know the frames' true times.
 
-        Pass it as `video_metadata` with `do_sample_frames=False`. Processors take a frame's time as
-        its index divided by `fps`, which is wrong for a variable frame rate if the index counts
-        frames. Here indices count ticks of a 90 kHz clock and `fps` is 90000, so `timestamps` are
-        true to 6 microseconds, and `total_num_frames` makes `sampled_fps` the true rate of the kept
-        frames.
+        Pass it as `video_metadata` with `do_sample_frames=False`. Processors take a frame's time as its index divided
+        by `fps`, which is wrong for a variable frame rate if the index counts frames. Here indices count ticks of a
+        90 kHz clock and `fps` is 90000, so `timestamps` are true to 6 microseconds, and `total_num_frames` makes
+        `sampled_fps` the true rate of the kept frames.
         """
         from transformers.video_utils import VideoMetadata
 
@@ -104,7 +89,7 @@ class Video:
 
 
 def read_video(
-    path: str | os.PathLike[str],
+    source: str | os.PathLike[str] | Clip,
     *,
     frames: int | None = None,
     fps: float | None = None,
@@ -114,97 +99,60 @@ def read_video(
 ) -> Video:
     """Read frames spread uniformly over a clip (mp4, mkv, webm, avi, mpg and what else FFmpeg knows).
 
-    Args:
-        path: the file.
-        frames: how many frames to keep (16 when `fps` is None too): those on screen at the centres of
-            that many equal segments of the clip's time; all frames if the clip has no more.
-        fps: frames to keep per second of true time: those on screen at 0, 1/fps, 2/fps, ... seconds,
-            each once.
-        most: if that would be more frames, so many of them, evenly spread.
-        backend: "auto" (torchcodec where it works, else PyAV), "pyav" or "torchcodec".
-        progress: called with the fraction done, rising to 1.0.
+    source: the file, or a `Clip` opened from it, which can be read again without reading the file again. frames: how
+    many frames to keep (16 when `fps` is None too): those on screen at the centres of that many equal segments of the
+    clip's time; all frames if the clip has no more. fps: frames to keep per second of true time: those on screen at 0,
+    1/fps, 2/fps, ... seconds, each once. most: if that would be more frames, so many of them, evenly spread. backend:
+    "auto" (torchcodec where it works, else PyAV), "pyav" or "torchcodec". progress: called with the fraction done,
+    rising to 1.0.
 
-    Returns:
-        The frames, at least one. Of a damaged clip, frames spread over the part that decodes, and a
-        warning.
-
-    Raises:
-        HippoError: the request makes no sense, the file cannot be read or is not a video, no frame
-            decodes, or torchcodec was demanded and does not work.
+    Returns at least one frame; of a damaged clip, frames spread over the part that decodes, and a warning. Raises
+    BadRequest if the request makes no sense or torchcodec was demanded and does not work, MediaError if the file cannot
+    be read, is not a video or has no frame that decodes, OutOfMemory if the frames do not fit.
     """
     check_request(frames, fps)
-    use_torchcodec = _wants_torchcodec(backend)
-    path = Path(path)
-    check_file(path)
-    scan = scan_packets(path)
-    request = Request(frames, fps, most)
-    report = _Rising(progress)
-    warnings: list[str] = []
-    decoded: Decoded | str = decode_torchcodec(scan, request, report) if use_torchcodec else ""
-    used = "torchcodec"
-    if isinstance(decoded, str):
-        if backend == "torchcodec":
-            warnings.append(f"torchcodec did not read {path.name} ({decoded}): used PyAV")
-        decoded, used = decode_pyav(scan, request, report), "pyav"
+    wants_torchcodec = _wants_torchcodec(backend)
+    report, warnings = _Rising(progress), list[str]()
+    images: np.ndarray | str = "the clip is damaged or its timestamps need repair"
+
+    def choose(timeline: Timeline, most: int | None = most) -> list[int]:
+        picks = pick(timeline, frames, fps)
+        return [picks[index] for index in thin(len(picks), most)]
+
+    try:
+        clip = source if isinstance(source, Clip) else Clip(Path(source))
+        if wants_torchcodec and clip.trusted:
+            picks, used = choose(clip.timeline()), "torchcodec"
+            images = clip.decode_torchcodec(picks, report)
+        if isinstance(images, str):
+            if backend == "torchcodec":
+                warnings.append(f"torchcodec did not read {clip.path.name} ({images}): used PyAV")
+            (images, picks), used = clip.decode(choose, report), "pyav"
+    except MemoryError as error:
+        raise OutOfMemory(f"{source} needs more memory than is free", "ask for fewer frames") from error
     report(1.0)
-    return _video(scan, request, decoded, used, [*damage(scan, decoded), *warnings])
-
-
-def _video(scan: Scan, request: Request, decoded: Decoded, backend: str, warnings: list[str]) -> Video:
-    timeline = decoded.timeline
+    timeline = clip.timeline()
     return Video(
-        frames=decoded.frames,
-        timestamps=tuple(timeline.times[index] for index in decoded.picks),
+        frames=images,
+        timestamps=tuple(timeline.times[index] for index in picks),
         duration=timeline.duration,
         source_fps=timeline.rate,
         source_frames=len(timeline.times),
-        path=scan.path,
-        backend=backend,
-        warnings=tuple(warnings),
-        asked=len(replace(request, most=None).picks(timeline)),
+        path=clip.path,
+        backend=used,
+        warnings=(*clip.damage(), *warnings),
+        asked=len(choose(timeline, None)),
     )
 
 
 def _wants_torchcodec(backend: str) -> bool:
-    """Whether to try torchcodec.
-
-    Raises:
-        HippoError: the backend is unknown, or is torchcodec and that cannot be used.
-    """
+    """Whether to try torchcodec. Raises BadRequest if it cannot be used and nothing else will do."""
     if backend not in BACKENDS:
-        raise HippoError(f"there is no video backend {backend!r}", f"use one of {', '.join(BACKENDS)}")
-    if backend == "pyav":
-        return False
-    problem = torchcodec_problem()
+        raise BadRequest(f"there is no video backend {backend!r}", f"use one of {', '.join(BACKENDS)}")
+    problem = torchcodec.problem() if backend != "pyav" else ""
     if problem and backend == "torchcodec":
-        raise HippoError(f"torchcodec cannot be used ({problem})", "use backend pyav or auto")
-    return not problem
-
-
-def damage(scan: Scan, decoded: Decoded) -> list[str]:
-    """Warnings about the parts of a clip that are missing or do not decode."""
-    name, reached = scan.path.name, decoded.timeline.duration
-    short, promised = _shortfall(scan, decoded)
-    if short:
-        of = f" of {promised:.1f} s" if promised and f"{promised:.1f}" != f"{reached:.1f}" else ""
-        return [f"{name} is damaged after {reached:.1f} s{of}: used the part that decodes"]
-    if decoded.errors:
-        return [f"{name} has damaged places: used the frames that decode"]
-    return []
-
-
-def _shortfall(scan: Scan, decoded: Decoded) -> tuple[bool, float | None]:
-    """Whether the end of a clip is missing, and the seconds it should have lasted, if known."""
-    reached, interval = decoded.timeline.duration, decoded.timeline.interval
-    if scan.cut_off:
-        # What was cut off may have been sound only.
-        return scan.declared is None or reached + interval / 2 < scan.declared, scan.declared
-    # Two fields stored apart are half an interval from each other; a lost frame is a whole one.
-    if decoded.lost_end > 0.75 * interval:
-        return True, reached + decoded.lost_end
-    if scan.declared_own and scan.declared is not None:
-        return reached + HEADER_SLACK < scan.declared, scan.declared
-    return False, None
+        raise BadRequest(f"torchcodec cannot be used ({problem})", "use backend pyav or auto")
+    return backend != "pyav" and not problem
 
 
 class _Rising:

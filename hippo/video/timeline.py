@@ -16,10 +16,8 @@ FALLBACK_INTERVAL = 1 / 25
 class Timeline:
     """The moments at which a clip's frames are shown.
 
-    Attributes:
-        times: seconds after the first frame, one per frame in the order shown, never decreasing,
-            the first 0.0.
-        duration: seconds from the first frame to the end of the last one.
+    times: seconds after the first frame, one per frame in the order shown, never decreasing, the first 0.0.
+    duration: seconds from the first frame to the end of the last one.
     """
 
     times: tuple[float, ...]
@@ -42,61 +40,35 @@ def build_timeline(
 ) -> Timeline:
     """The timeline of frames given in the order they are shown.
 
-    Args:
-        stamps: the frames' timestamps in ticks of `time_base` (None: unknown); not empty.
-        time_base: seconds per tick.
-        last_duration: ticks the last frame lasts, None or 0 if unknown.
-        rate: frames per second the container claims, used only where timestamps are missing.
+    stamps: timestamps in ticks of `time_base` seconds (None: unknown); not empty. last_duration: ticks that the last
+    frame lasts, None or 0 if unknown. rate: frames per second the container claims, for where timestamps are missing.
     """
     nominal = float(1 / rate) if rate else FALLBACK_INTERVAL
     # Subtracting while the times are whole ticks keeps them free of rounding noise.
     zero = min((stamp for stamp in stamps if stamp is not None), default=0)
-    seconds = [None if stamp is None else float((stamp - zero) * time_base) for stamp in stamps]
-    times = true_times(seconds, nominal)
+    times = true_times([None if stamp is None else float((stamp - zero) * time_base) for stamp in stamps], nominal)
     last = float(last_duration * time_base) if last_duration and last_duration > 0 else 0.0
-    if not last:
-        last = Timeline(tuple(times), times[-1] + nominal).interval
-    return Timeline(tuple(times), times[-1] + last)
+    return Timeline(tuple(times), times[-1] + (last or Timeline(tuple(times), times[-1] + nominal).interval))
 
 
 def true_times(seconds: Sequence[float | None], interval: float) -> list[float]:
-    """Timestamps made usable: starting at 0, never decreasing, none missing.
+    """Timestamps made usable: starting at 0, never decreasing, each missing one an `interval` after the one before.
 
-    Frames arrive in the order they are shown, which containers contradict in two ways. AVI has no
-    presentation times, so those of clips with B-frames come shuffled: they are sorted. Clips joined
-    end to end start again from zero (a jump back of more than a second): the parts are laid one
-    after another.
-
-    Args:
-        seconds: the timestamps as read, in the order shown (None: unknown).
-        interval: seconds a frame lasts where nothing better is known.
+    Frames arrive in the order they are shown, which containers contradict in two ways. AVI has no presentation times,
+    so those of clips with B-frames come shuffled: they are sorted. Clips joined end to end start again from zero (a
+    jump back of more than a second): the parts are laid one after another.
     """
-    times: list[float] = []
-    for piece in _pieces(_filled(seconds, interval)):
-        offset = times[-1] + interval if times else 0.0
-        first = min(piece)
-        times += [second - first + offset for second in sorted(piece)]
-    return times
-
-
-def _filled(seconds: Sequence[float | None], interval: float) -> list[float]:
-    """The timestamps with each missing one put an interval after the one before it."""
-    filled: list[float] = []
-    for second in seconds:
-        if second is None:
-            second = filled[-1] + interval if filled else 0.0
-        filled.append(second)
-    return filled
-
-
-def _pieces(seconds: Sequence[float]) -> list[list[float]]:
-    """The timestamps split where they jump back too far to be mere reordering."""
     pieces: list[list[float]] = []
-    highest = float("inf")
-    for second in seconds:
-        if not pieces or second < highest - RESET_SECONDS:
+    latest = highest = 0.0
+    for index, second in enumerate(seconds):
+        latest = second if second is not None else latest + interval if index else 0.0
+        if not pieces or latest < highest - RESET_SECONDS:
             pieces.append([])
-            highest = second
-        pieces[-1].append(second)
-        highest = max(highest, second)
-    return pieces
+            highest = latest
+        pieces[-1].append(latest)
+        highest = max(highest, latest)
+    times: list[float] = []
+    for piece in pieces:
+        offset = (times[-1] + interval if times else 0.0) - min(piece)
+        times += [second + offset for second in sorted(piece)]
+    return times

@@ -6,15 +6,15 @@ import pytest
 
 from hippo.bench.efficiency import Answer, efficiency, reading, steps
 from hippo.bench.traces import WIDTHS
-from hippo.options import make_options
-from hippo.pair import Pair
+from hippo.pair import Draft, Pair
+from hippo.params import SamplingParams
 from tests.drafts import draft
 from tests.models import generated, inputs, model
 
 
 @pytest.fixture(scope="module")
 def pair():
-    with closing(Pair(model("qwen2_5_vl"), draft("other"))) as of:
+    with closing(Pair(model("qwen2_5_vl"), Draft(draft("other")))) as of:
         yield of
 
 
@@ -31,15 +31,15 @@ def test_steps_are_timed_alone_and_beside_a_draft_at_work(costs):
 
 def test_a_pruned_prompt_is_read_where_it_is_pruned(pair):
     request = inputs("qwen2_5_vl", frames=40)
-    few, _ = reading(pair, draft("other"), request, make_options(method="hippo", keep_ratio=0.1))
-    every, seconds = reading(pair, draft("other"), request, make_options(method="pearl"))
+    few, _ = reading(pair, draft("other"), request, SamplingParams.of(method="hippo", keep_ratio=0.1))
+    every, seconds = reading(pair, draft("other"), request, SamplingParams.of(method="pearl"))
     assert few.length < every.length == request["input_ids"].shape[1] and seconds > 0
 
 
 def answered(pair, costs, decode, rate=None, **options):
     request, flat = inputs("qwen2_5_vl"), {name: dict.fromkeys(WIDTHS, 1.0) for name in costs if name[:7] == "target_"}
     ids = generated(model("qwen2_5_vl"), request)
-    answer = Answer(make_options(**options), decode, ids, 0.0, rate)
+    answer = Answer(SamplingParams.of(**options), decode, ids, 0.0, rate)
     return efficiency(answer, costs | flat | {"draft": 0.1, "draft_beside": 0.2}, pair, draft("other"), request)
 
 

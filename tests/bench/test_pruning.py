@@ -9,9 +9,9 @@ from typer.testing import CliRunner
 
 from hippo.bench import pruning
 from hippo.bench.pruning import Sample, edge_excess, ground, interval, requests, study, summary
+from hippo.bench.world import make_scene
 from hippo.cli.app import app
 from hippo.families import VideoGrid
-from hippo.world import make_scene
 
 
 def sample(seed, pruner, value, ratio=0.1):

@@ -6,10 +6,11 @@ import torch
 from hippo.bench.replay import Counts, replay
 from hippo.families import family_of
 from hippo.forward import CachedModel
-from hippo.keep import pruner_named
-from hippo.options import make_options
-from hippo.pair import Pair
-from hippo.report.stats import Stats
+from hippo.pair import Draft, Pair
+from hippo.params import SamplingParams
+from hippo.pruning import pruner_named
+from hippo.sequence import Sequence
+from hippo.stats import Stats
 from tests.drafts import draft
 from tests.models import inputs, model
 
@@ -26,10 +27,10 @@ def test_by_hand():
 @pytest.mark.parametrize("limit", [17, 40])
 @pytest.mark.usefixtures("patient_targets")
 def test_it_counts_what_the_decoder_counts(gamma, limit):
-    of, request = Pair(model("qwen2_5_vl"), draft("other")), inputs("qwen2_5_vl")
+    of, request = Pair(model("qwen2_5_vl"), Draft(draft("other"))), inputs("qwen2_5_vl")
     stats = Stats()
-    options = make_options(decoder="serial", pruner="uniform", keep_ratio=0.2, gamma=gamma, max_new_tokens=limit)
-    tokens = [token for part in of.answer(request, options, stats) for token in part]
+    options = SamplingParams.of(decoder="serial", pruner="uniform", keep_ratio=0.2, gamma=gamma, max_new_tokens=limit)
+    tokens = [token for part in Sequence(of, request, options, stats) for token in part]
     of.close()
     prompt, (signals,) = of.look(request)
     stays = prompt.keep(pruner_named("uniform").keep(signals, 0.2))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hippo.bench.ideal import Guess
+from hippo.bench.simulate import Guess
 from hippo.bench.traces import by_width, draft_rows, guesses, prefilled, step_seconds
 from hippo.families import family_of
 from tests.models import generated, inputs, model
@@ -12,7 +12,7 @@ from tests.models import generated, inputs, model
 def test_a_draft_that_is_the_target_guesses_everything():
     target, request = model("qwen2_5_vl"), inputs("qwen2_5_vl")
     family, answer = family_of(target), generated(target, request)
-    prompt, embeds = family.place(target, request), family.embed(target, request)
+    prompt, embeds = family.prepare_prompt(target.config, request), family.embed(target, request)
     rows = draft_rows(family, target, prompt, embeds, torch.arange(len(prompt.video_at)), answer[:-1])
     assert all(guess.right for guess in guesses(rows, answer[1:]))
     blind = draft_rows(family, target, prompt, embeds, torch.arange(0), answer[:-1])
@@ -33,7 +33,7 @@ def test_costs_lie_on_lines_between_those_measured():
 def test_timing_leaves_the_cache_and_the_threads_as_they_were():
     target, request = model("qwen2_5_vl"), inputs("qwen2_5_vl")
     family = family_of(target)
-    prompt = family.place(target, request)
+    prompt = family.prepare_prompt(target.config, request)
     everything = torch.arange(len(prompt.video_at))
     reader = prefilled(family, target, prompt, family.embed(target, request), everything)
     before, threads = reader.length, torch.get_num_threads()

@@ -8,12 +8,14 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import hippo
+from hippo.bench.pruners import ABLATIONS
 from hippo.cli.app import app
 from hippo.cli.demo import CLIP
-from hippo.cli.explain import all_or_nothing, caption
+from hippo.cli.explain import all_or_nothing
 from hippo.errors import HippoError
 from hippo.families import VideoGrid
-from hippo.keep import pruner_named
+from hippo.pruning import PRUNERS, pruner_named
+from hippo.report.kept import caption
 from hippo.video import read_video
 
 FILES = ["caption.txt", "kept.mp4", "kept.png", "scores.png"]
@@ -41,17 +43,18 @@ def test_json_agrees_with_itself_and_with_the_files(tmp_path):
 
 
 def test_every_pruner_judges_by_the_attention_it_asks_for(tmp_path):
-    names = ["attention", "attention-debiased", "hippo-all-layers", "uniform"]
+    names = ["attention", "specvlm", "hippo", "uniform"]
     done = explain(CLIP, "--out", tmp_path, "--frames", 4, "--pruners", ",".join(names), "--json")
     kept = json.loads(done.stdout)["kept"]
     with hippo.load("tiny", start_draft=False) as llm:
         inputs = llm.inputs(CLIP, frames=4)
         for name in names:
-            _, (signals,) = llm.pair.look(inputs, pruner_named(name).attention or "all")
+            _, (signals,) = llm.pair.look(inputs, pruner_named(name).attention)
             assert kept[name] == pruner_named(name).keep(signals, 0.1).tolist()
 
 
-def test_words_go_to_stdout_and_old_pictures_make_way(tmp_path):
+def test_words_go_to_stdout_and_old_pictures_make_way(tmp_path, monkeypatch):
+    monkeypatch.setitem(PRUNERS, "temporal", ABLATIONS["temporal"])
     (tmp_path / "kept.png").write_text("old")
     (tmp_path / "mine.txt").write_text("mine")
     done = explain(CLIP, "--out", tmp_path, "--frames", 2, "--pruners", "temporal")

@@ -1,72 +1,179 @@
-"""The draft's process: starting either way, failing to start, ending."""
+"""The worker's handle: starting it each way, failing to start, silence while it loads, ending."""
 
+import gc
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
+import torch
 
+from hippo.bench.memory import with_children
 from hippo.draft import process as module
-from hippo.draft.child import Forked, is_thread, may_fork
-from hippo.draft.process import DraftLost, DraftProcess
-from hippo.errors import HippoError
-from tests.models import model
+from hippo.draft import worker as worker_module
+from hippo.draft.child import Forked, Threaded, may_fork, wait_for
+from hippo.draft.messages import End
+from hippo.draft.process import LARGE, DraftWorker, placement
+from hippo.errors import BadRequest, CheckpointError, DraftLost
+from hippo.families import VideoGrid
+from hippo.stats import Stats
+from tests.models import generated, inputs, model
 
 
-@pytest.fixture(params=["forked", "fresh"])
+@pytest.fixture(params=["fork", "fresh", "thread"])
 def way(request, monkeypatch):
-    """Each of the two ways to start a process."""
-    monkeypatch.setattr(module, "may_fork", lambda *_: request.param == "forked")
+    """Each of the ways to run a worker."""
+    monkeypatch.setattr(module, "may_fork", lambda *_: request.param == "fork")
     monkeypatch.setattr(module, "shares", lambda: (1, 1))
     return request.param
 
 
+def started(way, source=None, timeout=20.0):
+    source = model("qwen2_5_vl", 7, 1) if source is None else source
+    return DraftWorker(source, "auto", "cpu", timeout, place="thread" if way == "thread" else "process")
+
+
+def ended(worker, seconds=20):
+    """Wait until a thread has really gone, so that the next test may fork."""
+    worker.close()
+    if isinstance(worker._child, Threaded):
+        worker._child._thread.join(seconds)
+        assert not worker._child._thread.is_alive()
+    assert not worker.alive
+
+
+def open_files():
+    gc.collect()
+    return len(os.listdir("/proc/self/fd"))
+
+
 def test_a_model_that_does_not_load_is_explained(way):
-    process = DraftProcess("/nowhere", "auto", "cpu", 20.0)
-    with pytest.raises(HippoError, match="the draft model did not load"):
-        process.wait_loaded()
-    process.close()
-    assert not process.alive
+    worker = started(way, "/nowhere")
+    with pytest.raises(CheckpointError, match=r"the draft model did not load \(OSError: .*\): check --draft"):
+        worker.wait_loaded()
+    assert not worker.alive
+    ended(worker)
 
 
-def test_a_model_in_memory_is_served_and_close_ends_the_process(way):
-    process = DraftProcess(model("qwen2_5_vl", 7, 1), "auto", "cpu", 20.0)
-    assert isinstance(process._child, Forked) == (way == "forked")
-    loaded = process.wait_loaded()
-    assert loaded.vocabulary == 160 and process.alive
-    assert process._copy is None or not os.path.exists(process._copy), "gone as soon as it is loaded"
-    process.close()
-    assert not process.alive
-    with pytest.raises(DraftLost):
-        process.send("anything")
+def test_a_model_in_memory_is_served_and_nothing_is_left_after_close(way):
+    files, processes = open_files(), set(with_children(os.getpid()))
+    worker = started(way)
+    assert isinstance(worker._child, {"fork": Forked, "fresh": subprocess.Popen, "thread": Threaded}[way])
+    assert worker.loaded is None and (worker.pid == os.getpid()) == (way == "thread")
+    loaded = worker.wait_loaded()
+    assert loaded is worker.loaded and loaded.vocabulary == 160 and worker.alive
+    assert (worker._copy is not None) == (way == "fresh")
+    assert worker._copy is None or not os.path.exists(worker._copy), "removed once it is loaded"
+    ended(worker)
+    with pytest.raises(DraftLost, match="the draft was closed"):
+        worker.send(End(1))
+    del worker
+    assert open_files() == files and set(with_children(os.getpid())) == processes
 
 
+@pytest.mark.parametrize("way", ["fork", "thread"], indirect=True)
+def test_two_requests_interleaved_get_the_tokens_they_get_alone(way):
+    worker = started(way, model("qwen2_5_vl"))
+    worker.wait_loaded()
+    drafters, expected = {}, {}
+    for seed in (1, 2):
+        request, stats = inputs("qwen2_5_vl", seed=seed), Stats()
+        expected[seed] = generated(model("qwen2_5_vl"), request, max_new_tokens=40)
+        drafters[seed] = worker.drafter(stats, on_step=lambda _: None, limit=160, shared_vision=False)
+        drafters[seed].begin(request)
+    for seed, drafter in drafters.items():
+        drafter.prefill(torch.arange(24), (VideoGrid(4, 2, 3),))
+        drafter.commit(0, expected[seed][:1])
+    while not all(drafter.ready() for drafter in drafters.values()):
+        time.sleep(0.001)
+    done = {1: 1, 2: 1}
+    while min(done.values()) < 20:
+        for drafter in drafters.values():
+            drafter.propose(5)
+        for seed, drafter in drafters.items():
+            tokens = [proposal.id for proposal in drafter.take(3)]
+            assert tokens == expected[seed][done[seed] : done[seed] + 3]
+            done[seed] += 3
+            if seed == 2:  # two are rolled back, which is no matter to the other
+                done[seed] -= 1
+                drafter.commit(done[seed] - 1, [expected[seed][done[seed] - 1]])
+    for drafter in drafters.values():
+        drafter.end()
+    assert worker.alive and not worker._inboxes
+    ended(worker)
+
+
+@pytest.mark.parametrize("way", ["fork", "fresh"], indirect=True)
 def test_a_killed_process_is_noticed_and_named(way):
-    process = DraftProcess(model("qwen2_5_vl", 7, 1), "auto", "cpu", 20.0)
-    process.wait_loaded()
-    os.kill(process.pid, 9)
+    worker = started(way)
+    worker.wait_loaded()
+    os.kill(worker.pid, 9)
     with pytest.raises(DraftLost, match="signal 9"):
-        process.receive()
-    assert not process.alive
-    process.close()
+        worker.fetch(wait=True)
+    assert not worker.alive
 
 
-@pytest.mark.parametrize("way", ["forked"], indirect=True)
+def slow(seconds):
+    def load(*_):
+        time.sleep(seconds)
+        return model("qwen2_5_vl", 7, 1)
+
+    return load
+
+
+@pytest.mark.parametrize("way", ["fork", "thread"], indirect=True)
+def test_a_slow_load_is_waited_for(way, monkeypatch):
+    monkeypatch.setattr(module, "_LOADING_SILENCE", 0.5)
+    monkeypatch.setattr(worker_module, "load_draft", slow(1.5))
+    worker = started(way, timeout=0.5)
+    assert worker.wait_loaded().vocabulary == 160
+    ended(worker)
+
+
+@pytest.mark.parametrize("way", ["fork", "fresh"], indirect=True)
+def test_a_process_that_is_stopped_while_it_loads_is_given_up(way, monkeypatch):
+    monkeypatch.setattr(module, "_LOADING_SILENCE", 0.5)
+    monkeypatch.setattr(worker_module, "load_draft", slow(30))
+    worker = started(way, timeout=0.5)  # one that is fresh is stopped while it imports torch
+    os.kill(worker.pid, signal.SIGSTOP)
+    began = time.monotonic()
+    with pytest.raises(DraftLost, match=r"did not load \(the draft's process was silent for 0\.5 s\)"):
+        worker.wait_loaded()
+    assert time.monotonic() - began < 5 and not worker.alive
+    with pytest.raises(DraftLost, match="silent"):
+        worker.wait_loaded()
+
+
+@pytest.mark.parametrize("way", ["fresh"], indirect=True)
+def test_a_fresh_process_is_heard_before_it_has_imported_torch(way, monkeypatch):
+    """Each import is slowed down by the start of the interpreter itself where many run at once: a generous limit."""
+    worker = started(way)
+    began = time.monotonic()
+    assert type(worker._receive(20.0)).__name__ == "Loading"
+    first = time.monotonic() - began
+    worker.wait_loaded()
+    assert first < (time.monotonic() - began) / 2
+    ended(worker)
+
+
+@pytest.mark.parametrize("way", ["fork"], indirect=True)
 def test_a_fork_keeps_no_file_and_no_handler_of_its_parent(way):
     reading, writing = os.pipe()
     before = signal.signal(signal.SIGUSR1, lambda *_: None)
-    process = DraftProcess(model("qwen2_5_vl", 7, 1), "auto", "cpu", 20.0)
+    worker = started(way)
     signal.signal(signal.SIGUSR1, before)
-    process.wait_loaded()
+    worker.wait_loaded()
     os.close(writing)
     os.set_blocking(reading, False)
     assert os.read(reading, 1) == b"", "the last writer closed it"
     os.close(reading)
-    os.kill(process.pid, signal.SIGUSR1)
+    os.kill(worker.pid, signal.SIGUSR1)
     with pytest.raises(DraftLost, match=f"signal {signal.SIGUSR1}"):
-        process.receive()
-    process.close()
+        worker.fetch(wait=True)
 
 
 def test_where_there_is_no_room_for_a_fork_a_fresh_process_is_started(monkeypatch):
@@ -76,13 +183,14 @@ def test_where_there_is_no_room_for_a_fork_a_fresh_process_is_started(monkeypatc
         raise OSError(12, "Cannot allocate memory")
 
     monkeypatch.setattr(os, "fork", full)
-    process = DraftProcess(model("qwen2_5_vl", 7, 1), "auto", "cpu", 20.0)
-    assert not isinstance(process._child, Forked) and process.wait_loaded().vocabulary == 160
-    process.close()
+    worker = started("fresh")
+    assert isinstance(worker._child, subprocess.Popen) and worker.wait_loaded().vocabulary == 160
+    worker.close()
 
 
 def test_a_fork_only_where_it_is_safe():
-    while threading.active_count() > 1:
+    deadline = time.monotonic() + 10
+    while threading.active_count() > 1 and time.monotonic() < deadline:
         time.sleep(0.01)
     assert may_fork("cpu", 1) and not may_fork("cpu", 2) and not may_fork("cuda:0", 1)
     done = threading.Event()
@@ -93,45 +201,66 @@ def test_a_fork_only_where_it_is_safe():
     thread.join()
 
 
-def test_a_thread_serves_the_model_itself_and_goes_with_its_pipe():
-    process = DraftProcess(model("qwen2_5_vl", 7, 1), "auto", "cpu", 20.0, threaded=True)
-    thread = process._child._thread
-    assert process.wait_loaded().vocabulary == 160 and process.alive and process._copy is None
-    assert process.pid == os.getpid() and thread.is_alive()
-    process.close()
-    thread.join(10)
-    assert not process.alive and not thread.is_alive()
-
-
-def test_a_thread_that_fails_says_why():
-    process = DraftProcess("/nowhere", "auto", "cpu", 20.0, threaded=True)
-    with pytest.raises(HippoError, match=r"the draft model did not load .*failed: OSError"):
-        process.wait_loaded()
-    process.close()
-    assert not process.alive
-
-
-def test_a_thread_that_hangs_is_left_to_itself(monkeypatch):
-    heard, go = threading.Event(), threading.Event()
+def test_a_thread_that_hangs_is_counted_as_ended(monkeypatch):
+    hanging, go = threading.Event(), threading.Event()
 
     def hang(*_):
-        heard.set()
+        hanging.set()
         go.wait(30)
         return 0
 
     monkeypatch.setattr(module, "work", hang)
-    process = DraftProcess(model("qwen2_5_vl", 7, 1), "auto", "cpu", 0.1, threaded=True)
-    assert heard.wait(10)
+    worker = started("thread", timeout=0.1)
+    assert hanging.wait(10)
     with pytest.raises(DraftLost, match=r"silent for 0\.1 s"):
-        process.receive()
-    process.close()
-    assert not process.alive
+        worker.fetch(wait=True)
+    assert not worker.alive
     go.set()
+    worker._child._thread.join(10)
+
+
+def test_close_from_another_thread_ends_a_wait(way):
+    worker = started(way)
+    worker.wait_loaded()
+    closing = threading.Timer(0.2, worker.close)
+    closing.start()
+    began = time.monotonic()
+    with pytest.raises(DraftLost, match="the draft was closed"):
+        worker.fetch(wait=True)
+    closing.join()
+    assert time.monotonic() - began < 10
+    ended(worker)
+
+
+def test_a_handle_that_is_collected_ends_its_worker(way):
+    worker = started(way)
+    worker.wait_loaded()
+    child = worker._child
+    del worker
+    gc.collect()
+    assert wait_for(child, 10) is not None
+    if way == "thread":
+        child._thread.join(10)
+
+
+@pytest.mark.parametrize("thread", [False, True])
+def test_an_interpreter_that_exits_leaves_no_traceback_and_no_process(tmp_path, thread):
+    script = (
+        "from hippo.checkpoints import BUNDLED\n"
+        "from hippo.draft import DraftWorker\n"
+        f"place = {'thread' if thread else 'process'!r}\n"
+        "worker = DraftWorker(BUNDLED / 'tiny' / 'draft', 'auto', 'cpu', 20.0, place=place)\n"
+        "worker.wait_loaded()\n"
+        "print(worker.pid)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    assert "Traceback" not in done.stderr and not Path(f"/proc/{done.stdout.strip()}").exists()
 
 
 def test_a_thread_only_where_both_models_are_on_one_gpu():
-    assert is_thread("auto", "cuda:0", "cuda:0") and is_thread("auto", "cuda", "cuda:0")
-    assert not is_thread("auto", "cuda:0", "cuda:1") and not is_thread("auto", "cpu", "cpu")
-    assert not is_thread("process", "cuda:0", "cuda:0") and is_thread("thread", "cpu", "cpu")
-    with pytest.raises(HippoError, match="use one of: auto, process, thread"):
-        is_thread("cloud", "cpu", "cpu")
+    assert placement("auto", "cuda:0", "cuda:0") == placement("auto", "cuda", "cuda:0") == "thread"
+    assert placement("auto", "cuda:0", "cuda:1") == placement("auto", "cpu", "cpu", LARGE) == "process"
+    assert placement("auto", "cpu", "cpu", LARGE + 1) == "inline"
+    assert placement("process", "cuda:0", "cuda:0") == "process" and placement("thread", "cpu", "cpu") == "thread"
+    with pytest.raises(BadRequest, match="cloud"):
+        placement("cloud", "cpu", "cpu")

@@ -7,10 +7,11 @@ import torch
 
 from hippo.families import family_of
 from hippo.forward.kv_cache import KVCache
-from hippo.options import METHODS, make_options
-from hippo.pair import Pair
+from hippo.pair import Draft, Pair
+from hippo.params import METHODS, SamplingParams
 from hippo.report.difference import first_difference
-from hippo.report.stats import Stats
+from hippo.sequence import Sequence
+from hippo.stats import Stats
 from tests.drafts import draft
 from tests.models import FAMILIES, generated, inputs, model, with_image, with_second_video
 
@@ -37,7 +38,9 @@ def requests(name):
 def answer(pair, request, method):
     """(token ids, stats)."""
     stats, tokens = Stats(), []
-    for chunk in pair.answer(request, make_options(method, max_new_tokens=24, keep_ratio=0.3, gamma=5), stats):
+    for chunk in Sequence(
+        pair, request, SamplingParams.of(method=method, max_new_tokens=24, keep_ratio=0.3, gamma=5), stats
+    ):
         tokens += chunk
     return tokens, stats
 
@@ -59,7 +62,7 @@ def differences(pair, requests, methods):
 
 def test_every_method_equals_generate_but_for_near_ties(name, record_property):
     target = half(model(name))
-    pair = Pair(target, target)  # the draft that has the longest blocks checked; pruned, it is rejected as well
+    pair = Pair(target, Draft(target))  # the draft that has the longest blocks checked; pruned, it is rejected as well
     try:
         identical, others = differences(pair, requests(name), METHODS)
     finally:
@@ -76,20 +79,20 @@ def test_every_method_equals_generate_but_for_near_ties(name, record_property):
 def test_positions_off_by_one_are_no_near_tie(name, monkeypatch):
     target = half(model(name))
     family = type(family_of(target))
-    place = family.place
+    place = family.prepare_prompt
 
     def shifted(self, model, inputs):
         prompt = place(self, model, inputs)
         return type(prompt)(**vars(prompt) | {"next_position": prompt.next_position + 1})
 
-    monkeypatch.setattr(family, "place", shifted)
+    monkeypatch.setattr(family, "prepare_prompt", shifted)
     _, others = differences(Pair(target, None), requests(name), ["ar"])
     assert others and not any(found["near_tie"] for _, found in others)
 
 
 def test_a_rollback_that_forgets_too_little_is_no_near_tie(name, monkeypatch):
     target = half(model(name))
-    pair = Pair(target, draft("wrong", name))
+    pair = Pair(target, Draft(draft("wrong", name)))
     rollback = KVCache.rollback
     monkeypatch.setattr(KVCache, "rollback", lambda self, count: rollback(self, max(0, count - 1)))
     try:
@@ -103,7 +106,7 @@ def test_a_rollback_that_forgets_too_little_is_no_near_tie(name, monkeypatch):
 def test_a_draft_in_another_dtype_changes_nothing(name):
     """The draft in bfloat16, the target in float32: generate()'s words in float32."""
     target, request = model(name), inputs(name)
-    pair = Pair(target, half(draft("other", name)))
+    pair = Pair(target, Draft(half(draft("other", name))))
     try:
         ours, stats = answer(pair, request, "hippo")
     finally:

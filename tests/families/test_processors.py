@@ -12,11 +12,11 @@ from transformers import (
 )
 
 import hippo
+from hippo.bench.world import make_scene, write_clip
 from hippo.checkpoints import BUNDLED
 from hippo.families import VideoGrid, family_of
 from hippo.inputs import messages_of, prepare, read_messages
-from hippo.llm import pair_of
-from hippo.world import make_scene, write_clip
+from hippo.llm import release
 from tests.models import common, generated, internvl, smolvlm
 
 TEMPLATE = (
@@ -73,10 +73,10 @@ def test_a_clip_is_answered_as_by_generate(family, make_processor, label, video)
     target, draft = (common.scaled(family.make(layers, len(processor.tokenizer)), layers) for layers in (3, 1))
     for model in (target, draft):
         model.config.image_token_id = processor.image_token_id
-    assert family_of(target).place(target, inputs).grids == (VideoGrid(12, 2, 2),)
+    assert family_of(target).prepare_prompt(target.config, inputs).grids == (VideoGrid(12, 2, 2),)
     try:
         out = hippo.generate(target, draft, inputs, max_new_tokens=24, keep_ratio=0.2)
         assert out.token_ids == generated(target, inputs) and not out.warnings
         assert out.stats.video_tokens == 48 and out.stats.kept_tokens == 10
     finally:
-        pair_of(target, draft).close()
+        release(target)

@@ -7,13 +7,13 @@ import torch
 from transformers import AutoTokenizer, Qwen2VLImageProcessor, Qwen3VLProcessor, Qwen3VLVideoProcessor
 
 import hippo
+from hippo.bench.world import make_scene, write_clip
 from hippo.checkpoints import BUNDLED
 from hippo.families import Embeds, family_of
 from hippo.forward import CachedModel
 from hippo.inputs import messages_of, prepare, read_messages
-from hippo.llm import pair_of
+from hippo.llm import release
 from hippo.video import read_video
-from hippo.world import make_scene, write_clip
 from tests.models import generated, inputs, model
 
 TEMPLATE = (
@@ -51,7 +51,9 @@ def speaking(processor, **options):
 
 def test_every_frame_stands_behind_its_true_time_which_is_never_pruned(processor, clip):
     video, target = read_video(clip, frames=7), speaking(processor)
-    prompt = family_of(target).place(target, prepare(processor, read_messages(messages_of(video, "What happens?"))))
+    prompt = family_of(target).prepare_prompt(
+        target.config, prepare(processor, read_messages(messages_of(video, "What happens?")))
+    )
     shown = [*video.timestamps, video.timestamps[-1]]
     times = [f"<{(first + second) / 2:.1f} seconds>" for first, second in zip(shown[::2], shown[1::2], strict=True)]
     text = processor.tokenizer.decode(prompt.input_ids[prompt.keep(torch.tensor([], dtype=torch.long))])
@@ -70,7 +72,7 @@ def test_what_the_real_processor_prepares_is_answered_as_generate_does(processor
         for method in ("ar", "sd", "pearl", "hippo"):
             out = hippo.generate(target, draft, request, method=method, max_new_tokens=24, keep_ratio=0.2)
             assert out.token_ids == generated(target, request) and not out.warnings
-    pair_of(target, None)
+    release(target)
 
 
 def test_a_clip_of_one_frame_is_refused_as_its_processor_refuses_it(processor, clip):
@@ -83,14 +85,14 @@ def test_a_target_with_experts_and_a_dense_draft():
     target, request = model("qwen3_vl_moe"), inputs("qwen3_vl_moe")
     out = hippo.generate(target, model("qwen3_vl", 7, 1), request, max_new_tokens=24, keep_ratio=0.5)
     assert out.token_ids == generated(target, request) and out.stats.checked > 0 and not out.warnings
-    pair_of(target, None)
+    release(target)
 
 
 @pytest.mark.parametrize("name", ["qwen3_vl", "qwen3_vl_moe"])
 def test_the_test_models_look_at_what_enters_their_first_layers(name):
     target, request = model(name), inputs(name)
     family = family_of(target)
-    prompt, embeds = family.place(target, request), family.embed(target, request)
+    prompt, embeds = family.prepare_prompt(target.config, request), family.embed(target, request)
     deep, shallow = (
         CachedModel.of(family, target).prefill(each, prompt.positions, prompt.next_position)
         for each in (embeds, Embeds(embeds.tokens))

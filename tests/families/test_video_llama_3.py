@@ -10,11 +10,11 @@ from transformers import (
 )
 
 import hippo
+from hippo.bench.world import make_scene, write_clip
 from hippo.checkpoints import BUNDLED
 from hippo.families import family_of
 from hippo.inputs import messages_of, prepare, read_messages
 from hippo.video import read_video
-from hippo.world import make_scene, write_clip
 from tests.models import generated, inputs, model
 from tests.models.common import scaled
 from tests.models.video_llama_3 import make
@@ -58,7 +58,7 @@ def test_a_clip_through_the_processor_is_answered_as_by_generate(processor, vide
     target, draft = sized(processor, 0, 3), sized(processor, 7, 1)
     out = hippo.generate(target, draft, request, tokenizer=processor.tokenizer, max_new_tokens=24, keep_ratio=0.2)
     assert out.token_ids == generated(target, request)
-    prompt = family_of(target).place(target, request)
+    prompt = family_of(target).prepare_prompt(target.config, request)
     (grid,) = prompt.grids
     assert (grid.frames, grid.rows, grid.columns) == (8, 3, 3)
     assert (grid.tokens < 72) == compression
@@ -80,4 +80,4 @@ def test_inputs_without_a_mask_have_a_token_for_every_cell():
     whole |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     out = hippo.generate(target, None, whole, method="ar", max_new_tokens=12)
     assert out.token_ids == generated(target, whole, max_new_tokens=12)
-    assert family_of(target).place(target, whole).grids[0].tokens == len(cells)
+    assert family_of(target).prepare_prompt(target.config, whole).grids[0].tokens == len(cells)

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from hippo.cli.demo import CLIP
-from hippo.errors import HippoError
-from hippo.inputs import messages_of, parts_of, read_messages
+from hippo.errors import BadRequest, HippoError
+from hippo.inputs import messages_of, open_messages, parts_of, read_messages
 from hippo.video import read_video
 
 
@@ -84,6 +84,24 @@ def test_images_are_upright_and_rgb(tmp_path, picture):
     assert palette.getpixel((5, 5)) == (255, 0, 0) and palette.getpixel((5, 55)) == (0, 0, 255)
 
 
+@pytest.mark.parametrize("end", ["webp", "png", "gif"])
+def test_an_animation_is_a_video_and_never_one_picture(tmp_path, end):
+    path = tmp_path / f"moving.{end}"
+    Image.new("RGB", (90, 60)).save(path, save_all=True, append_images=[Image.new("RGB", (90, 60), "red")])
+    assert messages_of(path, "?")[0]["content"][0]["type"] == "video"
+    for image in (path, Image.open(path)):
+        with pytest.raises(BadRequest, match="is animated: give it as a video"):
+            read_messages(user({"type": "image", "image": image}, TEXT))
+
+
+def test_messages_that_are_opened_are_read_without_their_files(tmp_path, picture):
+    clip = shutil.copy(CLIP, tmp_path / "clip.mp4")
+    opened = open_messages(messages_of([clip, picture], "?"))
+    clip.unlink(), picture.unlink()
+    (video,), (image,) = (parts_of(read_messages(opened, frames=3), kind) for kind in ("video", "image"))
+    assert len(video.frames) == 3 and image.size == (90, 60)
+
+
 TEXT = {"type": "text", "text": "What?"}
 
 
@@ -118,7 +136,7 @@ TEXT = {"type": "text", "text": "What?"}
 def test_malformed_messages_are_one_line(messages, words):
     with pytest.raises(HippoError, match=words) as error:
         read_messages(messages)
-    assert "\n" not in str(error.value) and error.value.mend
+    assert "\n" not in str(error.value) and error.value.hint
 
 
 def test_sources_that_cannot_be_used_are_one_line(tmp_path, picture):
@@ -132,7 +150,7 @@ def test_sources_that_cannot_be_used_are_one_line(tmp_path, picture):
     ]:
         with pytest.raises(HippoError, match=words) as error:
             read_messages(messages_of(sources, "?"))
-        assert "\n" not in str(error.value) and error.value.mend
+        assert "\n" not in str(error.value) and error.value.hint
 
 
 def test_a_sampling_that_makes_no_sense_is_refused_without_a_video_too():

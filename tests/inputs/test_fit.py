@@ -1,11 +1,12 @@
 """Fewer frames where a video has too many tokens: as many as fit, never more, and said."""
 
+import av
 import pytest
 
-from hippo.errors import HippoError
-from hippo.inputs import fit, messages_of, read_fitting, room_for
+from hippo.bench.world import make_scene, write_clip
+from hippo.errors import BadRequest, OutOfMemory
+from hippo.inputs import chat, fit, messages_of, read_fitting, read_messages, room_for
 from hippo.video import read_video
-from hippo.world import make_scene, write_clip
 from tests.models import inputs, model
 
 TOKENS = 64  # of a step of two frames
@@ -68,8 +69,45 @@ def test_frames_in_memory_are_thinned_too_and_stay_evenly_spread(monkeypatch, cl
 
 
 def test_what_cannot_fit_is_refused(monkeypatch, clip):
-    with pytest.raises(HippoError, match="64 video tokens at one frame a video: --max-video-tokens is 9"):
+    with pytest.raises(BadRequest, match="64 video tokens at one frame a video: --max-video-tokens is 9"):
         read(monkeypatch, clip, limit=9)
+
+
+def test_a_request_opens_its_clip_once(monkeypatch, clip):
+    real, opened = av.open, []
+    monkeypatch.setattr(av, "open", lambda file, *args, **options: opened.append(file) or real(file, *args, **options))
+    tokens, _, looks = read(monkeypatch, clip, fps=6, first=8, room=7 * TOKENS)
+    assert len(looks) > 1 and tokens == 7 * TOKENS and len(opened) == 1
+    read_messages(messages_of(clip, "What?"))
+    assert len(opened) == 2
+    read(monkeypatch, None), read(monkeypatch, [clip, clip], limit=300)
+    assert len(opened) == 4
+
+
+def test_memory_is_asked_before_anything_is_decoded(monkeypatch, clip):
+    """A frame of 56x56 costs 36 bytes a pixel while it is prepared."""
+    asked = []
+    real = chat.read_video
+    monkeypatch.setattr(
+        chat, "read_video", lambda *args, **options: asked.append(options["most"]) or real(*args, **options)
+    )
+    monkeypatch.setattr(fit, "free_memory", lambda device="cpu": 5.5 * 56 * 56 * 36 / 0.8)
+    tokens, (warning,), looks = read(monkeypatch, clip)
+    assert asked == [5] and looks == [5] and tokens == 3 * TOKENS
+    assert warning == "5 of 16 frames are used: more of this size do not fit the free memory"
+    monkeypatch.setattr(fit, "free_memory", lambda device="cpu": 56 * 56 * 36 / 2)
+    with pytest.raises(OutOfMemory, match=r"one frame of each video needs 0\.0 GB of memory"):
+        read(monkeypatch, clip)
+    assert len(asked) == 1
+
+
+def test_memory_that_runs_out_while_inputs_are_prepared_is_one_line(monkeypatch, clip):
+    def prepare(processor, turns):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes")
+
+    monkeypatch.setattr(fit, "prepare", prepare)
+    with pytest.raises(OutOfMemory, match="more memory than is free: use fewer frames"):
+        read_fitting(None, messages_of(clip, "What?"), len, lambda made, tokens: 1, None)
 
 
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "internvl"])
@@ -81,4 +119,4 @@ def test_the_room_grows_with_the_free_memory_and_shrinks_with_what_a_token_costs
         tokens = 12
         layers, cache = target.config.get_text_config().num_hidden_layers, 2 * 2 * 16 * 4
         cost = 4 * pixels / tokens + 2 * layers * cache + 3 * 64 * 4
-        assert room_for(target, request, tokens) == int(0.8 * free / cost)
+        assert room_for(target.config, target.dtype, target.device, request, tokens) == int(0.8 * free / cost)

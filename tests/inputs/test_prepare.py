@@ -120,7 +120,7 @@ CONTENTS = "{% for p in m['content'] %}{{ p['text'] if p['type'] == 'text' else 
 
 
 @pytest.mark.parametrize(
-    ("template", "words", "mend"),
+    ("template", "words", "hint"),
     [
         (
             "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
@@ -144,12 +144,12 @@ CONTENTS = "{% for p in m['content'] %}{{ p['text'] if p['type'] == 'text' else 
         (None, "refuses the messages .*does not have a chat template", ""),
     ],
 )
-def test_a_template_that_cannot_hold_it_is_one_line(tiny, template, words, mend):
+def test_a_template_that_cannot_hold_it_is_one_line(tiny, template, words, hint):
     processor = copy.copy(tiny.processor)
     processor.chat_template = template
     with pytest.raises(HippoError, match=words) as error:
         prepare(processor, asked(CLIP, "What?", "Be brief.", frames=2))
-    assert "\n" not in str(error.value) and mend in error.value.mend
+    assert "\n" not in str(error.value) and hint in error.value.hint
 
 
 def test_a_template_may_trim_and_drop_what_an_assistant_thought(tiny):

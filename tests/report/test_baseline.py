@@ -4,7 +4,7 @@ import pytest
 
 from hippo.llm import Output
 from hippo.report.baseline import Baseline, Comparison
-from hippo.report.stats import Seconds, Stats
+from hippo.stats import Seconds, Stats
 
 
 def run(ids, total, decode):

@@ -57,7 +57,7 @@ def write_clip(
     with av.open(str(path), "w", options=container_options or {}) as container:
         codec = codec or CODECS.get(path.suffix, "libx264")
         stream: Any = container.add_stream(codec, rate=rate, options=options or {})
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "rgb8" if codec == "gif" else "yuv420p"
         base = Fraction(1, rate) if ticks is None else Fraction(1, 100)
         stream.time_base = stream.codec_context.time_base = base
         silence = container.add_stream(SOUND_CODECS.get(path.suffix, "aac"), rate=48000) if sound else None

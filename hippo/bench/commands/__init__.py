@@ -1,0 +1,13 @@
+"""hippo bench: studies anyone can repeat, one module a command."""
+
+import typer
+
+from hippo.bench.commands.identical import identical
+from hippo.bench.commands.long import long
+from hippo.bench.commands.pruning import pruning
+from hippo.bench.commands.scoring import scoring
+from hippo.bench.commands.speed import speed
+
+app = typer.Typer(help="Studies anyone can repeat.", no_args_is_help=True)
+for command in (speed, pruning, identical, scoring, long):
+    app.command()(command)

@@ -1,0 +1,127 @@
+"""What decoding costs on this machine, how good the draft is in this answer, and the speeds that follow from both."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from copy import deepcopy
+from statistics import median
+
+LARGEST = 24  # drafted tokens that may wait to be checked
+SUREST = 0.995  # no drafted token counts as certain
+_SLOPE = 0.04  # share of a forward that one more token costs, until two widths were measured
+_SLOWDOWN = 1.3  # of both models while they work at the same time, until it was measured
+
+
+class Costs:
+    """Seconds of a target forward by its width, and of a draft step: medians of the latest measurements.
+
+    Each is kept apart for a model that works alone and for one beside which the other works.
+    """
+
+    def __init__(self) -> None:
+        self._target: dict[bool, dict[int, deque[float]]] = {False: {}, True: {}}
+        self._draft: dict[bool, deque[float]] = {both: deque(maxlen=24) for both in (False, True)}
+
+    def known(self, both: bool) -> bool:
+        """Whether both models were measured in this way."""
+        return bool(self._target[both] and self._draft[both])
+
+    def saw_target(self, width: int, seconds: float, both: bool) -> None:
+        """Add a target forward over `width` tokens. both: the draft worked at the same time."""
+        self._target[both].setdefault(width, deque(maxlen=5)).append(seconds)
+
+    def saw_draft(self, seconds: float, both: bool) -> None:
+        """Add a draft step. both: the target worked at the same time."""
+        self._draft[both].append(seconds)
+
+    def draft(self, both: bool) -> float:
+        """Seconds of a draft step; guessed from the other way of working if only that was measured."""
+        if self._draft[both]:
+            return max(median(self._draft[both]), 1e-9)
+        factor = _SLOWDOWN if both else 1 / _SLOWDOWN
+        return max(median(self._draft[not both]) * factor, 1e-9) if self._draft[not both] else 0.0
+
+    def target(self, both: bool) -> tuple[float, float]:
+        """(a, b): a forward over n tokens takes a + b n seconds, by least squares through the medians of each width."""
+        if not self._target[both]:
+            if not self._target[not both]:
+                return 0.0, 0.0
+            factor = _SLOWDOWN if both else 1 / _SLOWDOWN
+            fixed, slope = self.target(not both)
+            return fixed * factor, slope * factor
+        seen = [(width, median(seconds)) for width, seconds in self._target[both].items()]
+        mean_width = sum(width for width, _ in seen) / len(seen)
+        mean = sum(seconds for _, seconds in seen) / len(seen)
+        spread = sum((width - mean_width) ** 2 for width, _ in seen)
+        if not spread:
+            return mean * (1 - _SLOPE * min(mean_width, 20)), _SLOPE * mean
+        slope = sum((width - mean_width) * (seconds - mean) for width, seconds in seen) / spread
+        slope = min(max(slope, 0.0), mean / mean_width)
+        return mean - slope * mean_width, slope
+
+    def copy(self) -> Costs:
+        """The same, for another request to go on with."""
+        return deepcopy(self)
+
+
+class Acceptance:
+    """How often drafted tokens are accepted, and how that compares with the draft's own probabilities.
+
+    prior: an acceptance that is worth four tokens.
+    """
+
+    def __init__(self, prior: float = 0.8) -> None:
+        self._accepted, self._checked, self._promised = 4 * prior, 4.0, 4 * prior
+
+    def saw(self, accepted: int, probs: Sequence[float]) -> None:
+        """The first `accepted` of the checked tokens were accepted; probs: the draft's probability of each."""
+        self._accepted += accepted
+        self._checked += len(probs)
+        self._promised += sum(probs)
+
+    @property
+    def rate(self) -> float:
+        """Accepted over checked."""
+        return min(SUREST, self._accepted / self._checked)
+
+    def chance(self, probs: Sequence[float]) -> float:
+        """That tokens with these probabilities are all accepted, corrected by how well probabilities have held."""
+        trust, chance = min(1.0, self._accepted / max(self._promised, 1e-9)), 1.0
+        for prob in probs:
+            chance *= min(SUREST, trust * prob)
+        return chance
+
+
+def plain_speed(costs: Costs) -> float:
+    """Tokens a second of the target alone."""
+    return 1 / sum(costs.target(False))
+
+
+def in_turns_speed(costs: Costs, rate: float) -> tuple[float, int]:
+    """Tokens a second in turns at an acceptance, and the gamma that gives it.
+
+    g drafted tokens bring (1 - rate^(g + 1)) / (1 - rate) tokens: those that are accepted and the target's own.
+    """
+    fixed, slope = costs.target(False)
+    draft = costs.draft(False)
+
+    def speed(gamma: int) -> float:
+        return (1 - rate ** (gamma + 1)) / (1 - rate) / (gamma * draft + fixed + slope * (gamma + 1))
+
+    return max((speed(gamma), gamma) for gamma in range(1, LARGEST + 1))
+
+
+def parallel_speed(costs: Costs, rate: float) -> float:
+    """Tokens a second if both models work at the same time.
+
+    From one rejection to the next there are 1 / (1 - rate) tokens. The first forward checks one drafted token. Each
+    further one checks m, and takes as long as drafting m if that is longer; rate / (1 - rate^m) of them are needed.
+    """
+    fixed, slope = costs.target(True)
+    draft = costs.draft(True)
+
+    def seconds(m: int) -> float:
+        return fixed + slope + rate / (1 - rate**m) * max(fixed + slope * m, m * draft)
+
+    return 1 / (1 - rate) / min(seconds(m) for m in range(1, LARGEST + 1))

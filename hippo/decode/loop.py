@@ -1,0 +1,120 @@
+"""The decoding algorithm: propose, take, target forward, verify, roll back, commit.
+
+Both models work at the same time (PARALLEL), in turns (IN_TURNS), or the target works alone (PLAIN): while the draft
+still reads its prompt, while it rests, and for good once it is lost. With a target in several processes only the leader
+has a draft, and the others are told by broadcast.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+from torch import Tensor
+
+from hippo.decode.answer import Answer
+from hippo.decode.costs import LARGEST
+from hippo.decode.schedule import Mode, Schedule
+from hippo.decode.verify import Verdict
+from hippo.draft import Drafter, Proposal
+from hippo.stats import Stats
+from hippo.tensor_parallel import broadcast
+
+
+class Target(Protocol):
+    """What decoding needs of the target, see `hippo.forward.CachedModel`. seconds: of the last forward."""
+
+    seconds: float
+
+    @property
+    def widest(self) -> int:
+        """Tokens that one forward takes at most; 0 for any number."""
+
+    def extend(self, ids: list[int]) -> Tensor:
+        """Append n tokens; returns (n, vocabulary) logits."""
+
+    def rollback(self, count: int) -> None:
+        """Forget the last tokens."""
+
+
+def decode(
+    answer: Answer,
+    target: Target,
+    drafter: Drafter,
+    schedule: Schedule,
+    stats: Stats,
+    share_cores: Callable[[bool], None] = lambda beside: None,
+    now: Callable[[], float] = time.perf_counter,
+) -> Iterator[list[int]]:
+    """Yield the tokens of each round as they are committed, until the answer ends.
+
+    answer: holds its first token. share_cores: told before each forward whether the draft works at the same time.
+    """
+    most = (target.widest or LARGEST + 1) - 1  # drafted tokens beside the last one of the answer
+    while not answer.done:
+        began, ready = now(), drafter.ready()
+        mode = broadcast(schedule.begin_round() if ready else Mode.PLAIN)
+        share_cores(mode is Mode.PARALLEL or not (ready or drafter.lost))
+        if mode is not Mode.PLAIN and not drafter.lost:
+            propose(answer, drafter, schedule, most if mode is Mode.IN_TURNS else LARGEST)
+        pending = broadcast(take(answer, drafter, schedule, mode, most))
+        logits = target.extend([answer.tokens[-1], *(proposal.id for proposal in pending)])
+        schedule.saw_target(1 + len(pending), target.seconds)
+        if mode is not Mode.PARALLEL:
+            verdict = verify(logits, pending, answer, schedule)
+        elif pending:
+            verdict = post_verify(logits, pending, answer, drafter, schedule)
+        else:
+            verdict = pre_verify(logits, answer, drafter, schedule)
+        if verdict.bonus_token is not None:  # else everything pending and the first token after it were accepted
+            target.rollback(len(pending) - len(verdict.accepted))
+            drafter.commit(len(answer.tokens) + len(verdict.accepted), [verdict.bonus_token])
+        tokens = answer.commit(verdict)
+        if ready:
+            schedule.end_round(len(tokens), now() - began)
+            stats.draft_rounds += mode is not Mode.PLAIN
+        yield tokens
+
+
+def propose(answer: Answer, drafter: Drafter, schedule: Schedule, most: int = LARGEST) -> None:
+    """Ask the draft for tokens after everything proposed so far, never more than the answer may still hold."""
+    drafter.propose(min(schedule.ask(drafter.waiting), min(most, answer.room) - drafter.waiting))
+
+
+def take(answer: Answer, drafter: Drafter, schedule: Schedule, mode: Mode, most: int = LARGEST) -> list[Proposal]:
+    """The drafted tokens that the target checks in this round: those that are there or worth waiting for."""
+    pending: list[Proposal] = []
+    while mode is not Mode.PLAIN and not drafter.lost and len(pending) < min(answer.room, most):
+        coming = drafter.peek()
+        if not schedule.wants([one.prob for one in pending], None if coming is None else coming.prob):
+            break
+        if not (taken := drafter.take(1)):
+            break
+        pending += taken
+    return pending
+
+
+def pre_verify(logits: Tensor, answer: Answer, drafter: Drafter, schedule: Schedule) -> Verdict:
+    """Nothing was pending: the forward checks the first token of the chunk that was drafted at the same time."""
+    return verify(logits, broadcast(_lookahead(drafter, schedule)), answer, schedule)
+
+
+def post_verify(
+    logits: Tensor, pending: list[Proposal], answer: Answer, drafter: Drafter, schedule: Schedule
+) -> Verdict:
+    """The forward checks what was pending and the first token of the chunk that was drafted at the same time."""
+    return verify(logits, pending + broadcast(_lookahead(drafter, schedule)), answer, schedule)
+
+
+def verify(logits: Tensor, drafted: list[Proposal], answer: Answer, schedule: Schedule) -> Verdict:
+    """Judge drafted tokens by the target's logits, (n, vocabulary), and tell the schedule."""
+    verdict = answer.verify(logits, drafted)
+    accepted = len(verdict.accepted)
+    schedule.saw_verdict(accepted, [proposal.prob for proposal in drafted[: accepted + 1]])
+    return verdict
+
+
+def _lookahead(drafter: Drafter, schedule: Schedule) -> list[Proposal]:
+    """The first drafted token after the window; not waited for while the draft catches up after a rest."""
+    return [] if schedule.waking and drafter.peek() is None else drafter.take(1)

@@ -1,0 +1,146 @@
+"""Which way to decode the next round, and how far to draft in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum
+
+from hippo.decode.costs import Acceptance, Costs, in_turns_speed, parallel_speed, plain_speed
+from hippo.decode.policies import AlwaysDraft, FixedGamma, InTurns, Lookahead, Rest, Threshold
+
+
+class Mode(Enum):
+    """How a round is decoded: by the target alone, in turns, or with both models at the same time."""
+
+    PLAIN = "plain"
+    IN_TURNS = "in turns"
+    PARALLEL = "parallel"
+
+
+class Schedule:
+    """The policies of one request with one way of decoding, and what they measure.
+
+    decoder: "ar", "serial" or "parallel". gamma: tokens at a time, or "auto".
+    """
+
+    def __init__(self, decoder: str, gamma: int | str, costs: Costs | None = None, prior: float = 0.8) -> None:
+        self.costs, self.acceptance = costs or Costs(), Acceptance(prior)
+        self._mode = {"ar": Mode.PLAIN, "serial": Mode.IN_TURNS, "parallel": Mode.PARALLEL}.get(decoder, Mode.PLAIN)
+        self._lookaheads: dict[Mode, Lookahead] = {
+            Mode.IN_TURNS: InTurns(self.costs, self.acceptance),
+            Mode.PARALLEL: Threshold(self.costs, self.acceptance),
+        }
+        self._rest: AlwaysDraft = Rest(self.costs, self._mode is Mode.PARALLEL)
+        if isinstance(gamma, int):
+            self._lookaheads = {mode: FixedGamma(gamma, mode is Mode.PARALLEL) for mode in self._lookaheads}
+            self._rest = AlwaysDraft()
+        self._now, self._pre_verify = Mode.PLAIN, True
+        self._width, self._target_seconds = 1, 0.0
+
+    def begin_round(self) -> Mode:
+        """Choose the mode of the next round; the draft is there and has read its prompt."""
+        drafts = self._mode is not Mode.PLAIN and self._rest.begin_round()
+        self._now = self._mode if drafts else Mode.PLAIN
+        if drafts:
+            self._lookaheads[self._now].begin_round()
+        return self._now
+
+    @property
+    def waking(self) -> bool:
+        """Whether the draft must first read what was generated while it rested."""
+        return self._rest.waking
+
+    def ask(self, waiting: int) -> int:
+        """See `Lookahead.ask`."""
+        return self._lookaheads[self._now].ask(waiting)
+
+    def wants(self, probs: Sequence[float], coming: float | None) -> bool:
+        """See `Lookahead.wants`."""
+        return self._lookaheads[self._now].wants(probs, coming, self._pre_verify)
+
+    def saw_target(self, width: int, seconds: float) -> None:
+        """A target forward over `width` tokens took so many seconds."""
+        self._width, self._target_seconds = width, seconds
+        self.costs.saw_target(width, seconds, both=self._now is Mode.PARALLEL)
+
+    def saw_draft(self, seconds: float) -> None:
+        """A draft step took so many seconds, as the draft measured it."""
+        if self._now is Mode.PARALLEL:
+            self.costs.saw_draft(seconds, both=True)
+
+    def saw_verdict(self, accepted: int, probs: Sequence[float]) -> None:
+        """The first `accepted` of the checked tokens were accepted; probs: the draft's probability of each."""
+        self.acceptance.saw(accepted, probs)
+        self._rest.saw(accepted, len(probs))
+        self._pre_verify = accepted < len(probs) or not probs
+
+    def end_round(self, tokens: int, seconds: float) -> None:
+        """The round that began last brought so many tokens in so many seconds."""
+        catching_up = self._rest.waking
+        self._rest.end_round(tokens, seconds)
+        if self._now is Mode.IN_TURNS and self._width > 1 and not catching_up:
+            # All that a drafted token costs the round, messages included.
+            self.costs.saw_draft(max(0.0, seconds - self._target_seconds) / (self._width - 1), both=False)
+        if self._now is not Mode.PLAIN and not catching_up:
+            self._lookaheads[self._now].end_round(tokens, seconds)
+
+
+class AutoSchedule(Schedule):
+    """Chooses between plain decoding, in turns and parallel, again in each round, by the speeds that costs and
+    acceptance promise.
+
+    beside: whether the draft can work at the same time as the target. costs, prior: what earlier requests measured.
+    """
+
+    _MARGIN = 1.03  # how much faster another way must be to change to it
+    _TRIAL_ROUNDS = 2  # of a way that was never measured
+    _FIRST_REST, _LONGEST_REST = 12, 128  # rounds
+
+    def __init__(self, beside: bool, gamma: int | str = "auto", costs: Costs | None = None, prior: float = 0.8) -> None:
+        super().__init__("ar", gamma, costs, prior)
+        self._beside = beside
+        self._trials = {Mode.IN_TURNS: self._TRIAL_ROUNDS, Mode.PARALLEL: self._TRIAL_ROUNDS if beside else 0}
+        self._left, self._next_rest, self._behind = 0, self._FIRST_REST, False
+
+    def begin_round(self) -> Mode:
+        """See Schedule."""
+        before, self._now = self._now, self._choose()
+        if self._now is not Mode.PLAIN:
+            self._lookaheads[self._now].begin_round()
+        self._behind = before is Mode.PLAIN
+        return self._now
+
+    @property
+    def waking(self) -> bool:
+        """See Schedule."""
+        return self._behind and self._now is not Mode.PLAIN
+
+    def speeds(self) -> dict[Mode, float]:
+        """Tokens a second that each way promises, as far as costs are known."""
+        speeds = {Mode.PLAIN: plain_speed(self.costs)}
+        rate = self.acceptance.rate
+        if self.costs.draft(False):
+            speeds[Mode.IN_TURNS] = in_turns_speed(self.costs, rate)[0]
+            if self._beside:
+                speeds[Mode.PARALLEL] = parallel_speed(self.costs, rate)
+        return speeds
+
+    def _choose(self) -> Mode:
+        if self._left:
+            self._left -= 1
+            return Mode.PLAIN
+        if not self.costs.known(both=False):
+            return Mode.IN_TURNS
+        speeds = self.speeds()
+        best = max(speeds, key=lambda mode: speeds[mode])
+        if self._beside and not self.costs.known(both=True) and speeds[Mode.PARALLEL] > 0.8 * speeds[best]:
+            return Mode.PARALLEL
+        if best is Mode.PLAIN:
+            self._left = self._next_rest - 1
+            self._next_rest = min(2 * self._next_rest, self._LONGEST_REST)
+            if self._now is Mode.PLAIN:  # after a rest: one more trial
+                return Mode.IN_TURNS
+            return Mode.PLAIN
+        if self._now in speeds and self._now is not Mode.PLAIN and speeds[best] < self._MARGIN * speeds[self._now]:
+            return self._now
+        return best

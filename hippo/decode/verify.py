@@ -1,0 +1,105 @@
+"""The verify rule: which drafted tokens the target accepts, and its own token after them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import LogitsProcessorList
+
+from hippo.params import SamplingParams
+
+
+class Verdict(NamedTuple):
+    """What the target says about drafted tokens.
+
+    accepted: those that stand. bonus_token: the target's own token after them, a correction if `rejected`; None if all
+    were accepted and no row of logits was left to choose it from.
+    """
+
+    accepted: list[int]
+    bonus_token: int | None
+    rejected: bool
+
+
+class Verifier:
+    """The target's choice, greedy or sampled, row of logits by row of logits, for one request.
+
+    prompt_ids: (L,), which penalties look at as generate() does.
+    """
+
+    def __init__(self, params: SamplingParams, processors: LogitsProcessorList, prompt_ids: Tensor) -> None:
+        self._greedy, self._processors, self._ids = params.greedy, processors, prompt_ids
+        self._seed = params.seeded().seed
+
+    def commit(self, tokens: Sequence[int]) -> None:
+        """Add tokens to the text that penalties and draws depend on."""
+        self._ids = torch.cat([self._ids, self._ids.new_tensor(tokens)])
+
+    def verify(self, logits: Tensor, drafted: Sequence[int]) -> Verdict:
+        """Compare drafted tokens with the target's choices.
+
+        logits: (n, vocabulary), row i after drafted[:i]; n is len(drafted) or one more.
+
+        When sampling, the target draws from p at each place, and a drafted token x is accepted if it is what was drawn:
+        with probability p(x). The token in a rejected one's place is then distributed as p with x masked out and
+        renormalised, which is the usual rule for a draft that proposes one token. The draw depends on seed and place
+        alone, so a seed gives the same text whatever is drafted.
+        """
+        drafted = list(drafted)
+        plain = self._greedy and not self._processors
+        choices = iter(logits.argmax(dim=-1).tolist() if plain else map(self._choose, logits, _prefixes(drafted)))
+        for place, (token, choice) in enumerate(zip(drafted, choices, strict=False)):
+            if token != choice:
+                return Verdict(drafted[:place], choice, True)
+        return Verdict(drafted, next(choices, None), False)
+
+    def _choose(self, row: Tensor, before: list[int]) -> int:
+        """The target's choice from one row of logits, (vocabulary,), after the text so far and the tokens `before`."""
+        scores = self._scores(row, before)
+        if self._greedy:
+            return int(scores.argmax())
+        scores = scores.cpu()
+        mass = scores.double().softmax(dim=-1).cumsum(dim=-1)
+        point = random.Random(f"{self._seed} {len(self._ids) + len(before)}").random() * mass[-1]
+        return min(int(torch.searchsorted(mass, point, right=True)), int(scores.isfinite().nonzero()[-1]))
+
+    def _scores(self, row: Tensor, before: list[int]) -> Tensor:
+        """(vocabulary,) float32, after penalties and, when sampling, temperature, top-k, top-p and min-p."""
+        if not self._processors:
+            return row.float()
+        ids: Any = torch.cat([self._ids, self._ids.new_tensor(before)])[None]
+        # A copy: processors may write into what they get.
+        return self._processors(ids.to(row.device), row[None].float().clone())[0]
+
+
+def _prefixes(tokens: list[int]) -> Iterator[list[int]]:
+    return (tokens[:count] for count in range(len(tokens) + 1))
+
+
+def logits_processors(model: nn.Module, params: SamplingParams, prompt_ids: Tensor) -> LogitsProcessorList:
+    """What generate() would run on its logits: the checkpoint's own penalties, then temperature, top-k, top-p, min-p.
+
+    transformers makes them itself from the checkpoint's generation config, so they are the installed version's.
+    """
+    options: dict[str, Any] = {"do_sample": not params.greedy, "max_new_tokens": params.max_new_tokens}
+    if not params.greedy:
+        options |= {"temperature": params.temperature, "top_k": params.top_k, "top_p": params.top_p}
+        options |= {"min_p": params.min_p} if params.min_p else {}
+    if params.repetition_penalty is not None:
+        options["repetition_penalty"] = params.repetition_penalty
+    maker: Any = model
+    config, _ = maker._prepare_generation_config(None, **options)
+    maker._prepare_special_tokens(config, True, device=prompt_ids.device)
+    return maker._get_logits_processor(
+        generation_config=config,
+        input_ids_seq_length=len(prompt_ids),
+        encoder_input_ids=prompt_ids[None],
+        prefix_allowed_tokens_fn=None,
+        logits_processor=LogitsProcessorList(),
+        device=str(prompt_ids.device),
+        model_kwargs={},
+    )

@@ -1,0 +1,91 @@
+"""Devices: wall time that waits for them, their free memory, and how many CPU threads each model uses."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+UNKNOWN = 1 << 62  # bytes
+
+
+def clock(device: torch.device) -> float:
+    """Seconds, as time.perf_counter, once all work that this thread queued on `device` is done. Work on other streams
+    (the other model's) is not waited for."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
+    return time.perf_counter()
+
+
+def free_memory(device: torch.device | str = "cpu") -> int:
+    """Bytes that can still be allocated on a device; UNKNOWN on a CPU whose system has no /proc/meminfo."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return UNKNOWN
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), UNKNOWN)
+
+
+def cores() -> int:
+    """Cores that this process may use, at most OMP_THREAD_LIMIT: with more threads than that, torch computes bfloat16
+    products wrong."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limit = os.environ.get("OMP_THREAD_LIMIT", "")
+    return min(count, int(limit)) if limit.isdigit() and int(limit) else count
+
+
+def shares() -> tuple[int, int]:
+    """Threads for (target, draft) while both run: a quarter of the cores for the draft, at least one each."""
+    draft = max(1, cores() // 4)
+    return max(1, cores() - draft), draft
+
+
+@contextmanager
+def on_threads(count: int) -> Iterator[None]:
+    """Inside, torch uses `count` threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+_full = _sharers = 0
+
+
+@contextmanager
+def sharing(active: bool) -> Iterator[Callable[[bool], None]]:
+    """Yields share(beside): True leaves the draft its share of the cores, False takes all of them. All threads are back
+    on exit. Does nothing unless `active`. Several may be open at once, and close in any order."""
+    global _full, _sharers
+    if _sharers == 0:
+        _full = torch.get_num_threads()
+    _sharers += 1
+
+    def share(beside: bool) -> None:
+        wanted = min(_full, shares()[0]) if beside and active else _full
+        if torch.get_num_threads() != wanted:
+            torch.set_num_threads(wanted)
+
+    try:
+        yield share
+    finally:
+        _sharers -= 1
+        share(False)
+
+
+def has_tiles() -> bool:
+    """Whether the CPU multiplies bfloat16 matrices in tiles (AMX), so that some tokens cost what one does."""
+    return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
+
+
+def has_bfloat16() -> bool:
+    """Whether the CPU has bfloat16 products, so that half precision is faster than float32."""
+    return has_tiles() or bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())

@@ -1,0 +1,14 @@
+"""The draft's side in a fresh interpreter, started by `hippo.draft.process`; not meant to be run by hand."""
+
+import pickle
+import sys
+from multiprocessing.connection import Connection
+
+from hippo.draft.messages import heartbeat
+
+_, descriptor, source, dtype, device, trust, bits, threads = sys.argv
+connection = Connection(int(descriptor))
+with heartbeat(lambda record: connection.send_bytes(pickle.dumps(record))):
+    from hippo.draft.transport import ProcessTransport
+    from hippo.draft.worker import work
+sys.exit(work(ProcessTransport(connection), source, dtype, device, int(threads), trust == "trust", int(bits)))

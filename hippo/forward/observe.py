@@ -1,0 +1,60 @@
+"""Watching the attention of a forward, without a change to the model."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+# (layer, query (1, H, n, d), key (1, H_kv, L, d), scaling), before the layer's attention; queries and keys after RoPE
+Observer = Callable[[int, Tensor, Tensor, float], None]
+
+
+class _Active(threading.local):
+    observers: tuple[Observer, ...] = ()
+
+
+_active, _installing = _Active(), threading.Lock()
+
+
+@contextmanager
+def observing(*observers: Observer) -> Iterator[None]:
+    """While open, `observers` are called in every language model layer that this thread runs. Models and other threads
+    are unaffected."""
+    _install()
+    before, _active.observers = _active.observers, _active.observers + observers
+    try:
+        yield
+    finally:
+        _active.observers = before
+
+
+def _install() -> None:
+    # The lookup is wrapped, not the registered functions: "eager" is never registered, since each modelling file passes
+    # its own as the default. Without an observer the lookup returns what it always did.
+    with _installing:
+        plain: Any = AttentionInterface.get_interface
+        if hasattr(plain, "observed_by_hippo"):
+            return
+
+        def get_interface(self: AttentionInterface, *args: Any, **kwargs: Any) -> Callable[..., Any]:
+            attend = plain(self, *args, **kwargs)
+            return _observed(attend, _active.observers) if _active.observers else attend
+
+        get_interface.observed_by_hippo = True  # type: ignore[attr-defined]
+        AttentionInterface.get_interface = get_interface  # type: ignore[method-assign]
+
+
+def _observed(attend: Callable[..., Any], observers: tuple[Observer, ...]) -> Callable[..., Any]:
+    def attention(module: nn.Module, query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Any:
+        layer = getattr(module, "layer_idx", None)  # vision layers have none
+        if isinstance(layer, int):
+            for observe in observers:
+                observe(layer, query, key, kwargs.get("scaling") or query.shape[-1] ** -0.5)
+        return attend(module, query, key, *args, **kwargs)
+
+    return attention

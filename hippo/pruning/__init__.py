@@ -1,0 +1,17 @@
+"""Token preservation: which video tokens carry the meaning."""
+
+from hippo.pruning.attention import Attention, AttentionRecorder, recording
+from hippo.pruning.pruners import PRUNERS, Pruner, Signals, pruner_named, signals_of
+from hippo.pruning.remap import remap_grid
+
+__all__ = [
+    "PRUNERS",
+    "Attention",
+    "AttentionRecorder",
+    "Pruner",
+    "Signals",
+    "pruner_named",
+    "recording",
+    "remap_grid",
+    "signals_of",
+]

@@ -1,0 +1,147 @@
+"""Pruners choose the video tokens that the draft sees. They know tensors and grids, no model family."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from hippo.errors import BadRequest
+from hippo.families import Prompt, VideoGrid
+from hippo.pruning.attention import Attention, outer_layers
+from hippo.pruning.fusion import budget, fuse
+from hippo.pruning.spatial import spatial_score
+from hippo.pruning.temporal import temporal_score
+
+_SPECVLM_MASS = 0.4  # share of the attention that SpecVLM's top tokens reach
+
+
+@dataclass(frozen=True)
+class Signals:
+    """What pruners judge one video's tokens by.
+
+    features: (V, D) the target's video tokens as its language model receives them.
+    attention: (V,) the question's attention as `Pruner.attention` asks for it.
+    """
+
+    grid: VideoGrid
+    features: Tensor
+    attention: Tensor | None = None
+
+
+def signals_of(prompt: Prompt, features: Tensor, attention: Tensor | None) -> list[Signals]:
+    """The signals of each video of a prompt. features: (V, D) and attention: (V,) of all of them, as in `Signals`."""
+    sizes = [grid.tokens for grid in prompt.grids]
+    attentions = [None] * len(sizes) if attention is None else attention.split(sizes)
+    return [Signals(*of_one) for of_one in zip(prompt.grids, features.split(sizes), attentions, strict=True)]
+
+
+@dataclass(frozen=True)
+class Pruner:
+    """keep: (signals, keep_ratio) -> kept indices, sorted, int64. attention: which of the target's attention it needs,
+    or None."""
+
+    name: str
+    keep: Callable[[Signals, float], Tensor]
+    attention: Attention | None = None
+
+    def keep_all_of(self, videos: Sequence[Signals], keep_ratio: float) -> Tensor:
+        """Kept indices into the tokens of all videos, each of which keeps its own share."""
+        first = [0, *accumulate(signals.grid.tokens for signals in videos)]
+        kept = [self.keep(signals, keep_ratio) + begin for signals, begin in zip(videos, first, strict=False)]
+        return torch.cat(kept) if kept else torch.arange(0)
+
+
+def keep_all(signals: Signals, keep_ratio: float) -> Tensor:
+    """Every token, whatever the ratio."""
+    return torch.arange(signals.grid.tokens)
+
+
+def keep_uniform(signals: Signals, keep_ratio: float) -> Tensor:
+    """Every n-th token in frame, row, column order: the simple alternative that SpecVLM's authors recommend."""
+    return _evenly(torch.arange(signals.grid.tokens), budget(keep_ratio, signals.grid))
+
+
+def keep_attention(signals: Signals, keep_ratio: float) -> Tensor:
+    """The tokens with the most attention, not normalised: the position bias shows."""
+    assert signals.attention is not None
+    return keep_best(signals.attention, signals, keep_ratio)
+
+
+def keep_specvlm(signals: Signals, keep_ratio: float) -> Tensor:
+    """SpecVLM's rule: the top tokens that reach 40 % of the attention, the others evenly spread."""
+    assert signals.attention is not None
+    count = budget(keep_ratio, signals.grid)
+    mass, order = signals.attention.float().cpu().sort(descending=True)
+    if not mass.isfinite().all():
+        return _uniform_instead(signals, keep_ratio)
+    enough = int((mass.cumsum(0) < _SPECVLM_MASS * mass.sum()).sum()) + 1
+    top, others = order[: min(enough, count)], order[min(enough, count) :].sort().values
+    return torch.cat([top, _evenly(others, count - len(top))]).sort().values
+
+
+def keep_hippo(signals: Signals, keep_ratio: float) -> Tensor:
+    """The tokens with the highest fused score over all frames: frames with more to say keep more tokens."""
+    return keep_best(fused_score(signals), signals, keep_ratio)
+
+
+def fused_score(signals: Signals, attention: bool = True, temporal: bool = True, spatial: bool = True) -> Tensor:
+    """(V,) float32: the fused score of each token, of those scores that are asked for."""
+    grid, scores = signals.grid, signals.attention if attention else None
+    fused = fuse(
+        grid,
+        attention=None if scores is None else grid.laid_out(scores).flatten(),
+        temporal=temporal_score(signals.features, grid) if temporal else None,
+        spatial=spatial_score(signals.features, grid) if spatial else None,
+    )
+    return grid.of_tokens(fused)
+
+
+def top(score: Tensor, count: int) -> Tensor:
+    """The `count` highest of (V,) scores. Returns indices, sorted, (count,) int64."""
+    return score.topk(count).indices.sort().values
+
+
+def keep_best(
+    score: Tensor, signals: Signals, keep_ratio: float, spend: Callable[[Tensor, int], Tensor] = top
+) -> Tensor:
+    """The best tokens by score, (V,), as many as the ratio allows; evenly spread ones if the score says nothing. spend:
+    (score on the CPU, count) -> kept indices."""
+    if not score.isfinite().all() or bool((score == score[0]).all()):
+        return _uniform_instead(signals, keep_ratio)
+    return spend(score.cpu(), budget(keep_ratio, signals.grid))
+
+
+def _uniform_instead(signals: Signals, keep_ratio: float) -> Tensor:
+    warnings.warn("the video tokens' scores are all equal or not finite: evenly spread tokens are kept", stacklevel=2)
+    return keep_uniform(signals, keep_ratio)
+
+
+def _evenly(tokens: Tensor, count: int) -> Tensor:
+    """`count` of `tokens`, evenly spread over them."""
+    return tokens[((torch.arange(count) + 0.5) * len(tokens) / count).long()] if count else tokens[:0]
+
+
+PRUNERS = {
+    pruner.name: pruner
+    for pruner in (
+        Pruner("none", keep_all),
+        Pruner("uniform", keep_uniform),
+        Pruner("attention", keep_attention, Attention()),
+        Pruner("specvlm", keep_specvlm, Attention()),
+        Pruner("hippo", keep_hippo, Attention(outer_layers)),
+    )
+}
+
+
+def pruner_named(name: str | Pruner) -> Pruner:
+    """Look a pruner up; a Pruner is returned as it is. Raises BadRequest naming those there are."""
+    if isinstance(name, Pruner):
+        return name
+    if name not in PRUNERS:
+        raise BadRequest(f"unknown pruner {name!r}", f"use one of: {', '.join(PRUNERS)}")
+    return PRUNERS[name]

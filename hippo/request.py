@@ -1,0 +1,59 @@
+"""What a caller asks, and what comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from hippo.errors import BadRequest
+from hippo.inputs import Messages, Source, messages_of
+from hippo.params import SamplingParams
+from hippo.stats import Stats
+
+DEFAULT_PROMPT = "Describe the video in detail."
+Sources = Source | Sequence[Source] | None
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question: messages with their videos and images, how to sample the videos, how to decode the answer.
+
+    Args:
+        messages: turns with a role and a content, as transformers' chat templates take them; see
+            `hippo.inputs.read_messages`.
+        params: see `SamplingParams`.
+        frames: frames to sample of each video, 16 by default.
+        fps: frames to sample a second of each video, instead.
+        max_video_tokens: fewer frames are taken where the videos would have more tokens; None: what memory holds.
+    """
+
+    messages: Messages
+    params: SamplingParams = field(default_factory=SamplingParams)
+    frames: int | None = None
+    fps: float | None = None
+    max_video_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_video_tokens is not None and self.max_video_tokens < 1:
+            raise BadRequest(f"max_video_tokens {self.max_video_tokens} is not positive", "leave it out, or allow some")
+
+
+def messages_from(video: Sources, prompt: str, messages: Messages | None, system: str = "") -> Messages:
+    """A request's messages, however they were given. Raises BadRequest."""
+    if messages is None:
+        if video is None and prompt == DEFAULT_PROMPT:
+            raise BadRequest("there is no video to describe", "name one, or ask something that needs none")
+        return messages_of(video, prompt, system)
+    if video is not None or prompt != DEFAULT_PROMPT or system:
+        raise BadRequest("there are messages beside a video or a prompt", "put all of it into the messages")
+    return messages
+
+
+@dataclass(frozen=True)
+class Output:
+    """An answer. token_ids include the token that ended it; text has no special tokens."""
+
+    text: str
+    token_ids: list[int]
+    stats: Stats
+    warnings: tuple[str, ...] = ()

@@ -1,0 +1,238 @@
+"""One request from its inputs to its last token: begin the draft, embed, prefill, choose the kept tokens, decode."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hippo import tensor_parallel
+from hippo.decode import LARGEST, Answer, AutoSchedule, Schedule, StopRule, Verifier, decode, logits_processors
+from hippo.device import clock, sharing
+from hippo.draft import Drafter, kept_prompt
+from hippo.errors import BadRequest
+from hippo.families import Embeds, Prompt
+from hippo.forward import CachedModel, mixed_dtypes_explained
+from hippo.inputs import on_device
+from hippo.pair import Pair
+from hippo.params import SamplingParams
+from hippo.pruning import AttentionRecorder, Pruner, pruner_named, recording, signals_of
+from hippo.stats import Stats
+
+Progress = Callable[[str, float], None]
+
+
+class Sequence:
+    """Owns all state of a request: prompt, KV cache, draft, schedule, answer, counts. Several may be under way.
+
+    Args:
+        pair: the models.
+        inputs: what the target's processor returned, batch of one.
+        params: how to decode.
+        stats: filled as the request proceeds.
+        decode_text: token ids -> text, needed for stop strings.
+        draft_inputs: the same request by the draft's own processor; None if the target's inputs serve both.
+        progress: called with a phase and the share of it that is done, where a long prompt is read in parts.
+    """
+
+    def __init__(
+        self,
+        pair: Pair,
+        inputs: dict[str, Any],
+        params: SamplingParams,
+        stats: Stats,
+        *,
+        decode_text: Callable[[list[int]], str] | None = None,
+        draft_inputs: dict[str, Any] | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        if params.stop and decode_text is None:
+            raise BadRequest("stop strings need a tokenizer", "pass tokenizer=")
+        self.pair, self.params, self.stats = pair, params, stats
+        self._inputs, self._draft_inputs, self._progress = inputs, draft_inputs, progress
+        self._decode_text = decode_text
+        self._schedule = self._schedule_of(params)
+        self._share: Callable[[bool], None] = lambda beside: None
+        self._steps, self._closed = self._run(), False
+
+    @torch.no_grad()
+    def step(self) -> list[int] | None:
+        """Advance by one step: the prefill with the first token, then a round of decoding each.
+
+        Returns the committed token ids, the one that ended the answer included; None once there are no more. Raises
+        HippoError.
+        """
+        began = time.perf_counter()
+        # The cores are given back between steps: another request may take the next one.
+        with self.pair.lock, sharing(self._shares_cores) as self._share:
+            if self._closed:
+                self._steps.close()
+                return None
+            with mixed_dtypes_explained(self.pair.target):
+                tokens = next(self._steps, None)
+        self.stats.seconds.total += time.perf_counter() - began
+        return tokens
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """The token ids of each step that is left."""
+        while (tokens := self.step()) is not None:
+            yield tokens
+
+    def close(self) -> None:
+        """End the request. From another thread it waits for the step under way."""
+        self._closed = True
+        with self.pair.lock:
+            if not self._steps.gi_running:  # a progress callback closes what is running: the next step then ends it
+                self._steps.close()
+
+    def _schedule_of(self, params: SamplingParams) -> Schedule:
+        draft = self.pair.draft
+        if draft is None or params.decoder == "ar":
+            return Schedule("ar", "auto")
+        costs, beside = draft.costs.copy(), draft.place != "inline"
+        if params.decoder == "auto":
+            return AutoSchedule(beside, params.gamma, costs, draft.acceptance)
+        decoder = params.decoder
+        if decoder == "parallel" and not beside:
+            self.stats.warnings.append(
+                "the draft works inline, so in turns and not in parallel (--draft-worker process)"
+            )
+            decoder = "serial"
+        return Schedule(decoder, params.gamma, costs, draft.acceptance)
+
+    def _learn(self) -> None:
+        """Keep what this answer measured for the next one."""
+        if (draft := self.pair.draft) is not None and self.params.decoder != "ar":
+            draft.costs, draft.acceptance = self._schedule.costs, self._schedule.acceptance.rate
+
+    @property
+    def _shares_cores(self) -> bool:
+        return self.params.decoder != "ar" and self.pair.target.device.type == "cpu"
+
+    def _run(self) -> Any:
+        drafter = self._drafter()
+        try:
+            here = on_device(self._inputs, self.pair.target.device)
+            prompt = self.pair.prepare_prompt(here)
+            if not drafter.shared_vision:
+                drafter.begin(self._inputs if self._draft_inputs is None else self._draft_inputs)
+            spare = self.params.max_new_tokens + LARGEST + 1
+            target = CachedModel.of(
+                self.pair.family, self.pair.target, spare=spare, fixed_width=self.pair.fixed_width(self.params)
+            )
+            logits = self._prefill(here, prompt, target, drafter)
+            answer = self.answer(prompt)
+            first = answer.commit(answer.verify(logits[None], []))
+            drafter.commit(0, first)
+            yield self._count(answer, target, first)
+            yield from self._rounds(answer, target, drafter)
+        finally:
+            drafter.end()
+            self._learn()
+
+    def _rounds(self, answer: Answer, target: CachedModel, drafter: Drafter) -> Iterator[list[int]]:
+        began = time.perf_counter()
+        for tokens in decode(answer, target, drafter, self._schedule, self.stats, lambda beside: self._share(beside)):
+            self.stats.seconds.decode += time.perf_counter() - began
+            yield self._count(answer, target, tokens)
+            began = time.perf_counter()
+
+    def _count(self, answer: Answer, target: CachedModel, tokens: list[int]) -> list[int]:
+        self.stats.method, self.stats.finish = self.params.name, answer.finish
+        self.stats.new_tokens, self.stats.target_forwards = len(answer.tokens), target.forwards
+        return tokens
+
+    def _drafter(self) -> Drafter:
+        if self.params.decoder == "ar":
+            return Drafter(None, self.stats, on_step=self._schedule.saw_draft)
+        return self.pair.drafter(self.stats, self._schedule.saw_draft, own_inputs=self._draft_inputs is not None)
+
+    def _prefill(self, inputs: dict[str, Any], prompt: Prompt, target: CachedModel, drafter: Drafter) -> Tensor:
+        """Vision tower, prefill, and the choice of the draft's tokens. Returns the prefill's logits, (vocabulary,)."""
+        device, stats = self.pair.target.device, self.stats
+        began = clock(device)
+        self._share(not (drafter.shared_vision or drafter.lost))  # the draft's vision tower works at the same time
+        embeds = self.pair.family.embed(self.pair.target, inputs)
+        self._share(False)
+        looked = clock(device)
+        keeping = _Keeping(self.pair, self.params, prompt, embeds, drafter, stats, self._inputs)
+        with recording(*keeping.recorders):
+            if self.params.decoder != "ar" and not keeping.recorders:
+                keeping.choose()
+            logits = target.read(embeds, prompt, self._progress)
+        keeping.finish()
+        stats.seconds.vision = looked - began
+        stats.seconds.scoring = keeping.seconds
+        stats.seconds.prefill = clock(device) - looked - keeping.seconds
+        stats.prompt_tokens, stats.video_tokens = len(prompt.input_ids), len(prompt.video_at)
+        stats.kv_cache_mib = target.size / 2**20
+        return logits
+
+    def answer(self, prompt: Prompt) -> Answer:
+        """An empty answer, with its verify rule and stop rule."""
+        params, target = tensor_parallel.broadcast(self.params.seeded()), self.pair.target
+        verifier = Verifier(params, logits_processors(target, params, prompt.input_ids), prompt.input_ids)
+        eos = target.generation_config.eos_token_id
+        eos = [] if eos is None else [eos] if isinstance(eos, int) else eos
+        return Answer(verifier, StopRule(eos, params.max_new_tokens, params.stop, self._decode_text), self.stats)
+
+
+def pruner_of(params: SamplingParams) -> Pruner:
+    """The pruner that parameters name or hold."""
+    return pruner_named(params.pruner) if isinstance(params.pruner, str) else params.pruner
+
+
+class _Keeping:
+    """Chooses the video tokens that the draft sees, as soon as the target's prefill has shown what they are worth."""
+
+    def __init__(
+        self,
+        pair: Pair,
+        params: SamplingParams,
+        prompt: Prompt,
+        embeds: Embeds,
+        drafter: Drafter,
+        stats: Stats,
+        inputs: dict[str, Any],
+    ) -> None:
+        self._pair, self._prompt, self._embeds, self._drafter = pair, prompt, embeds, drafter
+        self._ratio, self._stats, self._inputs = params.keep_ratio, stats, inputs
+        self._pruner = pruner_of(params)
+        self._seconds = 0.0
+        self.recorders: list[AttentionRecorder] = []
+        self._chosen = False
+        if self._pruner.attention is not None and len(prompt.video_at):
+            # A draft beside the target reads its prompt as soon as its tokens are chosen, which can be before the
+            # target's prefill ends.
+            beside = pair.draft is not None and pair.draft.place != "inline"
+            self.recorders = [pair.recorder(prompt, self._pruner.attention, *([self.choose] if beside else []))]
+
+    @property
+    def seconds(self) -> float:
+        """What recording and choosing took."""
+        return self._seconds + sum(recorder.seconds for recorder in self.recorders)
+
+    def finish(self) -> None:
+        """The target's prefill has ended."""
+        if self.recorders and not self._chosen:
+            self.choose()
+
+    def choose(self) -> None:
+        """Choose the kept tokens and send the draft its prompt."""
+        self._chosen = True
+        prompt, embeds, drafter, device = self._prompt, self._embeds, self._drafter, self._pair.target.device
+        began = clock(device)
+        # Under tensor parallelism each process has some of the heads.
+        attention = tensor_parallel.all_mean(self.recorders[0].scores) if self.recorders else None
+        kept = self._pruner.keep_all_of(signals_of(prompt, embeds.tokens[prompt.video_at], attention), self._ratio)
+        self._seconds += clock(device) - began
+        if drafter.shared_vision and not embeds.arguments:
+            drafter.read(kept_prompt(prompt, embeds, kept, self._pair.target.get_input_embeddings()))
+        else:
+            if drafter.shared_vision:
+                drafter.begin(self._inputs)
+            drafter.prefill(kept, prompt.grids)
+        self._stats.kept_tokens = len(kept)

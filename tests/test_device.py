@@ -1,0 +1,55 @@
+"""Free memory, and dividing cores between two models."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hippo import device
+
+
+def test_free_memory_shrinks_when_some_is_taken():
+    if not Path("/proc/meminfo").exists():
+        pytest.skip("no /proc/meminfo here")
+    before = device.free_memory()
+    taken = np.ones(600 << 17)  # 600 MiB
+    assert 1 << 20 < device.free_memory() < before - (300 << 20) and taken.any()
+
+
+def test_the_two_never_want_more_than_there_is(monkeypatch):
+    for count in (1, 2, 4, 16):
+        monkeypatch.setattr(device, "cores", lambda count=count: count)
+        target, draft = device.shares()
+        assert target >= 1 <= draft and target + draft <= max(2, count) and target >= draft
+
+
+def test_a_limit_on_threads_is_kept(monkeypatch):
+    monkeypatch.setenv("OMP_THREAD_LIMIT", "1")
+    assert device.cores() == 1 and device.shares() == (1, 1)
+
+
+def test_what_is_shared_is_put_back(monkeypatch):
+    monkeypatch.setattr(device, "shares", lambda: (1, 1))
+    before = torch.get_num_threads()
+    with device.sharing(True) as share:
+        share(True)
+        assert torch.get_num_threads() == 1
+        share(False)
+        assert torch.get_num_threads() == before
+        share(True)
+    assert torch.get_num_threads() == before
+    with device.sharing(False) as share:
+        share(True)
+        assert torch.get_num_threads() == before
+
+
+def test_two_at_once_closed_in_any_order(monkeypatch):
+    monkeypatch.setattr(device, "shares", lambda: (1, 1))
+    before = torch.get_num_threads()
+    first, second = device.sharing(True), device.sharing(True)
+    first.__enter__()(True)
+    second.__enter__()(True)
+    first.__exit__(None, None, None)
+    second.__exit__(None, None, None)
+    assert torch.get_num_threads() == before

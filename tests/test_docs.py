@@ -1,0 +1,32 @@
+"""The documents agree with the package and with each other, as far as a program can tell."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import hippo
+from hippo.cli.app import app
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_relative_links_resolve(page):
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
+        assert "://" in target or (page.parent / target).exists(), target
+
+
+def test_every_command_has_its_line():
+    text = (ROOT / "docs" / "cli.md").read_text()
+    names = [command.name or command.callback.__name__ for command in app.registered_commands]
+    for name in [*names, *(group.name for group in app.registered_groups)]:
+        assert f"| `hippo {name}` |" in text, name
+
+
+def test_the_version_is_in_one_place():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert "version" not in project and project["dynamic"] == ["version"]
+    assert f"## [{hippo.__version__}]" in (ROOT / "CHANGELOG.md").read_text()

@@ -1,0 +1,82 @@
+"""At a fixed width the text does not depend on what was drafted, by which method, and when it came."""
+
+import copy
+import random
+import time
+from contextlib import closing
+
+import pytest
+import torch
+
+from hippo.draft import Drafter
+from hippo.errors import BadRequest
+from hippo.pair import Draft, Pair
+from hippo.params import SamplingParams
+from hippo.sequence import Sequence
+from hippo.stats import Stats
+from tests.drafts import draft
+from tests.models import FAMILIES, generated, inputs, model
+
+REQUESTS = 4
+WAYS = [
+    {"decoder": "serial", "gamma": 3},
+    {"decoder": "parallel", "gamma": 4},
+    {"decoder": "parallel", "pruner": "hippo"},
+    {"decoder": "auto", "pruner": "hippo"},
+]
+
+
+def half(net, dtype=torch.bfloat16):
+    return copy.deepcopy(net).to(dtype)
+
+
+def answer(pair, request, width, **options):
+    stats = Stats()
+    params = SamplingParams(max_new_tokens=24, verify_width=width, **options)
+    return [token for tokens in Sequence(pair, request, params, stats) for token in tokens], stats
+
+
+@pytest.fixture
+def uneven_drafts(monkeypatch):
+    """Drafts that come late, at random."""
+    dice, take = random.Random(0), Drafter.take
+
+    def late(self, count):
+        time.sleep(dice.choice((0.0, 0.0, 0.001, 0.004)))
+        return take(self, count)
+
+    monkeypatch.setattr(Drafter, "take", late)
+
+
+@pytest.mark.usefixtures("patient_targets", "uneven_drafts")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_method_gives_the_bits_of_ar_in_bfloat16(family):
+    target, checked = half(model(family)), 0
+    with closing(Pair(target, Draft(half(draft("same", family)), place="thread"))) as pair:
+        for seed in range(REQUESTS):
+            request = inputs(family, seed=seed)
+            expected, _ = answer(pair, request, 8, method="ar")
+            for way in WAYS:
+                tokens, stats = answer(pair, request, 8, **way)
+                assert tokens == expected, (seed, way)
+                checked += stats.checked
+    assert checked > 50
+
+
+@pytest.mark.usefixtures("patient_targets")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_so_in_other_dtypes_and_widths(dtype):
+    target, request = half(model("qwen2_5_vl"), dtype), inputs("qwen2_5_vl", seed=3)
+    with closing(Pair(target, Draft(half(draft("other"), dtype), place="inline"))) as pair:
+        for width in (2, 8):
+            expected, alone = answer(pair, request, width, method="ar")
+            tokens, stats = answer(pair, request, width, decoder="serial", gamma=6)
+            assert tokens == expected and stats.checked > 0 and alone.checked == 0
+            if dtype == torch.float32:
+                assert expected == generated(target, request)
+
+
+def test_a_width_that_makes_no_sense_is_refused():
+    for width in (-1, 26, "wide", True):
+        with pytest.raises(BadRequest, match="verify_width"):
+            SamplingParams(verify_width=width)
