@@ -97,9 +97,7 @@ class Sequence:
             return AutoSchedule(beside, params.gamma, costs, draft.acceptance)
         decoder = params.decoder
         if decoder == "parallel" and not beside:
-            self.stats.warnings.append(
-                "the draft works inline, so in turns and not in parallel (--draft-worker process)"
-            )
+            self.stats.warnings.append("a draft that works inline works in turns; --draft-worker process is parallel")
             decoder = "serial"
         return Schedule(decoder, params.gamma, costs, draft.acceptance)
 

@@ -34,8 +34,6 @@ class _Stream(io.FileIO):
 def main() -> None:
     """Run the command line. Exit code 2 and one line on stderr for whatever the user can act on."""
     _open_streams()
-    # Read once, when torch is imported: threads that spin while they wait take the cores of the other model.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if not tensor_parallel.is_leader():  # the terminal belongs to the process that leads
         nothing = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nothing, STDOUT)

@@ -9,6 +9,7 @@ from statistics import median
 
 LARGEST = 24  # drafted tokens that may wait to be checked
 SUREST = 0.995  # no drafted token counts as certain
+_ENOUGH_FORWARDS, _ENOUGH_STEPS = 3, 3  # measurements that costs need
 _SLOPE = 0.04  # share of a forward that one more token costs, until two widths were measured
 _SLOWDOWN = 1.3  # of both models while they work at the same time, until it was measured
 
@@ -26,6 +27,11 @@ class Costs:
     def known(self, both: bool) -> bool:
         """Whether both models were measured in this way."""
         return bool(self._target[both] and self._draft[both])
+
+    def settled(self, both: bool) -> bool:
+        """Whether they were measured often enough to choose by: the first forwards of a process are slow."""
+        forwards = sum(map(len, self._target[both].values()))
+        return forwards >= _ENOUGH_FORWARDS and len(self._draft[both]) >= _ENOUGH_STEPS
 
     def saw_target(self, width: int, seconds: float, both: bool) -> None:
         """Add a target forward over `width` tokens. both: the draft worked at the same time."""

@@ -92,14 +92,12 @@ class AutoSchedule(Schedule):
     beside: whether the draft can work at the same time as the target. costs, prior: what earlier requests measured.
     """
 
-    _MARGIN = 1.03  # how much faster another way must be to change to it
-    _TRIAL_ROUNDS = 2  # of a way that was never measured
+    _MARGIN = 1.1  # how much faster than in parallel in turns must promise to be
     _FIRST_REST, _LONGEST_REST = 12, 128  # rounds
 
     def __init__(self, beside: bool, gamma: int | str = "auto", costs: Costs | None = None, prior: float = 0.8) -> None:
         super().__init__("ar", gamma, costs, prior)
         self._beside = beside
-        self._trials = {Mode.IN_TURNS: self._TRIAL_ROUNDS, Mode.PARALLEL: self._TRIAL_ROUNDS if beside else 0}
         self._left, self._next_rest, self._behind = 0, self._FIRST_REST, False
 
     def begin_round(self) -> Mode:
@@ -129,18 +127,17 @@ class AutoSchedule(Schedule):
         if self._left:
             self._left -= 1
             return Mode.PLAIN
-        if not self.costs.known(both=False):
-            return Mode.IN_TURNS
+        for mode in (Mode.PARALLEL, Mode.IN_TURNS) if self._beside else (Mode.IN_TURNS,):
+            if not self.costs.settled(both=mode is Mode.PARALLEL):
+                return mode
         speeds = self.speeds()
+        if self._beside:  # in turns, each model finds its cores taken for a moment by the other's threads
+            speeds[Mode.IN_TURNS] /= self._MARGIN
         best = max(speeds, key=lambda mode: speeds[mode])
-        if self._beside and not self.costs.known(both=True) and speeds[Mode.PARALLEL] > 0.8 * speeds[best]:
-            return Mode.PARALLEL
         if best is Mode.PLAIN:
             self._left = self._next_rest - 1
             self._next_rest = min(2 * self._next_rest, self._LONGEST_REST)
             if self._now is Mode.PLAIN:  # after a rest: one more trial
                 return Mode.IN_TURNS
             return Mode.PLAIN
-        if self._now in speeds and self._now is not Mode.PLAIN and speeds[best] < self._MARGIN * speeds[self._now]:
-            return self._now
         return best

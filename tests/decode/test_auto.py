@@ -26,8 +26,8 @@ def known(slope, draft, slowdown):
     for width in (1, 5, 9):
         costs.saw_target(width, forward(slope)(width), both=False)
         costs.saw_target(width, forward(slope)(width) * slowdown[0], both=True)
-    costs.saw_draft(draft, both=False)
-    costs.saw_draft(draft * slowdown[1], both=True)
+        costs.saw_draft(draft, both=False)
+        costs.saw_draft(draft * slowdown[1], both=True)
     return costs
 
 
@@ -60,11 +60,14 @@ def test_a_draft_that_cannot_work_beside_the_target_never_does():
 
 
 def test_what_was_never_measured_is_tried():
-    schedule = AutoSchedule(True)
-    assert schedule.begin_round() is Mode.IN_TURNS
-    schedule.saw_target(5, 0.1)
-    schedule.end_round(4, 0.14)
-    assert schedule.begin_round() is Mode.PARALLEL
+    schedule, modes = AutoSchedule(True), []
+    for _ in range(8):
+        modes.append(schedule.begin_round())
+        schedule.saw_target(5, 0.1)
+        schedule.saw_draft(0.01)
+        schedule.saw_verdict(4, [0.9] * 4)
+        schedule.end_round(5, 0.14)
+    assert modes[:6] == [Mode.PARALLEL] * 3 + [Mode.IN_TURNS] * 3 and schedule.costs.known(both=False)
 
 
 def test_speeds_by_hand():
