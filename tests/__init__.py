@@ -1,0 +1,6 @@
+"""Tests mirror the modules of the package."""
+
+import os
+
+# Read when torch is imported: many models run here on two cores, and threads that spin while they wait take them all.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
