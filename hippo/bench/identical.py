@@ -1,4 +1,4 @@
-"""Is it lossless, and sooner on other clips than the demo's? Each method against transformers' generate()."""
+"""Is it lossless, and faster on other clips than the demo's? Each method against transformers' generate()."""
 
 from __future__ import annotations
 

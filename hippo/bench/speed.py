@@ -1,4 +1,4 @@
-"""How much sooner? Our methods beside transformers' own, in turn, in one run: medians and spread, and how near that
+"""How much faster? Our methods beside transformers' own, in turn, in one run: medians and spread, and how near that
 comes to a machine without overhead."""
 
 from __future__ import annotations

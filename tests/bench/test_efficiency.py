@@ -50,7 +50,7 @@ def test_a_token_a_forward_takes_as_long_as_its_forwards(pair, costs):
 
 def test_a_better_draft_makes_the_ideal_and_so_the_same_time_worse(pair, costs):
     (good, undisturbed), (bad, _) = (answered(pair, costs, 10.0, rate, method="hippo") for rate in (1.0, 0.0))
-    assert undisturbed < good < bad, "an undisturbed draft would be there sooner, too"
+    assert undisturbed < good < bad, "an undisturbed draft would be there earlier, too"
 
 
 def test_in_turns_nobody_disturbs(pair, costs):

@@ -20,7 +20,7 @@ class Score:
     motion: of every move, turn, meeting or standing still, whether that very object does that in that direction, with
     that partner. directions: of every move, turn or meeting, the object and its direction alone.
     events: appearing, vanishing, growing, shrinking and changes of colour. places: every named place, with its object.
-    order: of every right event after another right one, whether it comes no sooner. told: of the facts of the scenes,
+    order: of every right event after another right one, whether it comes no earlier. told: of the facts of the scenes,
     how many were told. unread: sentences that no phrase matches.
     """
 
