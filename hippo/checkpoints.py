@@ -181,8 +181,8 @@ def own_processor(processor: Any, target: Checkpoint, draft: Checkpoint) -> Any:
             return None
     require_same_tokenizer(processor.tokenizer, own.tokenizer)
     own.chat_template = own.chat_template or processor.chat_template
-    alike = own.chat_template == processor.chat_template and own.to_dict() == processor.to_dict()
-    return None if one_family and alike else own
+    same = own.chat_template == processor.chat_template and own.to_dict() == processor.to_dict()
+    return None if one_family and same else own
 
 
 def require_same_tokenizer(target: Any, draft: Any) -> None:
@@ -235,7 +235,7 @@ def explained(source: str) -> Iterator[None]:
     except (HippoError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        # Checkpoints fail in many ways (safetensors, JSON, missing classes); the first line of each tells enough.
+        # Checkpoints fail in many ways (safetensors, JSON, missing classes); the first line of each is enough.
         text = " ".join(str(error).split())
         if isinstance(error, ImportError) or "pip install" in text:
             raise HippoError(f"{source} needs a package that is not here ({text})", "install it") from None

@@ -219,8 +219,8 @@ class Stream:
         return self._text.finish()
 
     def _start(self) -> Sequence:
-        began, tell, params = time.perf_counter(), self._progress, self._request.params
-        report = None if tell is None else lambda share: tell("reading frames", share)
+        began, progress, params = time.perf_counter(), self._progress, self._request.params
+        report = None if progress is None else lambda share: progress("reading frames", share)
         messages, inputs, self._warnings = self._llm.read(self._request, report)
         draft_inputs = None
         if self._llm.draft_processor is not None and params.decoder != "ar":
@@ -237,7 +237,7 @@ class Stream:
             self._stats,
             decode_text=self._llm.processor.tokenizer.decode,
             draft_inputs=draft_inputs,
-            progress=tell,
+            progress=progress,
         )
 
 
@@ -378,7 +378,7 @@ def _draft_of(target: nn.Module, model: nn.Module) -> Draft:
 
 
 def warnings_of(stats: Stats) -> tuple[str, ...]:
-    """What to tell the user about an answer's draft; nothing if all went well."""
+    """What the user should know about an answer's draft; empty if all went well."""
     lost = (f"{stats.draft_lost}; the target finished the answer alone",) if stats.draft_lost else ()
     return (*stats.warnings, *lost)
 

@@ -134,7 +134,7 @@ class Pair:
         return _FREE_WIDTH if half and self.target.device.type == "cpu" and has_tiles() else 0
 
     def prepare_prompt(self, inputs: dict[str, Any]) -> Prompt:
-        """Where everything stands in a prompt whose inputs are on the target's device. Raises BadRequest."""
+        """The places and positions of a prompt whose inputs are on the target's device. Raises BadRequest."""
         prompt = self.family.prepare_prompt(self.target.config, inputs)
         limit = getattr(self.target.config.get_text_config(), "max_position_embeddings", None)
         if limit is not None and len(prompt.input_ids) >= limit:

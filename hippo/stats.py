@@ -70,7 +70,7 @@ class Stats:
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers, for JSON; draft_lost is a bool and draft_lost_reason says why."""
         counts = asdict(self)
-        del counts["warnings"]  # no count, and told beside the answer
+        del counts["warnings"]  # no count; shown beside the answer
         counts["draft_lost_reason"] = counts["draft_lost"]
         counts["draft_lost"] = bool(self.draft_lost)
         for name in ("gamma", "acceptance_rate", "tokens_per_target_forward", "run_between_rejections"):

@@ -1,5 +1,5 @@
 """Several processes that torchrun has started, each holding a part of the target: tensor parallel, as transformers does
-it. All of them run the same request. The first one leads: it alone has the draft, talks to the user, and tells the
+it. All of them run the same request. The first one alone has the draft, talks to the user, and broadcasts to the
 others what the draft proposed and whatever else could make them differ. Our choice."""
 
 from __future__ import annotations
@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # the command line asks who leads before it takes the time to import torch
+if TYPE_CHECKING:  # the command line asks for the rank before it takes the time to import torch
     from torch import Tensor
 
 
@@ -17,7 +17,7 @@ def world_size() -> int:
 
 
 def is_leader() -> bool:
-    """Whether this is the one that leads, or the only one."""
+    """Whether this is the first process, or the only one."""
     return world_size() == 1 or os.environ.get("RANK") == "0"
 
 

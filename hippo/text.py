@@ -10,30 +10,30 @@ class TextStream:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._context, self._told = 0, 0  # tokens from _context on are decoded; those before _told have been told
+        self._context, self._sent = 0, 0  # tokens from _context on are decoded; those before _sent have been returned
         self.token_ids: list[int] = []
 
     def push(self, tokens: list[int]) -> str:
         """Add tokens; returns the text that is now certain."""
         self.token_ids += tokens
-        return self._tell(whole=False)
+        return self._next(whole=False)
 
     def finish(self) -> str:
         """The rest of the text."""
-        return self._tell(whole=True)
+        return self._next(whole=True)
 
     @property
     def text(self) -> str:
         """All of it."""
         return self._decode(self.token_ids)
 
-    def _tell(self, whole: bool) -> str:
-        # Decoded together with the tokens told last: some tokenizers write a token differently at the start of a text.
-        before = self._decode(self.token_ids[self._context : self._told])
+    def _next(self, whole: bool) -> str:
+        # Decoded with the tokens returned last: some tokenizers write a token differently at the start of a text.
+        before = self._decode(self.token_ids[self._context : self._sent])
         after = self._decode(self.token_ids[self._context :])
         if after.endswith("\N{REPLACEMENT CHARACTER}") and not whole:
             return ""
-        self._context, self._told = self._told, len(self.token_ids)
+        self._context, self._sent = self._sent, len(self.token_ids)
         return after[len(before) :]
 
     def _decode(self, ids: list[int]) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hippo.bench.simulate import Guess, ideal
-from hippo.bench.synthetic_acceptance import stands
+from hippo.bench.synthetic_acceptance import accepts
 from hippo.bench.traces import WIDTHS, by_width, guesses, prefilled, step_seconds
 from hippo.device import clock, on_threads, shares
 from hippo.errors import HippoError
@@ -142,7 +142,7 @@ def efficiency(
         drafted = guesses(_rows(reader, ids), ids[1:])
     else:
         rate = answer.rate
-        drafted = [Guess(stands(rate, 0, place), rate) for place in range(1, len(ids))]
+        drafted = [Guess(accepts(rate, 0, place), rate) for place in range(1, len(ids))]
     ways = [(target, costs["draft"])] * 2
     if decoder in ("parallel", "auto"):
         ways = [

@@ -82,15 +82,15 @@ def keep_without_repeats(signals: Signals, keep_ratio: float) -> Tensor:
     )
 
 
-def spend_once(fused: Tensor, features: Tensor, count: int, alike: float = 0.95) -> Tensor:
+def spend_once(fused: Tensor, features: Tensor, count: int, same_above: float = 0.95) -> Tensor:
     """The `count` best tokens, without those that look like a better one. Looks at the best 3 x count.
 
-    fused: (V,). features: (V, D). alike: cosine from which two tokens count as the same. Returns the kept indices,
+    fused: (V,). features: (V, D). same_above: cosine from which two tokens count as the same. Returns the kept indices,
     sorted, (count,) int64.
     """
     order = fused.topk(min(3 * count, len(fused))).indices
     directions = normalize(features[order.to(features.device)].float(), dim=-1)
-    same = (directions @ directions.T > alike).cpu()
+    same = (directions @ directions.T > same_above).cpu()
     taken, repeats = torch.zeros(len(order), dtype=torch.bool), torch.zeros(len(order), dtype=torch.bool)
     left = count
     for index in range(len(order)):

@@ -1,7 +1,7 @@
 """What speculative decoding would have done, from which drafted tokens are right: exact, and no clock is involved.
 
 Greedy drafts are compared with the target's own text. As long as a draft is right it has seen that very text, so one
-forward over the text tells, for every place, what it would propose there.
+forward over the text gives what it would propose at every place.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ class _SyntheticVerifier(Verifier):
     def verify(self, logits: Tensor, drafted: SequenceOf[int]) -> Verdict:
         own, first = logits.argmax(dim=-1).tolist(), len(self._ids) - self._before
         for place in range(len(drafted)):
-            if not stands(self._rate, self._draws, first + place):
+            if not accepts(self._rate, self._draws, first + place):
                 return Verdict(list(drafted[:place]), own[place], True)
         return Verdict(list(drafted), own[len(drafted)] if len(own) > len(drafted) else None, False)
 
@@ -77,6 +77,6 @@ class _SyntheticDrafter:
         return [proposal._replace(prob=self._rate) for proposal in self._drafter.take(count)]
 
 
-def stands(rate: float, seed: int, place: int) -> bool:
+def accepts(rate: float, seed: int, place: int) -> bool:
     """Whether a token drafted for this place of the text is right."""
     return random.Random(f"{seed} {place}").random() < rate

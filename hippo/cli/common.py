@@ -299,7 +299,7 @@ def as_json(output: Output, comparison: Comparison | None = None) -> dict[str, A
 
 
 def say(piece: str) -> None:
-    """A piece of the answer, to stdout, at once. `hippo.cli.main` tells what stdout refuses."""
+    """A piece of the answer, to stdout, at once. `hippo.cli.main` reports what stdout refuses."""
     sys.stdout.write(piece)
     sys.stdout.flush()
 

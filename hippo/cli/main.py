@@ -1,4 +1,4 @@
-"""One place where errors become a line on stderr and an exit code, and where stdout's own failures are told."""
+"""One place where errors become a line on stderr and an exit code, and where stdout's own failures are reported."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class _Stream(io.FileIO):
 def main() -> None:
     """Run the command line. Exit code 2 and one line on stderr for whatever the user can act on."""
     _open_streams()
-    if not tensor_parallel.is_leader():  # the terminal belongs to the process that leads
+    if not tensor_parallel.is_leader():  # the terminal belongs to the first process
         nothing = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nothing, STDOUT)
         os.dup2(nothing, STDERR)

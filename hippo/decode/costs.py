@@ -28,7 +28,7 @@ class Costs:
         """Whether both models were measured in this way."""
         return bool(self._target[both] and self._draft[both])
 
-    def settled(self, both: bool) -> bool:
+    def enough(self, both: bool) -> bool:
         """Whether they were measured often enough to choose by: the first forwards of a process are slow."""
         forwards = sum(map(len, self._target[both].values()))
         return forwards >= _ENOUGH_FORWARDS and len(self._draft[both]) >= _ENOUGH_STEPS

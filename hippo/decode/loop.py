@@ -2,7 +2,7 @@
 
 Both models work at the same time (PARALLEL), in turns (IN_TURNS), or the target works alone (PLAIN): while the draft
 still reads its prompt, while it rests, and for good once it is lost. With a target in several processes only the leader
-has a draft, and the others are told by broadcast.
+has a draft, and broadcasts what it proposes to the others.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def decode(
 ) -> Iterator[list[int]]:
     """Yield the tokens of each round as they are committed, until the answer ends.
 
-    answer: holds its first token. share_cores: told before each forward whether the draft works at the same time.
+    answer: holds its first token. share_cores: called before each forward with whether the draft works too.
     """
     most = (target.widest or LARGEST + 1) - 1  # drafted tokens beside the last one of the answer
     while not answer.done:
@@ -108,7 +108,7 @@ def post_verify(
 
 
 def verify(logits: Tensor, drafted: list[Proposal], answer: Answer, schedule: Schedule) -> Verdict:
-    """Judge drafted tokens by the target's logits, (n, vocabulary), and tell the schedule."""
+    """Judge drafted tokens by the target's logits, (n, vocabulary), and report the verdict to the schedule."""
     verdict = answer.verify(logits, drafted)
     accepted = len(verdict.accepted)
     schedule.saw_verdict(accepted, [proposal.prob for proposal in drafted[: accepted + 1]])

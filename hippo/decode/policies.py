@@ -23,7 +23,7 @@ class Lookahead(Protocol):
         """Whether the target shall check one more token than those in the window.
 
         probs: the draft's probabilities of the tokens in the window. coming: that of the next token, None if it has to
-        be waited for. pre_verify: nothing drafted stands beyond the answer yet.
+        be waited for. pre_verify: nothing is drafted beyond the answer yet.
         """
 
     def end_round(self, tokens: int, seconds: float) -> None:

@@ -128,7 +128,7 @@ class AutoSchedule(Schedule):
             self._left -= 1
             return Mode.PLAIN
         for mode in (Mode.PARALLEL, Mode.IN_TURNS) if self._beside else (Mode.IN_TURNS,):
-            if not self.costs.settled(both=mode is Mode.PARALLEL):
+            if not self.costs.enough(both=mode is Mode.PARALLEL):
                 return mode
         speeds = self.speeds()
         if self._beside:  # in turns, each model finds its cores taken for a moment by the other's threads

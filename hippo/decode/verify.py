@@ -16,8 +16,8 @@ from hippo.params import SamplingParams
 class Verdict(NamedTuple):
     """What the target says about drafted tokens.
 
-    accepted: those that stand. bonus_token: the target's own token after them, a correction if `rejected`; None if all
-    were accepted and no row of logits was left to choose it from.
+    accepted: the drafted tokens that are kept. bonus_token: the target's own token after them, a correction if
+    `rejected`; None if all were accepted and no row of logits was left to choose it from.
     """
 
     accepted: list[int]
@@ -28,7 +28,7 @@ class Verdict(NamedTuple):
 class Verifier:
     """The target's choice, greedy or sampled, row of logits by row of logits, for one request.
 
-    prompt_ids: (L,), which penalties look at as generate() does.
+    prompt_ids: (L,), which penalties use as generate() does.
     """
 
     def __init__(self, params: SamplingParams, processors: LogitsProcessorList, prompt_ids: Tensor) -> None:

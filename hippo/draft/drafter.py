@@ -1,4 +1,4 @@
-"""One request's view of the draft: ask for tokens, take them, tell the verdict."""
+"""One request's view of the draft: ask for tokens, take them, send the verdict."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class Drafter:
         return [self._arrived.popleft() for _ in range(min(count, len(self._arrived)))]
 
     def commit(self, length: int, tokens: list[int]) -> None:
-        """The first `length` generated tokens stand, `tokens` follow. Everything else proposed is dropped."""
+        """The first `length` generated tokens are kept, `tokens` follow. Everything else proposed is dropped."""
         self._epoch += 1
         self._asked = 0
         self._arrived.clear()

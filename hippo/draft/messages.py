@@ -45,7 +45,7 @@ class ReadPrompt(NamedTuple):
 
 
 class Commit(NamedTuple):
-    """The first `length` generated tokens stand, `tokens` follow. Everything else proposed is dropped."""
+    """The first `length` generated tokens are kept, `tokens` follow. Everything else proposed is dropped."""
 
     request: int
     length: int
@@ -106,7 +106,7 @@ class Failed(NamedTuple):
 
 @contextmanager
 def heartbeat(send: Callable[[Loading], None]) -> Iterator[None]:
-    """Inside, a thread sends Loading records, so that a slow load is told from a stopped process. Nothing else may be
+    """Inside, a thread sends Loading records, so that a slow load differs from a stopped process. Nothing else may be
     sent meanwhile. An OSError ends the thread."""
     done = threading.Event()
 

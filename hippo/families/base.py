@@ -137,7 +137,7 @@ def plain_prompt(input_ids: Tensor, video_at: Tensor, grids: tuple[VideoGrid, ..
 
 
 def prompt_of_images(inputs: Mapping[str, Any], token: int, count: int, side: int) -> Prompt:
-    """The prompt of a family that reads a video as images. The text between images tells which of them are frames.
+    """The prompt of a family that reads a video as images. The text between images says which of them are frames.
 
     token: the image token's id. count: images in the pixels, each tile counted, of side x side tokens each. Raises
     HippoError.

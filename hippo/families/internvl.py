@@ -15,7 +15,7 @@ class InternVL:
     card = Card(
         "InternVL",
         ((Released("OpenGVLab/InternVL3-8B-hf", 7.94), Released("OpenGVLab/InternVL3-1B-hf", 0.94)),),
-        ("frames are told from images by the text between them", "images, and frames' numbers, are never pruned"),
+        ("frames and images differ only by the text between them", "images, and frames' numbers, are never pruned"),
     )
 
     def prepare_prompt(self, config: Any, inputs: Mapping[str, Any]) -> Prompt:

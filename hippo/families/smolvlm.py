@@ -22,7 +22,7 @@ class SmolVLM:
         ),
         (
             "its processor needs `pip install num2words`",
-            "frames are told from images by the text between them",
+            "frames and images differ only by the text between them",
             "images, and frames' times, are never pruned",
         ),
     )

@@ -21,7 +21,7 @@ def unserved(model_type: str, served: str) -> HippoError:
         return HippoError(f"models of type {model_type!r} are no video-LLMs", f"use one of: {served}")
     return HippoError(
         f"models of type {model_type!r} are video-LLMs that HIPPO does not serve yet",
-        f"use one of: {served}; or add it, as one file in hippo/families that says where its video tokens stand, "
+        f"use one of: {served}; or add it, as one file in hippo/families that says where its video tokens are, "
         "their positions and their embeddings",
     )
 

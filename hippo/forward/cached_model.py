@@ -30,7 +30,7 @@ class CachedModel:
     head: hidden states -> logits. lookup: token ids -> input embeddings. may_fuse: false for transformers' own forward.
     spare: tokens that are likely to follow the prompt.
     fixed_width: after the prefill every forward is padded to so many tokens and sees the whole room of the KV cache, so
-    that a token's logits have the same bits wherever it stands in a window; 0 is off.
+    that a token's logits have the same bits wherever it is in a window; 0 is off.
     """
 
     def __init__(

@@ -206,7 +206,7 @@ def _require_fusable(model: Any) -> None:
             hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
             # transformers' own hooks only collect hidden states or attentions that a caller asks for.
             if "forward" in module.__dict__ or any(not h.__module__.startswith("transformers.") for h in hooks):
-                raise NotFusable("its layers carry hooks")
+                raise NotFusable("its layers have hooks")
         children = (*layer.self_attn.named_children(), *layer.mlp.named_children())
         linears = [module for name, module in children if name.endswith("_proj")]
         if any(type(linear) is not nn.Linear for linear in linears):

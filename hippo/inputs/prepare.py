@@ -19,7 +19,7 @@ TEMPLATE_HINT = "use the checkpoint's own processor, and let user and assistant 
 def prepare(processor: Any, messages: Messages) -> dict[str, Any]:
     """Inputs for a conversation, as the processor's own chat template lays it out.
 
-    messages: as `read_messages` returns them. The processor is told not to sample again: frames and their times are
+    messages: as `read_messages` returns them. The processor does not sample again: frames and their times are
     those of the videos. Returns the processor's output as a plain dict of tensors, batch of one. Raises BadRequest,
     or CheckpointError if the processor samples again.
     """
@@ -44,7 +44,7 @@ def prepare(processor: Any, messages: Messages) -> dict[str, Any]:
         ) from None
     except IndexError as error:  # our clock's ticks, taken for a number of frames
         raise resampled() from error
-    # Of the frames taken, metadata tells where a processor returns it; some repeat the last, to fill up a step of time.
+    # metadata, where a processor returns it, says which frames were taken; some repeat the last.
     for video, metadata in zip(videos, inputs.pop("video_metadata", []), strict=False):
         indices = video.metadata.frames_indices or []
         if list(metadata.frames_indices)[: len(indices)] != indices:

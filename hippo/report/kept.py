@@ -72,7 +72,7 @@ def scores_of(signals: Signals) -> dict[str, np.ndarray]:
 
 
 def write_kept(clip: Video, cells: np.ndarray, path: Path) -> None:
-    """Write every sampled frame with its kept tokens lit, as mp4, as long as the clip unless frames stand still long.
+    """Write every sampled frame with its kept tokens lit, as mp4, as long as the clip unless frames last long.
 
     cells: (grid frames, rows, columns) bool.
     """

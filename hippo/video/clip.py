@@ -65,7 +65,7 @@ class Clip:
             gc.collect(1 if packets < YOUNG_PACKETS else 2)
 
     def timeline(self, progress: Progress = lambda done: None) -> Timeline:
-        """When each frame is shown. A clip whose packets do not tell is decoded for it. Raises MediaError."""
+        """When each frame is shown. A clip whose packets carry no times is decoded. Raises MediaError."""
         if self._timeline is None:
             stamps: list[int | None] = []
             for frame in self._every_frame(progress):
@@ -180,7 +180,7 @@ class Clip:
         return [i for _, i in sorted((stamp, i) for i, (stamp, hidden) in listed if stamp is not None and not hidden)]
 
     def _promised(self) -> Timeline:
-        """The timeline that the packets tell."""
+        """The timeline from the packets' timestamps."""
         stamps = [self.stamps[index] for index in self._shown()]
         return build_timeline(stamps, self.stream.time_base, self._last_duration, self._rate)
 
@@ -349,7 +349,7 @@ def upright(image: np.ndarray, frame: Any) -> np.ndarray:
 
 def orientation(frame: Any) -> tuple[bool, bool, bool]:
     """Whether to transpose a frame, then mirror it left to right, then top to bottom."""
-    if "DISPLAYMATRIX" not in frame.side_data:  # `frame.rotation` does not tell a mirrored one
+    if "DISPLAYMATRIX" not in frame.side_data:  # `frame.rotation` does not say whether it is mirrored
         return False, False, False
     # Read row by row, the matrix takes (x, y) to (a x + c y, b x + d y).
     a, b, _, c, d, *_ = struct.unpack("=9i", bytes(frame.side_data["DISPLAYMATRIX"]))

@@ -4,7 +4,7 @@ from contextlib import closing
 
 import pytest
 
-from hippo.bench.synthetic_acceptance import SyntheticPair, stands
+from hippo.bench.synthetic_acceptance import SyntheticPair, accepts
 from hippo.pair import Draft
 from hippo.params import SamplingParams
 from hippo.stats import Stats
@@ -22,7 +22,7 @@ def answer(rate, **options):
 
 @pytest.mark.parametrize("rate", [0.0, 0.7, 1.0])
 def test_drafted_tokens_stand_at_the_rate(rate):
-    draws = [stands(rate, 0, place) for place in range(2000)]
+    draws = [accepts(rate, 0, place) for place in range(2000)]
     assert sum(draws) / len(draws) == pytest.approx(rate, abs=0.03)
     tokens, stats = answer(rate, method="sd", gamma=4, max_new_tokens=60)
     assert len(tokens) == 60 and stats.finish == "length"
@@ -31,7 +31,7 @@ def test_drafted_tokens_stand_at_the_rate(rate):
 
 
 def test_every_method_meets_the_same_draws():
-    rejected = [place for place in range(1, 40) if not stands(0.7, 0, place)]
+    rejected = [place for place in range(1, 40) if not accepts(0.7, 0, place)]
     for decoder in ("serial", "parallel"):
         _, stats = answer(0.7, decoder=decoder, gamma=1, max_new_tokens=40)
         assert 0 < stats.rejections <= len(rejected)

@@ -31,7 +31,7 @@ def pruning(
     out: Annotated[Path | None, typer.Option(help="Folder for the samples, the tables and the plots.")] = None,
     json: common.JsonOption = False,
 ) -> None:
-    """Compare ways of keeping video tokens on held-out clips: how much the target accepts, told and asked.
+    """Compare ways of keeping video tokens on held-out clips: how much the target accepts, in descriptions and answers.
 
     Every clip is described, and asked about one object. Exact and without a clock: the draft's proposals are compared
     with the target's own text, and serial speculative decoding is replayed on them. Intervals are 95 % over clips.

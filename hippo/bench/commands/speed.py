@@ -29,7 +29,7 @@ def speed(
         int | None, typer.Option(min=64, help="Video tokens at least; the clip is then a larger one of the world.")
     ] = None,
     acceptance: Annotated[
-        str, typer.Option(help="measured, or the chance in [0, 1] with which each drafted token is drawn to stand.")
+        str, typer.Option(help="measured, or the chance in [0, 1] that a drafted token is drawn as accepted.")
     ] = "measured",
     video: Annotated[Path, typer.Option(help="The clip to describe.")] = CLIP,
     runs: Annotated[int, typer.Option(min=1, help="Answers of each method, in turn; one more warms up.")] = 5,

@@ -45,7 +45,7 @@ def write_clip(scene: Scene, path: Path, side: int = SIDE) -> None:
 
 
 def _ground(scene: Scene, side: int) -> np.ndarray:
-    """(side, side, 3) float32, low in saturation so that every object colour stands out."""
+    """(side, side, 3) float32, low in saturation so that every object colour is distinct."""
     rng = np.random.default_rng(scene.seed)
     base = _TONE[scene.tone] + rng.uniform(-8, 8, size=3)
     rows, columns = np.mgrid[0:side, 0:side].astype(np.float32) * (224 / side)

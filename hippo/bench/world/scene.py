@@ -3,7 +3,7 @@
 Everything a clip shows and everything that can be said of it follows from a `Scene`; rendering (`render.py`), writing
 and reading English (`language.py`) and scoring (`score.py`) never look anywhere else. The world is our own.
 
-Objects stand on the crossings of a 3 x 3 lattice, move along it one or two steps at a time, and act in turn: time is
+Objects are on the crossings of a 3 x 3 lattice, move along it one or two steps at a time, and act in turn: time is
 cut into slots of one length, one event a slot (now and then two at once), so that "what happens after what" has one
 answer.
 """
@@ -139,7 +139,7 @@ def _place(rng: random.Random, count: int) -> list[Thing]:
         x, y = (LATTICE[axis] + rng.uniform(-0.03, 0.03) for axis in cell)
         visible = index == 0 or rng.random() < 0.75
         things.append(Thing(shape, size, Look(x, y, rng.uniform(*SIZES[size]), colour, visible)))
-    # In reading order, those there at the start first: so that "which is told next" has one answer too.
+    # In reading order, those there at the start first: so that "which comes next" has one answer too.
     return sorted(things, key=lambda thing: (not thing.first.visible, *cell_of(thing.first)[::-1]))
 
 
@@ -209,7 +209,7 @@ def _choices(rng: random.Random, scene: Scene, just_moved: set[int]) -> list[Cho
 def _moves(
     looks: list[Look], taken: dict[tuple[int, int], int], index: int, step: tuple[int, int]
 ) -> list[tuple[str, Look, int | None, float]]:
-    """Moves of one or two lattice steps over free crossings, and meeting what stands two steps away."""
+    """Moves of one or two lattice steps over free crossings, and meeting what is two steps away."""
     look = looks[index]
     column, row = cell_of(look)
     moves: list[tuple[str, Look, int | None, float]] = []
