@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hippo import tensor_parallel
-from hippo.decode import LARGEST, Answer, AutoSchedule, Schedule, StopRule, Verifier, decode, logits_processors
+from hippo.decode import (
+    LARGEST,
+    Answer,
+    AutoSchedule,
+    Check,
+    Pause,
+    Rounds,
+    Schedule,
+    StopRule,
+    Verifier,
+    alone,
+    decode,
+    logits_processors,
+)
 from hippo.device import clock, sharing
 from hippo.draft import Drafter, kept_prompt
 from hippo.errors import BadRequest
@@ -23,6 +36,7 @@ from hippo.pruning import AttentionRecorder, Pruner, pruner_named, recording, si
 from hippo.stats import Stats
 
 Progress = Callable[[str, float], None]
+Wanted = Check | Pause | list[int] | None
 
 
 class Sequence:
@@ -56,25 +70,59 @@ class Sequence:
         self._decode_text = decode_text
         self._schedule = self._schedule_of(params)
         self._share: Callable[[bool], None] = lambda beside: None
-        self._steps, self._closed = self._run(), False
+        self.target: CachedModel | None = None
+        self._run: Any = self._story()
+        self._closed = False
+        self._own_steps = alone(self._run, lambda ids: self.target.extend(ids))  # type: ignore[union-attr]
+        self._answer: Answer | None = None
+        self.part: int | None = None  # of a long prompt that one forward reads, in tokens x MLP width; None: much
 
     @torch.no_grad()
     def step(self) -> list[int] | None:
-        """Advance by one step: the prefill with the first token, then a round of decoding each.
+        """Advance by one step, with forwards of its own: the prefill with the first token, then a round of decoding
+        each.
 
         Returns the committed token ids, the one that ended the answer included; None once there are no more. Raises
         HippoError.
         """
         began = time.perf_counter()
         # The cores are given back between steps: another request may take the next one.
-        with self.pair.lock, sharing(self._shares_cores) as self._share:
+        with self.pair.lock, sharing(self.shares_cores) as self._share:
             if self._closed:
-                self._steps.close()
+                self._run.close()
                 return None
             with mixed_dtypes_explained(self.pair.target):
-                tokens = next(self._steps, None)
-        self.stats.seconds.total += time.perf_counter() - began
+                tokens = next(self._own_steps, None)
+        self.took(time.perf_counter() - began)
         return tokens
+
+    @torch.no_grad()
+    def advance(self, logits: Tensor | None = None, share: Callable[[bool], None] | None = None) -> Wanted:
+        """Advance until the request wants something, for `hippo.engine`, which holds the pair's lock.
+
+        logits: (n, vocabulary), if it wanted a `Check`. share: see `hippo.device.sharing`. Returns a `Check`, PROPOSED,
+        the committed token ids, an empty list after a part of the prompt, or None once there are no more. Raises
+        HippoError.
+        """
+        if self._closed:
+            self._run.close()
+            return None
+        self._share = share or self._share
+        with mixed_dtypes_explained(self.pair.target):
+            try:
+                return self._run.send(logits)
+            except StopIteration:
+                return None
+
+    def took(self, seconds: float) -> None:
+        """Count what a step did, and the time it took."""
+        stats = self.stats
+        stats.seconds.total += seconds
+        if stats.new_tokens:
+            stats.seconds.decode += seconds
+        if self.target is not None and self._answer is not None:
+            stats.method, stats.finish = self.params.name, self._answer.finish
+            stats.new_tokens, stats.target_forwards = len(self._answer.tokens), self.target.forwards
 
     def __iter__(self) -> Iterator[list[int]]:
         """The token ids of each step that is left."""
@@ -85,8 +133,8 @@ class Sequence:
         """End the request. From another thread it waits for the step under way."""
         self._closed = True
         with self.pair.lock:
-            if not self._steps.gi_running:  # a progress callback closes what is running: the next step then ends it
-                self._steps.close()
+            if not self._run.gi_running:  # a progress callback closes what is running: the next step then ends it
+                self._run.close()
 
     def _schedule_of(self, params: SamplingParams) -> Schedule:
         draft = self.pair.draft
@@ -107,10 +155,11 @@ class Sequence:
             draft.costs, draft.acceptance = self._schedule.costs, self._schedule.acceptance.rate
 
     @property
-    def _shares_cores(self) -> bool:
+    def shares_cores(self) -> bool:
+        """Whether the draft may work on the cores that the target uses."""
         return self.params.decoder != "ar" and self.pair.target.device.type == "cpu"
 
-    def _run(self) -> Any:
+    def _story(self) -> Rounds:
         drafter = self._drafter()
         try:
             here = on_device(self._inputs, self.pair.target.device)
@@ -121,35 +170,27 @@ class Sequence:
             target = CachedModel.of(
                 self.pair.family, self.pair.target, spare=spare, fixed_width=self.pair.fixed_width(self.params)
             )
-            logits = self._prefill(here, prompt, target, drafter)
+            logits = yield from self._prefill(here, prompt, target, drafter)
             answer = self.answer(prompt)
             first = answer.commit(answer.verify(logits[None], []))
             drafter.commit(0, first)
-            yield self._count(answer, target, first)
-            yield from self._rounds(answer, target, drafter)
+            self.target, self._answer = target, answer
+            yield first
+            yield from decode(answer, target, drafter, self._schedule, self.stats, lambda beside: self._share(beside))
         finally:
             drafter.end()
             self._learn()
-
-    def _rounds(self, answer: Answer, target: CachedModel, drafter: Drafter) -> Iterator[list[int]]:
-        began = time.perf_counter()
-        for tokens in decode(answer, target, drafter, self._schedule, self.stats, lambda beside: self._share(beside)):
-            self.stats.seconds.decode += time.perf_counter() - began
-            yield self._count(answer, target, tokens)
-            began = time.perf_counter()
-
-    def _count(self, answer: Answer, target: CachedModel, tokens: list[int]) -> list[int]:
-        self.stats.method, self.stats.finish = self.params.name, answer.finish
-        self.stats.new_tokens, self.stats.target_forwards = len(answer.tokens), target.forwards
-        return tokens
 
     def _drafter(self) -> Drafter:
         if self.params.decoder == "ar":
             return Drafter(None, self.stats, on_step=self._schedule.saw_draft)
         return self.pair.drafter(self.stats, self._schedule.saw_draft, own_inputs=self._draft_inputs is not None)
 
-    def _prefill(self, inputs: dict[str, Any], prompt: Prompt, target: CachedModel, drafter: Drafter) -> Tensor:
-        """Vision tower, prefill, and the choice of the draft's tokens. Returns the prefill's logits, (vocabulary,)."""
+    def _prefill(
+        self, inputs: dict[str, Any], prompt: Prompt, target: CachedModel, drafter: Drafter
+    ) -> Generator[list[int], None, Tensor]:
+        """Vision tower, prefill, and the choice of the draft's tokens. Yields between the parts of a long prompt.
+        Returns the prefill's logits, (vocabulary,)."""
         device, stats = self.pair.target.device, self.stats
         began = clock(device)
         self._share(not (drafter.shared_vision or drafter.lost))  # the draft's vision tower works at the same time
@@ -157,14 +198,22 @@ class Sequence:
         self._share(False)
         looked = clock(device)
         keeping = _Keeping(self.pair, self.params, prompt, embeds, drafter, stats, self._inputs)
-        with recording(*keeping.recorders):
-            if self.params.decoder != "ar" and not keeping.recorders:
-                keeping.choose()
-            logits = target.read(embeds, prompt, self._progress)
-        keeping.finish()
         stats.seconds.vision = looked - began
+        if self.params.decoder != "ar" and not keeping.recorders:
+            keeping.choose()
+        parts, done = target.reading(embeds, prompt, self._progress, self.part), False
+        while not done:
+            began = clock(device)
+            with recording(*keeping.recorders):
+                logits = next(parts)
+            done = target.length == len(embeds)
+            if done:
+                keeping.finish()
+            stats.seconds.prefill += clock(device) - began
+            if not done:
+                yield []
         stats.seconds.scoring = keeping.seconds
-        stats.seconds.prefill = clock(device) - looked - keeping.seconds
+        stats.seconds.prefill -= keeping.seconds
         stats.prompt_tokens, stats.video_tokens = len(prompt.input_ids), len(prompt.video_at)
         stats.kv_cache_mib = target.size / 2**20
         return logits

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList
 
-from hippo.decode import Answer, AutoSchedule, Schedule, StopRule, Verifier, decode
+from hippo.decode import Answer, AutoSchedule, Schedule, StopRule, Verifier, alone, decode
 from hippo.draft import Proposal
 from hippo.params import SamplingParams
 from hippo.stats import Stats
@@ -127,7 +127,8 @@ def simulate(guesses: Sequence[Guess], machine: Machine, schedule: Schedule, beg
     verifier = Verifier(SamplingParams(), LogitsProcessorList(), torch.tensor([_RIGHT]))
     answer = Answer(verifier, StopRule([], len(guesses) + 1), stats)
     models[1].commit(0, answer.commit(answer.verify(torch.tensor([[1.0, 0.0]]), [])))
-    for _ in decode(answer, *models, schedule, stats, machine.share, lambda: machine.now):
+    rounds = decode(answer, *models, schedule, stats, machine.share, lambda: machine.now)
+    for _ in alone(rounds, models[0].extend):
         pass
     return Simulated(machine.now, models[0].forwards)
 

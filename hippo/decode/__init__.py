@@ -2,7 +2,7 @@
 
 from hippo.decode.answer import Answer
 from hippo.decode.costs import LARGEST, Costs
-from hippo.decode.loop import decode
+from hippo.decode.loop import Check, Pause, Rounds, alone, decode
 from hippo.decode.schedule import AutoSchedule, Mode, Schedule
 from hippo.decode.stop import StopRule
 from hippo.decode.verify import Verdict, Verifier, logits_processors
@@ -11,12 +11,16 @@ __all__ = [
     "LARGEST",
     "Answer",
     "AutoSchedule",
+    "Check",
     "Costs",
     "Mode",
+    "Pause",
+    "Rounds",
     "Schedule",
     "StopRule",
     "Verdict",
     "Verifier",
+    "alone",
     "decode",
     "logits_processors",
 ]

@@ -8,8 +8,9 @@ has a draft, and broadcasts what it proposes to the others.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from typing import Protocol
+from collections.abc import Callable, Generator, Iterator
+from enum import Enum
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -38,6 +39,21 @@ class Target(Protocol):
         """Forget the last tokens."""
 
 
+class Check(NamedTuple):
+    """Tokens that the target shall read next: the last one of the answer, and the drafted ones after it."""
+
+    ids: list[int]
+
+
+class Pause(Enum):
+    """PROPOSED: the draft has been asked. Other requests may ask it now, before this one waits for its tokens."""
+
+    PROPOSED = 0
+
+
+Rounds = Generator[Check | Pause | list[int], Tensor | None, None]
+
+
 def decode(
     answer: Answer,
     target: Target,
@@ -46,8 +62,9 @@ def decode(
     stats: Stats,
     share_cores: Callable[[bool], None] = lambda beside: None,
     now: Callable[[], float] = time.perf_counter,
-) -> Iterator[list[int]]:
-    """Yield the tokens of each round as they are committed, until the answer ends.
+) -> Rounds:
+    """Decode until the answer ends. Yields in each round PROPOSED, a `Check`, for which the caller sends the
+    (n, vocabulary) logits, and the committed tokens; see `alone`, and `hippo.engine` for several requests together.
 
     answer: holds its first token. share_cores: called before each forward with whether the draft works too.
     """
@@ -58,8 +75,9 @@ def decode(
         share_cores(mode is Mode.PARALLEL or not (ready or drafter.lost))
         if mode is not Mode.PLAIN and not drafter.lost:
             propose(answer, drafter, schedule, most if mode is Mode.IN_TURNS else LARGEST)
+        yield Pause.PROPOSED
         pending = broadcast(take(answer, drafter, schedule, mode, most))
-        logits = target.extend([answer.tokens[-1], *(proposal.id for proposal in pending)])
+        logits: Any = yield Check([answer.tokens[-1], *(proposal.id for proposal in pending)])
         schedule.saw_target(1 + len(pending), target.seconds)
         if mode is not Mode.PARALLEL:
             verdict = verify(logits, pending, answer, schedule)
@@ -75,6 +93,19 @@ def decode(
             schedule.end_round(len(tokens), now() - began)
             stats.draft_rounds += mode is not Mode.PLAIN
         yield tokens
+
+
+def alone(rounds: Rounds, extend: Callable[[list[int]], Tensor]) -> Iterator[list[int]]:
+    """The committed tokens of each round of a request whose forwards are its own. extend: see `Target.extend`."""
+    wanted = next(rounds, None)
+    while wanted is not None:
+        if isinstance(wanted, list) and wanted:
+            yield wanted
+        logits = extend(wanted.ids) if isinstance(wanted, Check) else None
+        try:
+            wanted = rounds.send(logits)
+        except StopIteration:
+            return
 
 
 def propose(answer: Answer, drafter: Drafter, schedule: Schedule, most: int = LARGEST) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,14 +13,17 @@ from hippo.errors import BadRequest
 from hippo.families import Embeds, Family, Prompt
 from hippo.forward.cuda_graphs import RUN, Recorded, recorded_for, records
 from hippo.forward.fused import FusedDecoder, fused
-from hippo.forward.kv_cache import KVCache
-from hippo.forward.observe import Observer, observing
+from hippo.forward.kv_cache import KVCache, PassedOn, cache_argument
+from hippo.forward.observe import Attend, Observer, observing, wrapping
 
 _MOST_SPARE = 4096  # tokens; upper bound of the room made in advance for an answer
+Progress = Callable[[str, float], None]
+
 _WHOLE = 8192 * 18944  # tokens x MLP width that one prefill forward reads: 8192 tokens of a 7B model
 _PART = 2048  # tokens per forward of a longer prompt: bounds memory, and is slower
 _FEW = 512  # tokens; prompts up to this length use the fused forward, whose attention memory is quadratic
 _TABLE = 512  # positions by which the rotary table grows
+_MASKED = ("sdpa", "eager")  # attention functions that take any additive mask
 
 
 class CachedModel:
@@ -71,33 +74,46 @@ class CachedModel:
         """Tokens that one `extend` takes at most; 0 for any number."""
         return self._fixed_width
 
-    def read(self, embeds: Embeds, prompt: Prompt, progress: Callable[[str, float], None] | None = None) -> Tensor:
-        """Read a whole prompt; one forward reads its question, so that its attention can be recorded. Returns
-        (vocabulary,) logits."""
+    def read(self, embeds: Embeds, prompt: Prompt, progress: Progress | None = None) -> Tensor:
+        """Read a whole prompt. Returns (vocabulary,) logits."""
+        *_, logits = self.reading(embeds, prompt, progress)
+        return logits
+
+    def reading(
+        self, embeds: Embeds, prompt: Prompt, progress: Progress | None = None, whole: int | None = None
+    ) -> Iterator[Tensor]:
+        """Read a prompt part by part; one forward reads its question, so that its attention can be recorded. Yields
+        (vocabulary,) logits after each part. progress, whole: see `prefill`."""
         question = len(embeds) - int(prompt.question_at[0]) if len(prompt.video_at) else 1
-        return self.prefill(embeds, prompt.positions, prompt.next_position, question, progress)
+        return self.prefilling(embeds, prompt.positions, prompt.next_position, question, progress, whole)
+
+    def prefill(self, embeds: Embeds, positions: Tensor, next_position: Tensor, question: int = 1) -> Tensor:
+        """See `prefilling`. Returns (vocabulary,) logits."""
+        *_, logits = self.prefilling(embeds, positions, next_position, question)
+        return logits
 
     @torch.inference_mode()
-    def prefill(
+    def prefilling(
         self,
         embeds: Embeds,
         positions: Tensor,
         next_position: Tensor,
         question: int = 1,
-        progress: Callable[[str, float], None] | None = None,
-    ) -> Tensor:
+        progress: Progress | None = None,
+        whole: int | None = None,
+    ) -> Iterator[Tensor]:
         """Read a prompt of L tokens. positions: (axes, L); next_position: (axes,). question: tokens at its end that one
-        forward reads. progress: called with a phase and its share, if the prompt is long. Returns
-        (vocabulary,) logits."""
+        forward reads. progress: called with a phase and its share, if the prompt is long. whole: tokens x MLP width
+        that one forward reads at most. Yields (vocabulary,) logits after each part."""
         self._begin(len(embeds), next_position)
-        for part in prefill_parts(self._first, question, self._width):
+        for part in prefill_parts(self._first, question, self._width, whole):
             with observing(*([self._reporter(progress, part)] if progress and self._first > _PART else [])):
                 logits = self._forward(embeds[part], positions[:, part], last_only=True)
-        if self._fixed_width:
-            self._capacity = self._kv.show_whole()
-            if not self._capacity:
-                raise BadRequest("this model's cache does not allow a fixed width", "leave verify_width out")
-        return logits[0]
+            if self._fixed_width and part.stop == self._first:
+                self._capacity = self._kv.show_whole()
+                if not self._capacity:
+                    raise BadRequest("this model's cache does not allow a fixed width", "leave verify_width out")
+            yield logits[0]
 
     @torch.inference_mode()
     def prefill_few(self, embeds: Embeds, positions: Tensor, next_position: Tensor) -> Tensor:
@@ -107,7 +123,8 @@ class CachedModel:
         if self._fused is None:
             return self.prefill(embeds, positions, next_position)
         self._begin(len(embeds), next_position)
-        return self._head(self._fused.forward(embeds.tokens, self._fused.rotary(positions), self._kv)[-1:])[0]
+        hidden = self._fused.forward(embeds.tokens, self._fused.rotary(positions), (self._kv, len(embeds)))
+        return self._head(hidden[-1:])[0]
 
     def _begin(self, first: int, next_position: Tensor) -> None:
         """Prepare for a prompt of `first` tokens."""
@@ -161,7 +178,7 @@ class CachedModel:
         if begin == 0 and self._may_fuse and self._fused is None:
             self._fused = fused(self._language_model)
         if self._fused is not None:
-            hidden = self._fused.forward(embeds, self._rotary_at(begin, begin + len(ids)), self._kv)
+            hidden = self._fused.forward(embeds, self._rotary_at(begin, begin + len(ids)), (self._kv, len(ids)))
             return self._head(hidden)
         positions = self._next[:, None] + torch.arange(begin, begin + len(ids), device=device)
         return self._forward(Embeds(embeds), positions)
@@ -177,6 +194,11 @@ class CachedModel:
         logits = self._forward(Embeds(embeds), self._next[:, None] + length - self._first + rows, mask=mask)
         self._kv.rollback(width - len(ids))
         return logits[: len(ids)]
+
+    def joins(self) -> bool:
+        """Whether its forwards can be made together with those of other requests."""
+        attention = getattr(self._language_model.config, "_attn_implementation", "")
+        return not self._fixed_width and self._recorded is None and self._kv.full_attention and attention in _MASKED
 
     def rollback(self, count: int) -> None:
         """Forget the last `count` tokens."""
@@ -201,7 +223,7 @@ class CachedModel:
         cos, sin = self._rotary
         return cos[begin:end], sin[begin:end]
 
-    def _reporter(self, progress: Callable[[str, float], None], part: slice) -> Observer:
+    def _reporter(self, progress: Progress, part: slice) -> Observer:
         """Reports progress layer by layer while one part of a prompt is read."""
         layers, first, length = self._language_model.config.num_hidden_layers, self._first, part.stop - part.start
 
@@ -217,21 +239,77 @@ class CachedModel:
             # Without an explicit mask of ones, transformers takes the gaps that pruning leaves in the positions for
             # borders between packed sequences.
             mask = torch.ones(1, self.length + len(embeds), dtype=torch.bool, device=embeds.tokens.device)
-        hidden = self._language_model(
+        hidden = self._hidden(embeds, positions, mask, self._kv)
+        return self._head(hidden[-1:] if last_only else hidden)
+
+    def _hidden(self, embeds: Embeds, positions: Tensor, mask: Tensor, kv: KVCache | PassedOn) -> Tensor:
+        """(n, D) of transformers' own forward."""
+        return self._language_model(
             inputs_embeds=embeds.tokens[None],
             position_ids=positions if len(positions) == 1 else positions[:, None],
             attention_mask=mask,
             use_cache=True,
-            **self._kv.argument(self._language_model),
+            **{cache_argument(self._language_model): kv.cache},
             **embeds.arguments,
         ).last_hidden_state[0]
-        return self._head(hidden[-1:] if last_only else hidden)
 
 
-def prefill_parts(length: int, question: int, width: int) -> list[slice]:
-    """The forwards that read a prompt: one, or several if length x width is large. width: of the model's MLP. The last
-    one holds at least the `question` tokens at the end."""
-    if length * width <= _WHOLE:
+@torch.inference_mode()
+def extend_together(parts: Sequence[tuple[CachedModel, Sequence[int]]]) -> list[Tensor]:
+    """`extend` for several requests of one model. All products are made over the tokens of all requests, and each
+    request attends to its own keys and values. Returns the (n, vocabulary) logits of each."""
+    first, ids = parts[0][0], [id for _, own in parts for id in own]
+    if len(parts) == 1 or not all(one.joins() for one, _ in parts):
+        return [one.extend(own) for one, own in parts]
+    device, counts = first._next.device, [len(own) for _, own in parts]
+    began = clock(device)
+    embeds = first._lookup(torch.tensor(ids, device=device))
+    answered = [(one, one.length - one._first, len(own)) for one, own in parts]
+    decoder = fused(first._language_model) if all(one._may_fuse for one, _ in parts) else None
+    if decoder is not None:
+        for one, _ in parts:
+            one._fused = decoder
+        cos, sin = zip(*(one._rotary_at(begin, begin + count) for one, begin, count in answered), strict=True)
+        kvs = [(one._kv, count) for one, _, count in answered]
+        hidden = decoder.forward(embeds, (torch.cat(cos), torch.cat(sin)), *kvs)
+    else:
+        places = [one._next[:, None] + torch.arange(at, at + n, device=device) for one, at, n in answered]
+        with wrapping(attending_apart([(one._kv, count) for one, _, count in answered])):
+            hidden = first._hidden(Embeds(embeds), torch.cat(places, dim=1), embeds.new_zeros(1, 1, 1, 1), PassedOn())
+    logits = first._head(hidden)
+    seconds = clock(device) - began
+    for one, _ in parts:
+        one.forwards += 1
+        one.seconds = seconds
+    return list(logits.split(counts))
+
+
+def attending_apart(kvs: Sequence[tuple[KVCache, int]]) -> Callable[[Attend], Attend]:
+    """Wraps an attention function, so that the new tokens of a forward attend to the keys and values of their own
+    request. kvs: of each request its cache, and how many of the new tokens are its own."""
+
+    def wrapper(attend: Attend) -> Attend:
+        def attention(module: Any, query: Tensor, key: Tensor, value: Tensor, _: Any, **kwargs: Any) -> Any:
+            outputs, begin = [], 0
+            for kv, count in kvs:
+                rows = slice(begin, begin + count)
+                keys, values = kv.cache.update(key[:, :, rows], value[:, :, rows], module.layer_idx)
+                later = keys.shape[-2] - count
+                mask = query.new_full((count, count), float("-inf")).triu(1) if count > 1 else None
+                mask = None if mask is None else torch.nn.functional.pad(mask, (later, 0))[None, None]
+                outputs.append(attend(module, query[:, :, rows], keys, values, mask, **kwargs)[0])
+                begin += count
+            return torch.cat(outputs, dim=1), None
+
+        return attention
+
+    return wrapper
+
+
+def prefill_parts(length: int, question: int, width: int, whole: int | None = None) -> list[slice]:
+    """The forwards that read a prompt: one, or several if length x width is more than `whole`. width: of the model's
+    MLP. The last one holds at least the `question` tokens at the end."""
+    if length * width <= (_WHOLE if whole is None else whole):
         return [slice(0, length)]
     last = length - max(_PART, question)
     return [*(slice(begin, min(begin + _PART, last)) for begin in range(0, last, _PART)), slice(max(0, last), length)]

@@ -118,7 +118,8 @@ class Recorded:
         assert self._tensor is not None
         answered = at - self._first
         rotary = self._cos[answered], self._sin[answered]
-        return self._head(self._decoder.forward_in(self._lookup(ids), rotary, FixedWindow(self._tensor, at)))
+        window = FixedWindow(self._tensor, at)
+        return self._head(self._decoder.forward_in(self._lookup(ids), rotary, (window, len(ids))))
 
 
 def recorded(work: Callable[[], tuple[Tensor, ...]], device: torch.device) -> Callable[[], tuple[Tensor, ...]]:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hippo.forward.kv_cache import FixedWindow, KVCache, Window
+from hippo.forward.kv_cache import FixedWindow, KVCache, Window, cache_argument
 
 _ENABLED = os.environ.get("HIPPO_FUSED") != "0"
 _HEAD_NORMS = ("q_norm", "k_norm")
@@ -43,7 +43,7 @@ class NotFusable(Exception):
 
 
 class FusedDecoder:
-    """The text stack of a model, for a few new tokens of one request at a time. Raises NotFusable."""
+    """The text stack of a model, for a few new tokens of one request or of several. Raises NotFusable."""
 
     def __init__(self, language_model: Any) -> None:
         _require_fusable(language_model)
@@ -70,17 +70,23 @@ class FusedDecoder:
         cos, sin = (self._merged(x).reshape(-1, 1, self._size) for x in both)
         return cos, torch.cat([-sin[..., : self._size // 2], sin[..., self._size // 2 :]], dim=-1)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], kv: KVCache) -> Tensor:
-        """Hidden states (n, D) of new tokens with embeddings x (n, D); kv becomes n tokens longer."""
-        return self.forward_in(x, rotary, kv.append(len(x), x.new_empty(1, self._key_heads, 0, self._size)))
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], *kvs: tuple[KVCache, int]) -> Tensor:
+        """Hidden states (n, D) of new tokens with embeddings x (n, D). kvs: of each request its cache, and how many of
+        the tokens are its own, by which the cache becomes longer."""
+        like = x.new_empty(1, self._key_heads, 0, self._size)
+        return self.forward_in(x, rotary, *((kv.append(count, like), count) for kv, count in kvs))
 
-    def forward_in(self, x: Tensor, rotary: tuple[Tensor, Tensor], window: Window | FixedWindow) -> Tensor:
-        """`forward` over the keys and values of a window."""
+    def forward_in(
+        self, x: Tensor, rotary: tuple[Tensor, Tensor], *windows: tuple[Window | FixedWindow, int]
+    ) -> Tensor:
+        """`forward` over the keys and values of windows, each with its number of tokens."""
         count, half = len(x), self._size // 2
         cos, sin = rotary
-        heads, key_heads, size = self._heads, self._key_heads, self._size
-        groups, width = heads // key_heads, x.shape[1:]
-        mask = window.mask(x).repeat(groups, 1)[None]
+        heads, key_heads, size, width = self._heads, self._key_heads, self._size, x.shape[1:]
+        groups, end, parts = heads // key_heads, 0, []
+        for window, own in windows:
+            parts.append((slice(end, end + own), window, window.mask(x).repeat(groups, 1)[None]))
+            end += own
         for number, layer in enumerate(self._layers):
             h = F.rms_norm(x, width, layer.norm, self._epsilon)
             h = torch.cat([F.linear(h, *linear) for linear in layer.qkv], dim=-1)
@@ -93,15 +99,23 @@ class FusedDecoder:
             swapped = rotated.roll(half, -1)
             rotated.mul_(cos).addcmul_(swapped, sin)
             new = h[:, heads:].view(count, 2, key_heads, size).permute(1, 2, 0, 3)
-            keys, values = window.write(number, new)
-            query = h[:, :heads].transpose(0, 1).reshape(key_heads, groups * count, size)
-            h = torch.bmm(_weights(query, keys, mask, self._scaling), values)
-            h = h.view(heads, count, size).transpose(0, 1).reshape(count, heads * size)
-            x = torch.addmm(x, h, layer.out)
+            attended = [
+                self._attend(h[rows, :heads], *window.write(number, new[:, :, rows]), mask)
+                for rows, window, mask in parts
+            ]
+            x = torch.addmm(x, attended[0] if len(attended) == 1 else torch.cat(attended), layer.out)
             h = F.rms_norm(x, width, layer.second_norm, self._epsilon)
             gate, up = (F.linear(h, *linear) for linear in layer.gate_up)
             x = torch.addmm(x, self._activation(gate).mul_(up), layer.down)
         return F.rms_norm(x, width, self._norm, self._epsilon)
+
+    def _attend(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+        """(n, H d) attention of n queries (n, H, d) to keys and values (H_kv, length, d). mask: broadcasts to
+        (H_kv, groups n, length)."""
+        count = len(query)
+        grouped = query.transpose(0, 1).reshape(self._key_heads, -1, self._size)
+        h = torch.bmm(_weights(grouped, keys, mask, self._scaling), values)
+        return h.view(self._heads, count, self._size).transpose(0, 1).reshape(count, -1)
 
     def _merged(self, x: Tensor) -> Tensor:
         """M-RoPE's three axes merged, which transformers before about 5.20 leaves to its attention layers."""
@@ -235,8 +249,8 @@ def _require_equal(decoder: FusedDecoder, model: Any) -> None:
             position_ids=positions if axes == 1 else positions[:, None],
             attention_mask=torch.ones(1, end, dtype=torch.bool, device=embeds.device),
             use_cache=True,
-            **plain.argument(model),
+            **{cache_argument(model): plain.cache},
         ).last_hidden_state[0]
-        mine = decoder.forward(embeds[start:end], decoder.rotary(positions), own)
+        mine = decoder.forward(embeds[start:end], decoder.rotary(positions), (own, end - start))
         if not (mine - theirs).float().norm() <= tolerance * theirs.float().norm():
             raise NotFusable("its layers compute something else than Llama's")

@@ -142,9 +142,10 @@ class KVCache:
             elif hasattr(layer, "activate_past_recording"):
                 layer.activate_past_recording()
 
-    def argument(self, language_model: Any) -> dict[str, DynamicCache]:
-        """What passes this cache to a text model's forward."""
-        return {_argument_name(type(language_model).forward): self.cache}
+    @property
+    def full_attention(self) -> bool:
+        """Whether all layers keep every token, in one room."""
+        return self._room is not None and len(self._rooms) == len(self.cache.layers)
 
     @property
     def length(self) -> int:
@@ -191,7 +192,22 @@ class KVCache:
             layer.length = end
 
 
+class PassedOn:
+    """Stands for a cache where the attention function writes keys and values itself."""
+
+    class _Cache(DynamicCache):
+        def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+            return key_states, value_states
+
+    def __init__(self) -> None:
+        self.cache = self._Cache()
+
+
+def cache_argument(language_model: Any) -> str:
+    """The argument of a text model's forward that takes the cache. transformers 5.24 renamed it."""
+    return _argument_name(type(language_model).forward)
+
+
 @cache
 def _argument_name(forward: Callable[..., Any]) -> str:
-    """The argument of a text model's forward that takes the cache. transformers 5.24 renamed it."""
     return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"

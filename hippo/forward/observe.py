@@ -1,10 +1,10 @@
-"""Watching the attention of a forward, without a change to the model."""
+"""Watching or replacing the attention of a forward, without a change to the model."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,10 +12,11 @@ from transformers import AttentionInterface
 
 # (layer, query (1, H, n, d), key (1, H_kv, L, d), scaling), before the layer's attention; queries and keys after RoPE
 Observer = Callable[[int, Tensor, Tensor, float], None]
+Attend = Callable[..., Any]  # transformers' attention functions
 
 
 class _Active(threading.local):
-    observers: tuple[Observer, ...] = ()
+    wrappers: tuple[Callable[[Attend], Attend], ...] = ()
 
 
 _active, _installing = _Active(), threading.Lock()
@@ -25,31 +26,40 @@ _active, _installing = _Active(), threading.Lock()
 def observing(*observers: Observer) -> Iterator[None]:
     """While open, `observers` are called in every language model layer that this thread runs. Models and other threads
     are unaffected."""
+    with wrapping(lambda attend: _observed(attend, observers)) if observers else nullcontext():
+        yield
+
+
+@contextmanager
+def wrapping(wrapper: Callable[[Attend], Attend]) -> Iterator[None]:
+    """While open, the models that this thread runs use `wrapper` of their attention function."""
     _install()
-    before, _active.observers = _active.observers, _active.observers + observers
+    before, _active.wrappers = _active.wrappers, (*_active.wrappers, wrapper)
     try:
         yield
     finally:
-        _active.observers = before
+        _active.wrappers = before
 
 
 def _install() -> None:
     # The lookup is wrapped, not the registered functions: "eager" is never registered, since each modelling file passes
-    # its own as the default. Without an observer the lookup returns what it always did.
+    # its own as the default. Without a wrapper the lookup returns what it always did.
     with _installing:
         plain: Any = AttentionInterface.get_interface
         if hasattr(plain, "observed_by_hippo"):
             return
 
-        def get_interface(self: AttentionInterface, *args: Any, **kwargs: Any) -> Callable[..., Any]:
+        def get_interface(self: AttentionInterface, *args: Any, **kwargs: Any) -> Attend:
             attend = plain(self, *args, **kwargs)
-            return _observed(attend, _active.observers) if _active.observers else attend
+            for wrapper in _active.wrappers:
+                attend = wrapper(attend)
+            return attend
 
         get_interface.observed_by_hippo = True  # type: ignore[attr-defined]
         AttentionInterface.get_interface = get_interface  # type: ignore[method-assign]
 
 
-def _observed(attend: Callable[..., Any], observers: tuple[Observer, ...]) -> Callable[..., Any]:
+def _observed(attend: Attend, observers: tuple[Observer, ...]) -> Attend:
     def attention(module: nn.Module, query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Any:
         layer = getattr(module, "layer_idx", None)  # vision layers have none
         if isinstance(layer, int):

@@ -3,7 +3,7 @@
 import torch
 from transformers import LogitsProcessorList
 
-from hippo.decode import Answer, Mode, Schedule, StopRule, Verdict, Verifier, decode
+from hippo.decode import Answer, Mode, Schedule, StopRule, Verdict, Verifier, alone, decode
 from hippo.decode.loop import propose, take
 from hippo.draft import Proposal
 from hippo.params import SamplingParams
@@ -66,7 +66,7 @@ def run(drafter, decoder="parallel", gamma=3, length=12, eos=(), share=lambda be
     answer = Answer(verifier, StopRule(eos, length), stats)
     answer.commit(Verdict([], TEXT[0], False))
     drafter.at = 1
-    rounds = list(decode(answer, target, drafter, Schedule(decoder, gamma), stats, share))
+    rounds = list(alone(decode(answer, target, drafter, Schedule(decoder, gamma), stats, share), target.extend))
     assert (
         answer.tokens == TEXT[: len(answer.tokens)]
         and [token for each in rounds for token in each] == answer.tokens[1:]

@@ -23,15 +23,21 @@ def test_parts_cover_a_prompt_and_the_last_holds_the_question():
 def test_a_long_prompt_is_told_layer_by_layer(whole, monkeypatch):
     net = model("qwen2_5_vl")
     monkeypatch.setattr(cached_model, "_PART", 8)
-    if not whole:
-        monkeypatch.setattr(cached_model, "_WHOLE", 0)
     embeds, positions, told = Embeds(torch.randn(20, 64)), torch.arange(20).expand(3, -1), []
     layers = family_of(net).language_model(net).layers
     one = CachedModel.of(family_of(net), net)
-    one.prefill(embeds, positions, positions[:, -1] + 1, progress=lambda phase, share: told.append(share))
+    list(
+        one.prefilling(
+            embeds,
+            positions,
+            positions[:, -1] + 1,
+            progress=lambda phase, share: told.append(share),
+            whole=None if whole else 0,
+        )
+    )
     assert len(told) == len(layers) * (1 if whole else 3) and told == sorted(told) and told[-1] == 1
     assert not any(layer._forward_hooks for layer in layers)
     told.clear()
     short = CachedModel.of(family_of(net), net)
-    short.prefill(embeds[slice(0, 8)], positions[:, :8], positions[:, 7] + 1, progress=lambda *_: told.append(1))
+    list(short.prefilling(embeds[:8], positions[:, :8], positions[:, 7] + 1, progress=lambda *_: told.append(1)))
     assert not told
