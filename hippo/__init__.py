@@ -9,8 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hippo.engine import Engine, Stream
     from hippo.errors import BadRequest, Busy, CheckpointError, DraftLost, HippoError, MediaError, OutOfMemory
-    from hippo.llm import Stream, VideoLLM, generate, load
+    from hippo.llm import VideoLLM, generate, load
     from hippo.params import SamplingParams
     from hippo.request import Output, Request
     from hippo.stats import Stats
@@ -20,7 +21,8 @@ __version__ = "0.2.0"
 
 _HOMES = {
     "errors": ("BadRequest", "Busy", "CheckpointError", "DraftLost", "HippoError", "MediaError", "OutOfMemory"),
-    "llm": ("Stream", "VideoLLM", "generate", "load"),
+    "engine": ("Engine", "Stream"),
+    "llm": ("VideoLLM", "generate", "load"),
     "params": ("SamplingParams",),
     "request": ("Output", "Request"),
     "stats": ("Stats",),
@@ -31,6 +33,7 @@ __all__ = [
     "Busy",
     "CheckpointError",
     "DraftLost",
+    "Engine",
     "HippoError",
     "MediaError",
     "OutOfMemory",

@@ -1,5 +1,9 @@
 """What can go wrong in a way that the user can act on."""
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class HippoError(Exception):
     """Base of all errors that users are meant to read: one line with the cause and what to do about it.
@@ -49,3 +53,21 @@ def is_out_of_memory(error: Exception) -> bool:
 
     known = isinstance(error, (MemoryError, torch.OutOfMemoryError, OutOfMemory))
     return known or (isinstance(error, RuntimeError) and "allocate memory" in str(error))
+
+
+@contextmanager
+def out_of_memory_explained() -> Iterator[None]:
+    """Turn every kind of running out of memory into OutOfMemory."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, HippoError) or not is_out_of_memory(error):
+            raise
+        reason = error
+    else:
+        return
+    gc.collect()
+    raise OutOfMemory(
+        f"not enough memory ({str(reason).splitlines()[0] if str(reason) else type(reason).__name__})",
+        "use fewer --frames, a smaller checkpoint or another --device",
+    ) from None

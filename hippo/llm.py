@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn, Unpack
@@ -17,7 +16,8 @@ from torch import nn
 from hippo import tensor_parallel
 from hippo.checkpoints import bits_for, load_processor, load_target, own_processor, resolve, stored_bytes
 from hippo.draft import placement
-from hippo.errors import CheckpointError, HippoError, OutOfMemory, is_out_of_memory
+from hippo.engine import Engine, Read, State, Stream, warnings_of
+from hippo.errors import CheckpointError, HippoError, out_of_memory_explained
 from hippo.families import family_of
 from hippo.inputs import Messages, prepare, read_fitting, room_for
 from hippo.pair import Draft, Pair
@@ -26,8 +26,8 @@ from hippo.quiet import quiet
 from hippo.request import DEFAULT_PROMPT, Output, Request, Sources, messages_from
 from hippo.sequence import Progress, Sequence
 from hippo.stats import Stats
-from hippo.text import TextStream
 
+OnDone = Callable[[int, Output | HippoError], None]
 _OWN_OPTIONS = ("messages", "system", "frames", "fps", "max_video_tokens", "progress", "on_text")
 
 
@@ -37,8 +37,9 @@ class VideoLLM:
     draft_processor: the draft's own, if the target's does not serve both.
     """
 
-    def __init__(self, pair: Pair, processor: Any, draft_processor: Any = None) -> None:
+    def __init__(self, pair: Pair, processor: Any, draft_processor: Any = None, max_running: int = 8) -> None:
         self.pair, self.processor, self.draft_processor = pair, processor, draft_processor
+        self.engine = Engine(pair, processor.tokenizer, self._read, max_running)
 
     def generate(
         self,
@@ -97,10 +98,42 @@ class VideoLLM:
     ) -> Stream:
         """Like `generate`, but to be iterated for the text piece by piece as it is accepted; see `Stream`."""
         if isinstance(video, Request):
-            return Stream(self, video, progress)
+            return self.engine.submit(video, progress)
         params = SamplingParams.of(_OWN_OPTIONS, **options)
         turns = messages_from(video, prompt, messages, system)
-        return Stream(self, Request(turns, params, frames, fps, max_video_tokens), progress)
+        return self.engine.submit(Request(turns, params, frames, fps, max_video_tokens), progress)
+
+    def generate_many(self, requests: Iterable[Request], *, on_done: OnDone | None = None) -> list[Output | HippoError]:
+        """Answer several requests together, which is faster than one after another.
+
+        on_done: called with a request's index and its `Output` or error, as soon as it has ended. Returns these in the
+        order of the requests: an error ends its own request alone.
+        """
+        streams = [self.engine.submit(request) for request in requests]
+        left, answers = dict(enumerate(streams)), dict[int, Output | HippoError]()
+        try:
+            while left:
+                self.engine.drive(lambda: any(stream.state is State.DONE for stream in left.values()))
+                for index in [index for index, stream in left.items() if stream.state is State.DONE]:
+                    try:
+                        answers[index] = left.pop(index).result()
+                    except HippoError as error:
+                        answers[index] = error
+                    if on_done is not None:
+                        on_done(index, answers[index])
+        finally:
+            for stream in left.values():
+                stream.close()
+        return [answers[index] for index in range(len(streams))]
+
+    def astream(self, *args: Any, **kwargs: Any) -> Stream:
+        """As `stream`, to be iterated with `async for`: a thread of the engine's does the work."""
+        self.engine.start()
+        return self.stream(*args, **kwargs)
+
+    async def agenerate(self, *args: Any, **kwargs: Any) -> Output:
+        """As `generate`, for asyncio. A cancelled task cancels its request."""
+        return await self.astream(*args, **kwargs)
 
     def inputs(
         self,
@@ -137,8 +170,23 @@ class VideoLLM:
                 progress=progress,
             )
 
+    def _read(self, request: Request, progress: Progress | None = None) -> Read:
+        """A request's inputs, for the engine."""
+        began, params, lost = time.perf_counter(), request.params, ""
+        report = None if progress is None else lambda share: progress("reading frames", share)
+        messages, inputs, warnings = self.read(request, report)
+        draft_inputs = None
+        if self.draft_processor is not None and params.decoder != "ar":
+            try:
+                draft_inputs = prepare(self.draft_processor, messages)
+            except HippoError as error:
+                params = replace(params, decoder="ar")
+                lost = f"the draft cannot be asked this ({error.cause})"
+        return Read(inputs, draft_inputs, params, warnings, time.perf_counter() - began, lost)
+
     def close(self) -> None:
-        """End the draft's worker."""
+        """End all requests and the draft's worker."""
+        self.engine.close()
         self.pair.close()
 
     def __enter__(self) -> VideoLLM:
@@ -150,95 +198,6 @@ class VideoLLM:
     def __reduce__(self) -> NoReturn:
         """The models and the draft's process cannot be pickled."""
         raise TypeError("a VideoLLM cannot be pickled or copied; load it where it is needed")
-
-
-class Stream:
-    """An answer on its way: iterate it for pieces of text. `output` is the answer so far, whole after the last piece.
-
-    It may be dropped at any time: other requests go on, and what it holds is freed when it is collected. `close()`
-    frees it at once, and may be called from any thread.
-    """
-
-    def __init__(self, llm: VideoLLM, request: Request, progress: Progress | None = None) -> None:
-        self._llm, self._request, self._progress = llm, request, progress
-        self._stats, self._warnings = Stats(), tuple[str, ...]()
-        self._text = TextStream(llm.processor.tokenizer)
-        self._sequence: Sequence | None = None
-        self._lock = threading.RLock()
-        self._done = False
-
-    def __iter__(self) -> Iterator[str]:
-        return self
-
-    def __next__(self) -> str:
-        """The next piece of text. Raises HippoError."""
-        while True:
-            with self._lock:
-                if self._done:
-                    raise StopIteration
-                try:
-                    with out_of_memory_explained():
-                        piece = self._advance()
-                except BaseException:
-                    self.close()
-                    raise
-            if piece:
-                return piece
-
-    def close(self) -> None:
-        """Stop answering; waits for the step under way."""
-        self._done = True
-        if self._sequence is not None:
-            self._sequence.close()
-
-    def __del__(self) -> None:
-        with suppress(Exception):  # at interpreter exit parts of it may be gone already
-            self.close()
-
-    def __enter__(self) -> Stream:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    @property
-    def output(self) -> Output:
-        """The answer so far."""
-        return Output(self._text.text, self._text.token_ids, self._stats, self._warnings + warnings_of(self._stats))
-
-    def _advance(self) -> str:
-        """Read the clip, or generate some tokens; returns the text that is now certain, which may be none."""
-        if self._sequence is None:
-            self._sequence = self._start()
-        if self._done:  # closed while the clip was being read
-            return ""
-        tokens = self._sequence.step()
-        if tokens is not None:
-            return self._text.push(tokens)
-        self._done = True
-        return self._text.finish()
-
-    def _start(self) -> Sequence:
-        began, progress, params = time.perf_counter(), self._progress, self._request.params
-        report = None if progress is None else lambda share: progress("reading frames", share)
-        messages, inputs, self._warnings = self._llm.read(self._request, report)
-        draft_inputs = None
-        if self._llm.draft_processor is not None and params.decoder != "ar":
-            try:
-                draft_inputs = prepare(self._llm.draft_processor, messages)
-            except HippoError as error:
-                params = replace(params, decoder="ar")
-                self._stats.draft_lost = f"the draft cannot be asked this ({error.cause})"
-        self._stats.seconds.video = self._stats.seconds.total = time.perf_counter() - began
-        return Sequence(
-            self._llm.pair,
-            inputs,
-            params,
-            self._stats,
-            decode_text=self._llm.processor.tokenizer.decode,
-            draft_inputs=draft_inputs,
-            progress=progress,
-        )
 
 
 def load(
@@ -377,28 +336,4 @@ def _draft_of(target: nn.Module, model: nn.Module) -> Draft:
         return draft
 
 
-def warnings_of(stats: Stats) -> tuple[str, ...]:
-    """What the user should know about an answer's draft; empty if all went well."""
-    lost = (f"{stats.draft_lost}; the target finished the answer alone",) if stats.draft_lost else ()
-    return (*stats.warnings, *lost)
-
-
-@contextmanager
-def out_of_memory_explained() -> Iterator[None]:
-    """Turn every kind of running out of memory into OutOfMemory."""
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, HippoError) or not is_out_of_memory(error):
-            raise
-        reason = error
-    else:
-        return
-    gc.collect()
-    raise OutOfMemory(
-        f"not enough memory ({str(reason).splitlines()[0] if str(reason) else type(reason).__name__})",
-        "use fewer --frames, a smaller checkpoint or another --device",
-    ) from None
-
-
-__all__ = ["Output", "Stream", "VideoLLM", "generate", "load", "release"]
+__all__ = ["VideoLLM", "generate", "load", "release"]

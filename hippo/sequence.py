@@ -75,7 +75,7 @@ class Sequence:
         self._closed = False
         self._own_steps = alone(self._run, lambda ids: self.target.extend(ids))  # type: ignore[union-attr]
         self._answer: Answer | None = None
-        self.part: int | None = None  # of a long prompt that one forward reads, in tokens x MLP width; None: much
+        self.part: int | None = None  # tokens of a long prompt that one forward reads; None: many
 
     @torch.no_grad()
     def step(self) -> list[int] | None:
@@ -114,6 +114,15 @@ class Sequence:
             except StopIteration:
                 return None
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it is being advanced at this moment."""
+        return bool(self._run.gi_running)
+
+    def batch(self, size: int) -> None:
+        """How many requests the next rounds decode together: costs are kept apart for each number."""
+        self._schedule.costs.batch = size
+
     def took(self, seconds: float) -> None:
         """Count what a step did, and the time it took."""
         stats = self.stats
@@ -133,7 +142,7 @@ class Sequence:
         """End the request. From another thread it waits for the step under way."""
         self._closed = True
         with self.pair.lock:
-            if not self._run.gi_running:  # a progress callback closes what is running: the next step then ends it
+            if not self.is_running:  # a progress callback closes what is running: the next step then ends it
                 self._run.close()
 
     def _schedule_of(self, params: SamplingParams) -> Schedule:

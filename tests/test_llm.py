@@ -263,7 +263,7 @@ def test_close_from_a_progress_callback_ends_the_stream(tiny):
 def test_a_dropped_stream_frees_what_it_holds(tiny):
     stream = tiny.stream(CLIP)
     next(stream)
-    held = weakref.ref(stream._sequence._steps)
+    held = weakref.ref(stream._job.sequence._run)
     del stream
     gc.collect()
     assert held() is None

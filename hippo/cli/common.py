@@ -24,9 +24,10 @@ from hippo import __version__
 from hippo.errors import BadRequest, HippoError
 
 if TYPE_CHECKING:  # `hippo --help` imports this file, and torch, transformers and av take seconds
-    from hippo.llm import Output, VideoLLM
+    from hippo.llm import VideoLLM
     from hippo.params import SamplingParams
     from hippo.report.baseline import Comparison
+    from hippo.request import Output
 
 T = TypeVar("T")
 stderr = Console(stderr=True, highlight=False)

@@ -64,7 +64,7 @@ def _run() -> None:
     except (HippoError, StdoutLost):
         raise
     except Exception:
-        from hippo.llm import out_of_memory_explained
+        from hippo.errors import out_of_memory_explained
 
         with out_of_memory_explained():
             raise

@@ -17,12 +17,22 @@ _SLOWDOWN = 1.3  # of both models while they work at the same time, until it was
 class Costs:
     """Seconds of a target forward by its width, and of a draft step: medians of the latest measurements.
 
-    Each is kept apart for a model that works alone and for one beside which the other works.
+    Each is kept apart for a model that works alone and for one beside which the other works, and for each number of
+    requests that one forward serves. batch: that number now.
     """
 
     def __init__(self) -> None:
-        self._target: dict[bool, dict[int, deque[float]]] = {False: {}, True: {}}
-        self._draft: dict[bool, deque[float]] = {both: deque(maxlen=24) for both in (False, True)}
+        self.batch = 1
+        self._targets: dict[int, dict[bool, dict[int, deque[float]]]] = {}
+        self._drafts: dict[int, dict[bool, deque[float]]] = {}
+
+    @property
+    def _target(self) -> dict[bool, dict[int, deque[float]]]:
+        return self._targets.setdefault(self.batch, {False: {}, True: {}})
+
+    @property
+    def _draft(self) -> dict[bool, deque[float]]:
+        return self._drafts.setdefault(self.batch, {both: deque(maxlen=24) for both in (False, True)})
 
     def known(self, both: bool) -> bool:
         """Whether both models were measured in this way."""

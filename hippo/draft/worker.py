@@ -20,7 +20,7 @@ from hippo.draft.shared_vision import vision_fingerprint
 from hippo.draft.transport import Transport
 from hippo.errors import is_out_of_memory
 from hippo.families import Embeds, Prompt, VideoGrid, family_of
-from hippo.forward import CachedModel, fused
+from hippo.forward import CachedModel, extend_together, fused
 from hippo.forward.quantize import quantize
 from hippo.pruning import remap_grid
 
@@ -30,7 +30,7 @@ class DraftRequest:
     wanted: tokens still to propose. epoch: commits seen. seconds: of vision tower and prefill."""
 
     def __init__(self, model: Any, limit: int) -> None:
-        self._model, self._family, self._limit = model, family_of(model), limit
+        self._model, self._family, self.limit = model, family_of(model), limit
         self._device = next(model.parameters()).device
         self._prompt: Prompt | None = None
         self._embeds: Embeds | None = None
@@ -82,45 +82,48 @@ class DraftRequest:
             self._fed = length
         self._tokens[length:] = tokens
 
-    def step(self) -> list[tuple[int, float]]:
-        """Propose the next token, or a few where forwards are recorded, with their probabilities."""
-        assert self.cached is not None
+    def feed(self) -> list[int]:
+        """The tokens that the model reads before it proposes the next one."""
         size = self._model.get_input_embeddings().weight.shape[0]
-        feed = [min(token, size - 1) for token in self._tokens[self._fed :]]
-        drafted = self.cached.draft(feed, self.wanted, self._limit)
+        return [min(token, size - 1) for token in self._tokens[self._fed :]]
+
+    def take(self, drafted: list[tuple[int, float]]) -> None:
+        """The model has read `feed()` and proposes these tokens."""
         self.wanted -= len(drafted)
         self._tokens += [token for token, _ in drafted]
         self._fed = len(self._tokens) - 1
-        return drafted
 
 
 class Worker:
-    """Serves requests in turn, a draft step each. Before every step it takes in what has arrived, so that the steps
-    which a rejection made pointless are not run."""
+    """Serves several requests: a draft step is one forward for all that want tokens. Before every step it takes in what
+    has arrived, so that the steps which a rejection made pointless are not run."""
 
     def __init__(self, transport: Transport, model: Any) -> None:
         self._transport, self._model = transport, model
-        self._requests: dict[int, DraftRequest] = {}  # the next to be served first
+        self._requests: dict[int, DraftRequest] = {}
 
     def serve(self) -> None:
         """Run until the other end closes, which raises ConnectionError."""
         while True:
-            request = self._next()
-            record = self._transport.receive(None if request is None else 0)
+            record = self._transport.receive(0 if any(request.wanted for request in self._requests.values()) else None)
             if record is not None:
                 self.take_in(record)
-            elif request is not None:
-                self._step(request)
+            else:
+                self.step()
 
     def step(self) -> bool:
-        """A draft step of the request whose turn it is. Returns whether there was one."""
-        request = self._next()
-        if request is not None:
-            self._step(request)
-        return request is not None
-
-    def _next(self) -> int | None:
-        return next((id for id, request in self._requests.items() if request.wanted), None)
+        """A draft step of all requests that want tokens. Returns whether there was one."""
+        wanting = {id: request for id, request in self._requests.items() if request.wanted}
+        if not wanting:
+            return False
+        began = time.perf_counter()
+        drafted = draft_together(list(wanting.values()))
+        seconds = (time.perf_counter() - began) / max(map(len, drafted))
+        for (id, request), proposals in zip(wanting.items(), drafted, strict=True):
+            request.take(proposals)
+            for token, prob in proposals:
+                self._transport.send(messages.Token(id, request.epoch, token, prob, seconds))
+        return True
 
     def take_in(self, record: Any) -> None:
         """Do what a record says."""
@@ -160,13 +163,17 @@ class Worker:
         if request.cached is not None:
             self._transport.send(messages.Ready(id, request.seconds, request.warning))
 
-    def _step(self, id: int) -> None:
-        self._requests[id] = request = self._requests.pop(id)  # now the last
-        began = time.perf_counter()
-        drafted = request.step()
-        seconds = (time.perf_counter() - began) / len(drafted)
-        for token, prob in drafted:
-            self._transport.send(messages.Token(id, request.epoch, token, prob, seconds))
+
+@torch.inference_mode()
+def draft_together(requests: list[DraftRequest]) -> list[list[tuple[int, float]]]:
+    """The next token of each request with its probability, or a few tokens where forwards are recorded."""
+    parts = [(one.cached, one.feed()) for one in requests if one.cached is not None]
+    if len(parts) == 1 or not all(cached.joins() for cached, _ in parts):
+        return [cached.draft(feed, one.wanted, one.limit) for one, (cached, feed) in zip(requests, parts, strict=True)]
+    logits = extend_together(parts)
+    last = torch.stack([rows[-1] for rows in logits])[:, : requests[0].limit]  # one pair, one limit
+    best = last.float().softmax(-1).max(-1)
+    return [[(int(token), prob)] for token, prob in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
 
 
 def load_draft(

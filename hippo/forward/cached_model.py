@@ -80,12 +80,12 @@ class CachedModel:
         return logits
 
     def reading(
-        self, embeds: Embeds, prompt: Prompt, progress: Progress | None = None, whole: int | None = None
+        self, embeds: Embeds, prompt: Prompt, progress: Progress | None = None, part: int | None = None
     ) -> Iterator[Tensor]:
         """Read a prompt part by part; one forward reads its question, so that its attention can be recorded. Yields
-        (vocabulary,) logits after each part. progress, whole: see `prefill`."""
+        (vocabulary,) logits after each part. progress, part: see `prefilling`."""
         question = len(embeds) - int(prompt.question_at[0]) if len(prompt.video_at) else 1
-        return self.prefilling(embeds, prompt.positions, prompt.next_position, question, progress, whole)
+        return self.prefilling(embeds, prompt.positions, prompt.next_position, question, progress, part)
 
     def prefill(self, embeds: Embeds, positions: Tensor, next_position: Tensor, question: int = 1) -> Tensor:
         """See `prefilling`. Returns (vocabulary,) logits."""
@@ -100,16 +100,17 @@ class CachedModel:
         next_position: Tensor,
         question: int = 1,
         progress: Progress | None = None,
-        whole: int | None = None,
+        part: int | None = None,
     ) -> Iterator[Tensor]:
         """Read a prompt of L tokens. positions: (axes, L); next_position: (axes,). question: tokens at its end that one
-        forward reads. progress: called with a phase and its share, if the prompt is long. whole: tokens x MLP width
-        that one forward reads at most. Yields (vocabulary,) logits after each part."""
+        forward reads. progress: called with a phase and its share, if the prompt is long. part: tokens that one
+        forward reads, unless the question is longer; None: as many as memory allows. Yields (vocabulary,) logits after
+        each part."""
         self._begin(len(embeds), next_position)
-        for part in prefill_parts(self._first, question, self._width, whole):
-            with observing(*([self._reporter(progress, part)] if progress and self._first > _PART else [])):
-                logits = self._forward(embeds[part], positions[:, part], last_only=True)
-            if self._fixed_width and part.stop == self._first:
+        for rows in prefill_parts(self._first, question, self._width, part):
+            with observing(*([self._reporter(progress, rows)] if progress and self._first > _PART else [])):
+                logits = self._forward(embeds[rows], positions[:, rows], last_only=True)
+            if self._fixed_width and rows.stop == self._first:
                 self._capacity = self._kv.show_whole()
                 if not self._capacity:
                     raise BadRequest("this model's cache does not allow a fixed width", "leave verify_width out")
@@ -306,10 +307,11 @@ def attending_apart(kvs: Sequence[tuple[KVCache, int]]) -> Callable[[Attend], At
     return wrapper
 
 
-def prefill_parts(length: int, question: int, width: int, whole: int | None = None) -> list[slice]:
-    """The forwards that read a prompt: one, or several if length x width is more than `whole`. width: of the model's
+def prefill_parts(length: int, question: int, width: int, part: int | None = None) -> list[slice]:
+    """The forwards that read a prompt: by `part` tokens, or one, unless length x width is large. width: of the model's
     MLP. The last one holds at least the `question` tokens at the end."""
-    if length * width <= (_WHOLE if whole is None else whole):
+    if length <= part if part else length * width <= _WHOLE:
         return [slice(0, length)]
-    last = length - max(_PART, question)
-    return [*(slice(begin, min(begin + _PART, last)) for begin in range(0, last, _PART)), slice(max(0, last), length)]
+    size = part or _PART
+    last = length - max(size, question)
+    return [*(slice(begin, min(begin + size, last)) for begin in range(0, last, size)), slice(max(0, last), length)]

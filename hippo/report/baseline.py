@@ -11,8 +11,9 @@ import torch
 from transformers.generation.streamers import BaseStreamer
 
 from hippo.inputs import on_device
-from hippo.llm import Output, VideoLLM
+from hippo.llm import VideoLLM
 from hippo.params import SamplingParams
+from hippo.request import Output
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ def test_a_long_prompt_is_told_layer_by_layer(whole, monkeypatch):
             positions,
             positions[:, -1] + 1,
             progress=lambda phase, share: told.append(share),
-            whole=None if whole else 0,
+            part=None if whole else 8,
         )
     )
     assert len(told) == len(layers) * (1 if whole else 3) and told == sorted(told) and told[-1] == 1

@@ -2,8 +2,8 @@
 
 import pytest
 
-from hippo.llm import Output
 from hippo.report.baseline import Baseline, Comparison
+from hippo.request import Output
 from hippo.stats import Seconds, Stats
 
 
