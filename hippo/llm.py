@@ -37,9 +37,16 @@ class VideoLLM:
     draft_processor: the draft's own, if the target's does not serve both.
     """
 
-    def __init__(self, pair: Pair, processor: Any, draft_processor: Any = None, max_running: int = 8) -> None:
+    def __init__(
+        self,
+        pair: Pair,
+        processor: Any,
+        draft_processor: Any = None,
+        max_running: int = 8,
+        cache_memory: int | None = None,
+    ) -> None:
         self.pair, self.processor, self.draft_processor = pair, processor, draft_processor
-        self.engine = Engine(pair, processor.tokenizer, self._read, max_running)
+        self.engine = Engine(pair, processor.tokenizer, self._read, max_running, cache_memory)
 
     def generate(
         self,
@@ -211,6 +218,8 @@ def load(
     draft_worker: str = "auto",
     draft_bits: int | str = "auto",
     start_draft: bool = True,
+    max_running: int = 8,
+    cache_memory: int | None = None,
     trust_remote_code: bool = False,
 ) -> VideoLLM:
     """Load a target and a draft with one tokenizer.
@@ -229,6 +238,9 @@ def load(
         draft_bits: of the draft's weights: 4, 8, 16, or "auto": what this machine multiplies fastest, for a draft that
             is bound by memory. The target decides every token, so fewer bits lose nothing but acceptance.
         start_draft: start the draft now and wait for it, rather than at the first request that needs it.
+        max_running: requests that are answered together at most; others wait.
+        cache_memory: bytes for what later requests on the same video use again, 0 for none; None: a fifth of the free
+            memory.
         trust_remote_code: let code run that a checkpoint brings; never otherwise.
 
     Raises:
@@ -262,7 +274,7 @@ def load(
         if worker is not None:
             worker.wait_loaded()
         unless_loaded.pop_all()
-    return VideoLLM(pair, processor, draft_processor)
+    return VideoLLM(pair, processor, draft_processor, max_running, cache_memory)
 
 
 # The drafts of models in memory, by their target; a target that is collected takes its draft's worker with it.

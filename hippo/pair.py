@@ -144,10 +144,12 @@ class Pair:
             )
         return prompt
 
-    def recorder(self, prompt: Prompt, attention: Attention, on_ready: Any = lambda: None) -> AttentionRecorder:
-        """For a prefill of the target with this prompt; see `AttentionRecorder`."""
-        layers = self.target.config.get_text_config().num_hidden_layers
-        return AttentionRecorder(prompt.question_at, prompt.video_at, attention, layers, on_ready)
+    def recorder(
+        self, prompt: Prompt, attention: Attention, on_ready: Any = lambda: None, begin: int = 0
+    ) -> AttentionRecorder:
+        """For a prefill of the target with this prompt from its token `begin` on; see `AttentionRecorder`."""
+        layers, asked = self.target.config.get_text_config().num_hidden_layers, prompt.question_at
+        return AttentionRecorder(asked[asked >= begin], prompt.video_at, attention, layers, on_ready)
 
     @torch.no_grad()
     def look(self, inputs: dict[str, Any], attention: Attention | None = None) -> tuple[Prompt, list[Signals]]:

@@ -32,6 +32,7 @@ from hippo.forward import CachedModel, mixed_dtypes_explained
 from hippo.inputs import on_device
 from hippo.pair import Pair
 from hippo.params import SamplingParams
+from hippo.prefix_cache import Known, PrefixCache, media_end, media_key
 from hippo.pruning import AttentionRecorder, Pruner, pruner_named, recording, signals_of
 from hippo.stats import Stats
 
@@ -50,6 +51,7 @@ class Sequence:
         decode_text: token ids -> text, needed for stop strings.
         draft_inputs: the same request by the draft's own processor; None if the target's inputs serve both.
         progress: called with a phase and the share of it that is done, where a long prompt is read in parts.
+        cache: what requests before have left, and where this one leaves what it read.
     """
 
     def __init__(
@@ -62,12 +64,13 @@ class Sequence:
         decode_text: Callable[[list[int]], str] | None = None,
         draft_inputs: dict[str, Any] | None = None,
         progress: Progress | None = None,
+        cache: PrefixCache | None = None,
     ) -> None:
         if params.stop and decode_text is None:
             raise BadRequest("stop strings need a tokenizer", "pass tokenizer=")
         self.pair, self.params, self.stats = pair, params, stats
         self._inputs, self._draft_inputs, self._progress = inputs, draft_inputs, progress
-        self._decode_text = decode_text
+        self._decode_text, self._cache = decode_text, cache
         self._schedule = self._schedule_of(params)
         self._share: Callable[[bool], None] = lambda beside: None
         self.target: CachedModel | None = None
@@ -169,7 +172,7 @@ class Sequence:
         return self.params.decoder != "ar" and self.pair.target.device.type == "cpu"
 
     def _story(self) -> Rounds:
-        drafter = self._drafter()
+        drafter, media, embeds = self._drafter(), b"", None
         try:
             here = on_device(self._inputs, self.pair.target.device)
             prompt = self.pair.prepare_prompt(here)
@@ -179,7 +182,12 @@ class Sequence:
             target = CachedModel.of(
                 self.pair.family, self.pair.target, spare=spare, fixed_width=self.pair.fixed_width(self.params)
             )
-            logits = yield from self._prefill(here, prompt, target, drafter)
+            known = None
+            if self._cache is not None:
+                media = media_key(self._inputs)
+                known = self._cache.find(prompt, media, self.pair.target.get_input_embeddings())
+            embeds = self._embed(here, known, drafter)
+            logits = yield from self._prefill(embeds, prompt, known, target, drafter)
             answer = self.answer(prompt)
             first = answer.commit(answer.verify(logits[None], []))
             drafter.commit(0, first)
@@ -189,28 +197,39 @@ class Sequence:
         finally:
             drafter.end()
             self._learn()
+            if self._cache is not None and self._answer is not None and embeds is not None:
+                end = media_end(prompt, embeds, self.pair.target.get_input_embeddings())
+                self._cache.put(prompt, self._answer.tokens, media, embeds[:end], target)
 
     def _drafter(self) -> Drafter:
         if self.params.decoder == "ar":
             return Drafter(None, self.stats, on_step=self._schedule.saw_draft)
         return self.pair.drafter(self.stats, self._schedule.saw_draft, own_inputs=self._draft_inputs is not None)
 
-    def _prefill(
-        self, inputs: dict[str, Any], prompt: Prompt, target: CachedModel, drafter: Drafter
-    ) -> Generator[list[int], None, Tensor]:
-        """Vision tower, prefill, and the choice of the draft's tokens. Yields between the parts of a long prompt.
-        Returns the prefill's logits, (vocabulary,)."""
-        device, stats = self.pair.target.device, self.stats
-        began = clock(device)
+    def _embed(self, inputs: dict[str, Any], known: Known | None, drafter: Drafter) -> Embeds:
+        """The vision tower and the text's embeddings, as far as they are not known."""
+        if known is not None and known.embeds is not None:
+            return known.embeds
+        began = clock(self.pair.target.device)
         self._share(not (drafter.shared_vision or drafter.lost))  # the draft's vision tower works at the same time
         embeds = self.pair.family.embed(self.pair.target, inputs)
         self._share(False)
-        looked = clock(device)
-        keeping = _Keeping(self.pair, self.params, prompt, embeds, drafter, stats, self._inputs)
-        stats.seconds.vision = looked - began
+        self.stats.seconds.vision = clock(self.pair.target.device) - began
+        return embeds
+
+    def _prefill(
+        self, embeds: Embeds, prompt: Prompt, known: Known | None, target: CachedModel, drafter: Drafter
+    ) -> Generator[list[int], None, Tensor]:
+        """Prefill, and the choice of the draft's tokens. Yields between the parts of a long prompt. Returns the
+        prefill's logits, (vocabulary,)."""
+        device, stats = self.pair.target.device, self.stats
+        begin = 0 if known is None else known.count
+        keeping = _Keeping(self.pair, self.params, prompt, embeds, drafter, stats, self._inputs, begin)
         if self.params.decoder != "ar" and not keeping.recorders:
             keeping.choose()
-        parts, done = target.reading(embeds, prompt, self._progress, self.part), False
+        before = None if known is None else (known.keys_and_values, begin)
+        parts = target.reading(embeds, prompt, self._progress, self.part, before)
+        done = False
         while not done:
             began = clock(device)
             with recording(*keeping.recorders):
@@ -224,7 +243,7 @@ class Sequence:
         stats.seconds.scoring = keeping.seconds
         stats.seconds.prefill -= keeping.seconds
         stats.prompt_tokens, stats.video_tokens = len(prompt.input_ids), len(prompt.video_at)
-        stats.kv_cache_mib = target.size / 2**20
+        stats.cached_tokens, stats.kv_cache_mib = begin, target.size / 2**20
         return logits
 
     def answer(self, prompt: Prompt) -> Answer:
@@ -253,6 +272,7 @@ class _Keeping:
         drafter: Drafter,
         stats: Stats,
         inputs: dict[str, Any],
+        begin: int,
     ) -> None:
         self._pair, self._prompt, self._embeds, self._drafter = pair, prompt, embeds, drafter
         self._ratio, self._stats, self._inputs = params.keep_ratio, stats, inputs
@@ -264,7 +284,9 @@ class _Keeping:
             # A draft beside the target reads its prompt as soon as its tokens are chosen, which can be before the
             # target's prefill ends.
             beside = pair.draft is not None and pair.draft.place != "inline"
-            self.recorders = [pair.recorder(prompt, self._pruner.attention, *([self.choose] if beside else []))]
+            self.recorders = [
+                pair.recorder(prompt, self._pruner.attention, self.choose if beside else lambda: None, begin)
+            ]
 
     @property
     def seconds(self) -> float:

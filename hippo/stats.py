@@ -27,7 +27,8 @@ class Seconds:
 @dataclass
 class Stats:
     """Counts of one request. target_forwards: those after the prefill. draft_rounds: those of them beside which the
-    draft worked. checked, accepted: drafted tokens. kept_tokens: of the target's video tokens. kv_cache_mib: what the
+    draft worked. checked, accepted: drafted tokens. kept_tokens: of the target's video tokens. cached_tokens: of
+    the prompt, read by an earlier request. kv_cache_mib: what the
     target's keys and values take. warnings: what the user should know, beside a lost draft."""
 
     method: str = ""
@@ -41,6 +42,7 @@ class Stats:
     prompt_tokens: int = 0
     video_tokens: int = 0
     kept_tokens: int = 0
+    cached_tokens: int = 0
     kv_cache_mib: float = 0.0
     draft_lost: str = ""
     finish: str = ""

@@ -13,13 +13,14 @@ from typing import Any
 import torch
 
 from hippo.decode import Check
-from hippo.device import free_memory, sharing
+from hippo.device import cores, free_memory, sharing
 from hippo.engine.scheduler import Job, Read, Scheduler, State
 from hippo.engine.stream import Stream
 from hippo.errors import BadRequest, Busy, out_of_memory_explained
 from hippo.forward import extend_together
 from hippo.forward.kv_cache import bytes_per_token
 from hippo.pair import Pair
+from hippo.prefix_cache import PrefixCache
 from hippo.request import Request
 from hippo.sequence import Progress, Sequence
 from hippo.text import TextStream
@@ -39,7 +40,8 @@ class Engine:
         tokenizer: of transformers.
         read: makes a request's inputs; called in threads. progress: see `hippo.sequence.Progress`.
         max_running: requests that hold a KV cache at the same time; others wait.
-        readers: threads that read videos ahead.
+        cache_memory: bytes for what requests on one video share, 0 for none; None: a fifth of what is free.
+        readers: threads that read videos ahead; None: one for every four cores.
     """
 
     def __init__(
@@ -48,14 +50,16 @@ class Engine:
         tokenizer: Any,
         read: Callable[[Request, Progress | None], Read],
         max_running: int = 8,
-        readers: int = 2,
+        cache_memory: int | None = None,
+        readers: int | None = None,
     ) -> None:
         if max_running < 1:
             raise BadRequest(f"max_running {max_running} is not positive", "let at least one request run")
         self.pair, self._tokenizer, self._read = pair, tokenizer, read
-        self.scheduler = Scheduler(max_running, readers, self._fits)
-        self._readers = readers
+        self._readers = readers or max(1, cores() // 4)
+        self.scheduler = Scheduler(max_running, self._readers, self._fits)
         self._pool: ThreadPoolExecutor | None = None
+        self.cache = None if cache_memory == 0 else PrefixCache(cache_memory)
         self._changed = threading.Condition()
         self._driver: int | None = None  # the thread that works
         self._thread: threading.Thread | None = None
@@ -190,6 +194,7 @@ class Engine:
                 decode_text=self._tokenizer.decode,
                 draft_inputs=read.draft_inputs,
                 progress=job.progress,
+                cache=self.cache,
             )
             job.state = State.PREFILL
 
@@ -199,7 +204,7 @@ class Engine:
         assert sequence is not None
         sequence.part = _PART if self.scheduler.decoding() else None
         began = time.perf_counter()
-        with self._failing(job), sharing(sequence.shares_cores) as share:
+        with self._failing(job), self._sharing([sequence]) as share:
             tokens: Any = sequence.advance(share=share)
             sequence.took(time.perf_counter() - began)
             if tokens or tokens is None:
@@ -218,7 +223,7 @@ class Engine:
         one forward checks the windows of all."""
         began, beside = time.perf_counter(), [False]
         sequences = [(job, job.sequence) for job in jobs if job.sequence is not None]
-        with sharing(any(sequence.shares_cores for _, sequence in sequences)) as share:
+        with self._sharing([sequence for _, sequence in sequences]) as share:
             for job, sequence in sequences:
                 sequence.batch(len(sequences))
                 with self._failing(job):
@@ -284,6 +289,14 @@ class Engine:
         except BaseException:
             self._end(job, Busy("the answer was interrupted", "ask again"))
             raise
+
+    @contextmanager
+    def _sharing(self, sequences: list[Sequence]) -> Iterator[Callable[[bool], None]]:
+        """As `hippo.device.sharing`, with the threads that read as well as with drafts."""
+        reading = any(job.state is State.READING and not job.has_been_read for job in self.scheduler.waiting)
+        with sharing(reading or any(sequence.shares_cores for sequence in sequences)) as share:
+            share(reading)
+            yield lambda beside: share(beside or reading)
 
     def _is_inside(self, job: Job) -> bool:
         """Whether this step was begun by a callback of this very request."""

@@ -56,6 +56,11 @@ class Job:
     sequence: Sequence | None = None
     on_change: Callable[[], None] = lambda: None
 
+    @property
+    def has_been_read(self) -> bool:
+        """Whether its inputs are there."""
+        return self.reading is not None and self.reading.done()
+
     def end(self, error: BaseException | None = None) -> None:
         """Mark it as done; `error` is raised where its text is read."""
         if self.state is not State.DONE:
@@ -88,7 +93,7 @@ class Scheduler:
         for job in list(self.waiting):
             if len(self.running) == self.max_running:
                 break
-            if job.reading is None or not job.reading.done():
+            if not job.has_been_read:
                 continue
             if self.running and not self._fits(job):
                 break  # it is next, however small those behind it are

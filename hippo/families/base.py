@@ -104,6 +104,10 @@ class Embeds:
         """The embeddings of some of the prompt's tokens."""
         return Embeds(self.tokens[which])
 
+    def followed_by(self, tokens: Tensor) -> Embeds:
+        """These, and the (n, D) embeddings of text after them."""
+        return Embeds(torch.cat([self.tokens, tokens]))
+
     @property
     def arguments(self) -> dict[str, Any]:
         """What the language model's forward takes besides `inputs_embeds`."""

@@ -25,6 +25,11 @@ class DeepEmbeds(Embeds):
     def __getitem__(self, which: Tensor | slice) -> DeepEmbeds:
         return DeepEmbeds(self.tokens[which], self.deep[:, which])
 
+    def followed_by(self, tokens: Tensor) -> DeepEmbeds:
+        """See Embeds."""
+        deep = self.deep.new_zeros(len(self.deep), *tokens.shape)
+        return DeepEmbeds(torch.cat([self.tokens, tokens]), torch.cat([self.deep, deep], dim=1))
+
     @property
     def arguments(self) -> dict[str, Any]:
         everywhere = torch.ones(1, len(self), dtype=torch.bool, device=self.tokens.device)

@@ -80,12 +80,23 @@ class CachedModel:
         return logits
 
     def reading(
-        self, embeds: Embeds, prompt: Prompt, progress: Progress | None = None, part: int | None = None
+        self,
+        embeds: Embeds,
+        prompt: Prompt,
+        progress: Progress | None = None,
+        part: int | None = None,
+        known: tuple[Tensor, int] | None = None,
     ) -> Iterator[Tensor]:
         """Read a prompt part by part; one forward reads its question, so that its attention can be recorded. Yields
-        (vocabulary,) logits after each part. progress, part: see `prefilling`."""
+        (vocabulary,) logits after each part. progress, part: see `prefilling`. known: keys and values of another
+        request (see `keys_and_values`), and how many tokens the two begin with alike, which are not read again."""
+        begin = 0
         question = len(embeds) - int(prompt.question_at[0]) if len(prompt.video_at) else 1
-        return self.prefilling(embeds, prompt.positions, prompt.next_position, question, progress, part)
+        if known is not None:
+            begin, question = known[1], min(question, len(embeds) - known[1])
+        return self.prefilling(
+            embeds, prompt.positions, prompt.next_position, question, progress, part, known and known[0], begin
+        )
 
     def prefill(self, embeds: Embeds, positions: Tensor, next_position: Tensor, question: int = 1) -> Tensor:
         """See `prefilling`. Returns (vocabulary,) logits."""
@@ -101,13 +112,18 @@ class CachedModel:
         question: int = 1,
         progress: Progress | None = None,
         part: int | None = None,
+        known: Tensor | None = None,
+        begin: int = 0,
     ) -> Iterator[Tensor]:
         """Read a prompt of L tokens. positions: (axes, L); next_position: (axes,). question: tokens at its end that one
         forward reads. progress: called with a phase and its share, if the prompt is long. part: tokens that one
-        forward reads, unless the question is longer; None: as many as memory allows. Yields (vocabulary,) logits after
-        each part."""
+        forward reads, unless the question is longer; None: as many as memory allows. known, begin: keys and values
+        whose first `begin` tokens are this prompt's. Yields (vocabulary,) logits after each part."""
         self._begin(len(embeds), next_position)
-        for rows in prefill_parts(self._first, question, self._width, part):
+        if known is not None:
+            self._kv.load(known[..., :begin, :])
+        for rows in prefill_parts(self._first - begin, question, self._width, part):
+            rows = slice(rows.start + begin, rows.stop + begin)
             with observing(*([self._reporter(progress, rows)] if progress and self._first > _PART else [])):
                 logits = self._forward(embeds[rows], positions[:, rows], last_only=True)
             if self._fixed_width and rows.stop == self._first:
@@ -176,10 +192,8 @@ class CachedModel:
             return self._extend_padded(ids)
         device, begin = self._next.device, self.length - self._first
         embeds = self._lookup(torch.tensor(ids, device=device))
-        if begin == 0 and self._may_fuse and self._fused is None:
-            self._fused = fused(self._language_model)
-        if self._fused is not None:
-            hidden = self._fused.forward(embeds, self._rotary_at(begin, begin + len(ids)), (self._kv, len(ids)))
+        if (decoder := self._fuses()) is not None:
+            hidden = decoder.forward(embeds, self._rotary_at(begin, begin + len(ids)), (self._kv, len(ids)))
             return self._head(hidden)
         positions = self._next[:, None] + torch.arange(begin, begin + len(ids), device=device)
         return self._forward(Embeds(embeds), positions)
@@ -196,6 +210,12 @@ class CachedModel:
         self._kv.rollback(width - len(ids))
         return logits[: len(ids)]
 
+    def _fuses(self) -> FusedDecoder | None:
+        """The fused forward, if there is one; asked for with the first token after the prompt."""
+        if self._may_fuse and self._fused is None and self.length == self._first:
+            self._fused = fused(self._language_model)
+        return self._fused
+
     def joins(self) -> bool:
         """Whether its forwards can be made together with those of other requests."""
         attention = getattr(self._language_model.config, "_attn_implementation", "")
@@ -204,6 +224,12 @@ class CachedModel:
     def rollback(self, count: int) -> None:
         """Forget the last `count` tokens."""
         self._kv.rollback(count)
+
+    def keys_and_values(self) -> Tensor | None:
+        """(layers, 2, H_kv, capacity, d), the first `length` tokens of which are used, for requests that begin alike.
+        None if the model's layers keep something else. This object must not be used any more."""
+        tensor = self._kv.tensor
+        return tensor.clone() if tensor is not None and self._recorded is not None else tensor
 
     @property
     def size(self) -> int:
@@ -266,10 +292,8 @@ def extend_together(parts: Sequence[tuple[CachedModel, Sequence[int]]]) -> list[
     began = clock(device)
     embeds = first._lookup(torch.tensor(ids, device=device))
     answered = [(one, one.length - one._first, len(own)) for one, own in parts]
-    decoder = fused(first._language_model) if all(one._may_fuse for one, _ in parts) else None
-    if decoder is not None:
-        for one, _ in parts:
-            one._fused = decoder
+    decoders = [one._fuses() for one, _ in parts]
+    if (decoder := decoders[0]) is not None and all(other is decoder for other in decoders):
         cos, sin = zip(*(one._rotary_at(begin, begin + count) for one, begin, count in answered), strict=True)
         kvs = [(one._kv, count) for one, _, count in answered]
         hidden = decoder.forward(embeds, (torch.cat(cos), torch.cat(sin)), *kvs)
@@ -310,7 +334,7 @@ def attending_apart(kvs: Sequence[tuple[KVCache, int]]) -> Callable[[Attend], At
 def prefill_parts(length: int, question: int, width: int, part: int | None = None) -> list[slice]:
     """The forwards that read a prompt: by `part` tokens, or one, unless length x width is large. width: of the model's
     MLP. The last one holds at least the `question` tokens at the end."""
-    if length <= part if part else length * width <= _WHOLE:
+    if length < 2 * part if part else length * width <= _WHOLE:
         return [slice(0, length)]
     size = part or _PART
     last = length - max(size, question)

@@ -109,6 +109,11 @@ class RoomyLayer(DynamicLayer):
         self.length = end
         return (keys[None], values[None]) if self._room.whole else (keys[None, :, :end], values[None, :, :end])
 
+    def begin(self, length: int, like: Tensor) -> None:
+        """The room holds `length` tokens already. like: (1, H_kv, n, d)."""
+        self.lazy_initialization(like, like)
+        self.length = length
+
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last tokens; a negative count, as transformers has it."""
         if tokens_to_remove > 0:
@@ -156,6 +161,20 @@ class KVCache:
     def size(self) -> int:
         """Bytes held, the room for more included."""
         return sum(room.size for room in dict.fromkeys(self._rooms))
+
+    @property
+    def tensor(self) -> Tensor | None:
+        """The room of all layers, (layers, 2, H_kv, capacity, d), if every layer keeps every token in it."""
+        return self._room.tensor if self._room is not None and self.full_attention else None
+
+    def load(self, known: Tensor) -> None:
+        """Begin with the keys and values of `known`, (layers, 2, H_kv, n, d)."""
+        assert self._room is not None
+        count = known.shape[-2]
+        self._room.holding(count, known[0, :1])[..., :count, :] = known
+        layers: list[Any] = self.cache.layers
+        for layer in layers:
+            layer.begin(count, known[0, :1])
 
     def expect(self, tokens: int) -> None:
         """Allocate room for `tokens` tokens with the first write; growing later holds everything twice for a moment."""
