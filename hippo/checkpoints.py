@@ -38,6 +38,13 @@ class Checkpoint:
         """The device that its inputs are put on."""
         return _first(self.device)
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells its measurements from those of another."""
+        folder = Path(self.source)
+        source = str(folder.resolve()) if folder.is_dir() else self.source
+        return {"source": source, "device": self.device, "dtype": self.dtype, "bytes": stored_bytes(self.source)}
+
 
 def resolve(
     target: str | Path,

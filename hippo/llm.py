@@ -293,6 +293,7 @@ def load(
                 place=place,
                 bits=bits_for(draft_point, 4 if itself and draft_bits == "auto" else draft_bits, place),
                 trust_remote_code=trust_remote_code,
+                pair={"target": target_point.identity, "draft": draft_point.identity},
             )
             if start_draft and tensor_parallel.is_leader():  # first, so that both load at the same time
                 unless_loaded.callback(source.close)
