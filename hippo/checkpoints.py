@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import atexit
+import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -291,11 +292,23 @@ def _dtype_on(device: str, dtype: str, source: str) -> str:
     enough that reading them takes the time; else float32."""
     if dtype != "auto" or _first(device) != "cpu":
         return dtype
-    if stored_bytes(source) <= LARGE or not has_bfloat16():
+    if (weights := stored_bytes(source)) <= LARGE:
         return "float32"
     settings = _settings_of(source)
-    stored = settings.get("dtype") or settings.get("torch_dtype")
-    return "bfloat16" if stored == "bfloat16" and not settings.get("quantization_config") else "float32"
+    return cpu_dtype(stored_dtype(settings), weights, bool(settings.get("quantization_config")))
+
+
+def cpu_dtype(stored: str, weights: int, quantised: bool = False) -> str:
+    """What "auto" is on a CPU, for weights of so many bytes that are stored in a dtype."""
+    half = has_bfloat16() and stored == "bfloat16" and weights > LARGE and not quantised
+    return "bfloat16" if half else "float32"
+
+
+def stored_dtype(settings: dict[str, Any]) -> str:
+    """The dtype that a configuration names, such as "bfloat16"; "" if it names none."""
+    text = settings.get("text_config") or {}
+    found = settings.get("dtype") or settings.get("torch_dtype") or text.get("dtype") or text.get("torch_dtype")
+    return str(found or "").removeprefix("torch.")
 
 
 def _first(device: str) -> str:
@@ -304,15 +317,20 @@ def _first(device: str) -> str:
     return "cuda:0" if device == SPREAD else device
 
 
+def known_bits(wanted: int | str) -> int:
+    """4, 8 or 16; 0 for "auto". Raises BadRequest."""
+    if str(wanted) not in ("auto", "4", "8", "16"):
+        raise BadRequest(f"draft_bits {wanted!r} is not known", "use 4, 8, 16 or auto")
+    return 0 if wanted == "auto" else int(wanted)
+
+
 def bits_for(draft: Checkpoint, wanted: int | str, place: str) -> int:
     """Bits of a draft's weights. "auto" is 16 for a draft that is quantised, on a GPU, or so small that reading its
     weights takes no time, and else what this CPU multiplies fastest. Raises BadRequest."""
     from hippo.forward.quantize import fastest_bits
 
-    if wanted not in ("auto", 4, 8, 16):
-        raise BadRequest(f"draft_bits {wanted!r} is not known", "use 4, 8, 16 or auto")
-    if wanted != "auto":
-        return int(wanted)
+    if bits := known_bits(wanted):
+        return bits
     settings = _settings(draft)
     if place == "process" or draft.device != "cpu" or settings.get("quantization_config"):
         return 16
@@ -322,9 +340,26 @@ def bits_for(draft: Checkpoint, wanted: int | str, place: str) -> int:
 
 
 def stored_bytes(source: str) -> int:
-    """Bytes of a local checkpoint's weights; 0 where they are not known before they are there."""
+    """Bytes of the weights of a checkpoint folder, or of a hub id in the local cache; 0 where they are not known before
+    they are there."""
     folder = Path(source)
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder.is_dir() else 0
+    if not folder.is_dir():
+        folder = _cached(source) or folder
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return int(json.loads((folder / "model.safetensors.index.json").read_text())["metadata"]["total_size"])
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def _cached(source: str) -> Path | None:
+    """The folder that a hub id has in the local cache."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(source, "config.json")
+    except HFValidationError:
+        return None
+    return Path(found).parent if isinstance(found, str) else None
 
 
 def _free(device: str) -> int:

@@ -152,6 +152,13 @@ def shape_named(name: str) -> Shape:
     return SHAPES[name]
 
 
+def model_of_shape(name: str, role: str) -> Any:
+    """The "target" or the "draft" of a shape, without weights. Raises HippoError."""
+    shape = shape_named(name)
+    with torch.device("meta"):
+        return shape.make(getattr(shape, role))
+
+
 def filled(make: Callable[[Text], Any], text: Text, device: str, dtype: torch.dtype) -> Any:
     """A model of random weights, made in its precision where it runs, so that it never takes more room."""
     before = torch.get_default_dtype()

@@ -147,8 +147,8 @@ def in_turns_speed(costs: Costs, rate: float, most: int = LARGEST) -> tuple[floa
     return max((speed(gamma), gamma) for gamma in range(1, most + 1))
 
 
-def parallel_speed(costs: Costs, rate: float) -> float:
-    """Tokens a second if both models work at the same time.
+def parallel_speed(costs: Costs, rate: float) -> tuple[float, int]:
+    """Tokens a second if both models work at the same time, and how many are checked at once for that.
 
     From one rejection to the next there are 1 / (1 - rate) tokens. The first forward checks one drafted token. Each
     further one checks m, and takes as long as drafting m if that is longer; rate / (1 - rate^m) of them are needed.
@@ -159,4 +159,5 @@ def parallel_speed(costs: Costs, rate: float) -> float:
     def seconds(m: int) -> float:
         return fixed + slope + rate / (1 - rate**m) * max(fixed + slope * m, m * draft)
 
-    return 1 / (1 - rate) / min(seconds(m) for m in range(1, LARGEST + 1))
+    shortest, chunk = min((seconds(m), m) for m in range(1, LARGEST + 1))
+    return 1 / (1 - rate) / shortest, chunk

@@ -120,7 +120,7 @@ class AutoSchedule(Schedule):
         if self.costs.draft(False):
             speeds[Mode.IN_TURNS] = in_turns_speed(self.costs, rate)[0]
             if self._beside:
-                speeds[Mode.PARALLEL] = parallel_speed(self.costs, rate)
+                speeds[Mode.PARALLEL] = parallel_speed(self.costs, rate)[0]
         return speeds
 
     def _choose(self) -> Mode:

@@ -76,8 +76,8 @@ def test_speeds_by_hand():
     assert in_turns_speed(costs, 0.0) == (pytest.approx(1 / 0.11), 1)
     speed, gamma = in_turns_speed(costs, 0.9)
     assert speed == pytest.approx((1 - 0.9 ** (gamma + 1)) / 0.1 / (0.1 + 0.01 * gamma)) and gamma > 5
-    assert parallel_speed(costs, 0.0) == pytest.approx(10), "nothing is accepted: the target alone"
-    assert parallel_speed(costs, 0.9) > speed, "the draft's time is hidden"
+    assert parallel_speed(costs, 0.0)[0] == pytest.approx(10), "nothing is accepted: the target alone"
+    assert parallel_speed(costs, 0.9)[0] > speed, "the draft's time is hidden"
 
 
 def test_what_an_answer_measured_is_the_next_ones_start():
