@@ -15,7 +15,17 @@ from weakref import WeakKeyDictionary, ref
 from torch import nn
 
 from hippo import tensor_parallel
-from hippo.checkpoints import bits_for, load_processor, load_target, own_processor, resolve, stored_bytes
+from hippo.checkpoints import (
+    bits_for,
+    load_processor,
+    load_target,
+    notes_on,
+    own_processor,
+    require_itself_packable,
+    require_room,
+    resolve,
+    stored_bytes,
+)
 from hippo.draft import placement
 from hippo.errors import CheckpointError, HippoError, OutOfMemory, is_out_of_memory
 from hippo.families import family_of
@@ -34,11 +44,12 @@ _OWN_OPTIONS = ("messages", "system", "frames", "fps", "max_video_tokens", "prog
 class VideoLLM:
     """A target, its draft and their processor. Made by `hippo.load`; close it, or use it as a context manager.
 
-    draft_processor: the draft's own, if the target's does not serve both.
+    draft_processor: the draft's own, if the target's does not serve both. notes: warnings of the first answer.
     """
 
-    def __init__(self, pair: Pair, processor: Any, draft_processor: Any = None) -> None:
+    def __init__(self, pair: Pair, processor: Any, draft_processor: Any = None, notes: tuple[str, ...] = ()) -> None:
         self.pair, self.processor, self.draft_processor = pair, processor, draft_processor
+        self._notes = notes
 
     def generate(
         self,
@@ -222,6 +233,7 @@ class Stream:
         began, progress, params = time.perf_counter(), self._progress, self._request.params
         report = None if progress is None else lambda share: progress("reading frames", share)
         messages, inputs, self._warnings = self._llm.read(self._request, report)
+        self._warnings, self._llm._notes = self._llm._notes + self._warnings, ()
         draft_inputs = None
         if self._llm.draft_processor is not None and params.decoder != "ar":
             try:
@@ -281,17 +293,23 @@ def load(
     with out_of_memory_explained(), quiet(), ExitStack() as unless_loaded:
         processor = load_processor(target_point)
         source = draft_processor = worker = None
+        bits = 16
         if draft_point is not None:
             draft_processor = own_processor(processor, target_point, draft_point)
             weights = stored_bytes(target_point.source) + stored_bytes(draft_point.source)
             place = placement(draft_worker, target_point.first_device, draft_point.device, weights)
+            bits = bits_for(draft_point, 4 if itself and draft_bits == "auto" else draft_bits, place)
+            if itself and bits < 16:
+                require_itself_packable(target_point)
+            if start_draft:
+                require_room(target_point, draft_point, bits)
             source = Draft(
                 draft_point.source,
                 dtype=draft_point.dtype,
                 device=draft_point.device,
                 timeout=draft_timeout,
                 place=place,
-                bits=bits_for(draft_point, 4 if itself and draft_bits == "auto" else draft_bits, place),
+                bits=bits,
                 trust_remote_code=trust_remote_code,
                 pair={"target": target_point.identity, "draft": draft_point.identity},
             )
@@ -304,7 +322,7 @@ def load(
         if worker is not None:
             worker.wait_loaded()
         unless_loaded.pop_all()
-    return VideoLLM(pair, processor, draft_processor)
+    return VideoLLM(pair, processor, draft_processor, notes_on(target_point, draft_point, bits))
 
 
 # The drafts of models in memory, by their target; a target that is collected takes its draft's worker with it.

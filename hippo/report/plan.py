@@ -9,7 +9,17 @@ from typing import Any
 
 import torch
 
-from hippo.checkpoints import LARGE, SPREAD, cpu_dtype, known_bits, pick_device, stored_bytes, stored_dtype
+from hippo.checkpoints import (
+    LARGE,
+    SPREAD,
+    cpu_dtype,
+    known_bits,
+    no_self_draft,
+    pick_device,
+    skeleton,
+    stored_bytes,
+    stored_dtype,
+)
 from hippo.decode.costs import LARGEST, Costs, in_turns_speed, parallel_speed
 from hippo.device import UNKNOWN, free_memory
 from hippo.draft import placement
@@ -122,7 +132,7 @@ class Plan:
 def sizes_of(source: str) -> Sizes:
     """Of a checkpoint folder, or a hub id whose config.json is in the local cache. No weights are read, and nothing is
     downloaded. Raises HippoError."""
-    from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig
+    from transformers import PreTrainedConfig
 
     try:
         settings = PreTrainedConfig.get_config_dict(source, local_files_only=True)[0]
@@ -134,11 +144,7 @@ def sizes_of(source: str) -> Sizes:
     require_family(settings.get("model_type", ""))
     quantised = bool(settings.get("quantization_config"))
     try:
-        config = AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
-        if quantised:  # layers are counted as if they were not packed
-            del config.quantization_config
-        with torch.device("meta"):
-            model = AutoModelForImageTextToText.from_config(config)
+        model = skeleton(source)
     except Exception as error:
         raise HippoError(
             f"the configuration of {source} makes no model ({' '.join(str(error).split())[:160]})",
@@ -191,6 +197,8 @@ def plan(
     if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise BadRequest(f"unknown dtype {dtype!r}", "use auto, float32, bfloat16 or float16")
     wanted = known_bits(4 if draft is None and draft_bits == "auto" else draft_bits)
+    if draft is None and target.stored and wanted < 16:
+        raise no_self_draft(target.name)
     draft = draft or target
     places = _places(device, draft_device)
     dtypes = _dtype(target, places[0], dtype), _dtype(draft, places[1], dtype)

@@ -136,6 +136,11 @@ def test_a_draft_as_dear_as_its_target_is_not_used():
     assert result.sentence.endswith("plain decoding, nothing is faster at acceptance 0.3")
 
 
+def test_a_quantised_target_cannot_draft_for_itself():
+    with pytest.raises(HippoError, match="packed is quantised already"):
+        plan(Sizes("packed", 10**9, 10**8, 28, 1000, stored=10**9), None, device="cpu")
+
+
 def test_a_target_drafts_for_itself_in_four_bits():
     result = plan(BIG, None, device="cpu", dtype="float32")
     assert result.bits == 4 and result.draft is BIG and result.draft_seconds[4] < result.target_seconds[1] / 3
