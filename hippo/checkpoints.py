@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import atexit
+import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 from hippo import tensor_parallel
-from hippo.device import free_memory, has_bfloat16
+from hippo.device import free_memory, has_bfloat16, has_products
 from hippo.errors import BadRequest, HippoError
 from hippo.families import Family, require_family
 
@@ -37,6 +38,13 @@ class Checkpoint:
     def first_device(self) -> str:
         """The device that its inputs are put on."""
         return _first(self.device)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells its measurements from those of another."""
+        folder = Path(self.source)
+        source = str(folder.resolve()) if folder.is_dir() else self.source
+        return {"source": source, "device": self.device, "dtype": self.dtype, "bytes": stored_bytes(self.source)}
 
 
 def resolve(
@@ -148,16 +156,86 @@ def quantisation_of(model: Any) -> str:
 
 def require_memory(checkpoint: Checkpoint) -> None:
     """Refuse a local checkpoint that cannot fit, rather than be killed half-way. Raises HippoError."""
-    weights = stored_bytes(checkpoint.source)
-    packed = bool(weights and _settings(checkpoint).get("quantization_config"))
-    grows = checkpoint.first_device == "cpu" and checkpoint.dtype == "float32" and not packed
-    needed, free = weights * (2 if grows else 1), _free(checkpoint.device)
+    needed, free = _needed(checkpoint), _free(checkpoint.device)
     if needed > free:
         raise HippoError(
             f"not enough memory: {checkpoint.source} needs up to {needed / 2**30:.1f} GiB on {checkpoint.device}, "
             f"{free / 2**30:.1f} GiB are free",
             "use a smaller checkpoint, another --device or --dtype bfloat16",
         )
+
+
+def require_room(target: Checkpoint, draft: Checkpoint, bits: int) -> None:
+    """Refuse a local draft for which there is no room beside its target, and say what would fit. Raises HippoError."""
+    size, shared = _needed(draft), draft.device == target.first_device
+    free = _free(draft.device) - (_needed(target) if shared else 0)
+    if free < 0 or size * bits / 16 <= free:  # a target without room is refused by itself
+        return
+    fits = next((fewer for fewer in (8, 4) if fewer < bits and size * fewer / 16 <= free), None)
+    raise HippoError(
+        f"no room for the draft: {draft.source} needs up to {size * bits / 16 / 2**30:.1f} GiB on {draft.device}, "
+        f"{free / 2**30:.1f} GiB are left" + (" beside the target" if shared else ""),
+        (f"use --draft-bits {fits}, which fits, or " if fits else "use ")
+        + "a smaller draft, another --draft-device, or --method ar",
+    )
+
+
+def require_itself_packable(target: Checkpoint) -> None:
+    """Refuse a quantised target as a draft in fewer bits: its weights cannot be packed again. Raises BadRequest."""
+    if _settings(target).get("quantization_config"):
+        raise no_self_draft(target.source)
+
+
+def no_self_draft(source: str) -> BadRequest:
+    """Why a quantised target cannot draft for itself."""
+    return BadRequest(
+        f"{source} is quantised already, so it cannot draft for itself in fewer bits",
+        "use a smaller --draft, or the checkpoint that is not quantised as --draft with --draft-bits 4",
+    )
+
+
+def notes_on(target: Checkpoint, draft: Checkpoint | None, bits: int) -> tuple[str, ...]:
+    """What a user should know of how these will run: a dtype without fast products, layers that cannot be packed."""
+    notes = []
+    if target.first_device == "cpu" and not has_products(target.dtype):
+        notes.append(f"this CPU has no fast products in {target.dtype}: --dtype float32 is faster")
+    if draft is not None and bits != 16:
+        notes += [note] if (note := _packing_note(draft, bits)) else []
+    return tuple(notes)
+
+
+def _packing_note(draft: Checkpoint, bits: int) -> str:
+    from hippo.forward.quantize import unpacked
+
+    if _settings(draft).get("quantization_config"):
+        return f"the draft is quantised already: draft_bits {bits} changes nothing"
+    try:
+        left, every = unpacked(skeleton(draft.source), bits)
+    except Exception:  # its code or configuration is special; it says so when it is loaded
+        return ""
+    if not left:
+        return ""
+    return f"{len(left)} of the draft's {every} linear layers keep 16 bits: {', '.join(dict.fromkeys(left.values()))}"
+
+
+def skeleton(source: str) -> Any:
+    """A checkpoint's model without weights, on the meta device, from its configuration on this machine. A quantised one
+    has the layers of one that is not. Raises whatever transformers raises."""
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    config = AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
+    if getattr(config, "quantization_config", None) is not None:
+        del config.quantization_config
+    with torch.device("meta"):
+        return AutoModelForImageTextToText.from_config(config)
+
+
+def _needed(checkpoint: Checkpoint) -> int:
+    """Bytes that its weights take at most once they are loaded; 0 if that is not known before."""
+    weights = stored_bytes(checkpoint.source)
+    packed = bool(weights and _settings(checkpoint).get("quantization_config"))
+    grows = checkpoint.first_device == "cpu" and checkpoint.dtype == "float32" and not packed
+    return weights * (2 if grows else 1)
 
 
 def own_processor(processor: Any, target: Checkpoint, draft: Checkpoint) -> Any:
@@ -284,11 +362,23 @@ def _dtype_on(device: str, dtype: str, source: str) -> str:
     enough that reading them takes the time; else float32."""
     if dtype != "auto" or _first(device) != "cpu":
         return dtype
-    if stored_bytes(source) <= LARGE or not has_bfloat16():
+    if (weights := stored_bytes(source)) <= LARGE:
         return "float32"
     settings = _settings_of(source)
-    stored = settings.get("dtype") or settings.get("torch_dtype")
-    return "bfloat16" if stored == "bfloat16" and not settings.get("quantization_config") else "float32"
+    return cpu_dtype(stored_dtype(settings), weights, bool(settings.get("quantization_config")))
+
+
+def cpu_dtype(stored: str, weights: int, quantised: bool = False) -> str:
+    """What "auto" is on a CPU, for weights of so many bytes that are stored in a dtype."""
+    half = has_bfloat16() and stored == "bfloat16" and weights > LARGE and not quantised
+    return "bfloat16" if half else "float32"
+
+
+def stored_dtype(settings: dict[str, Any]) -> str:
+    """The dtype that a configuration names, such as "bfloat16"; "" if it names none."""
+    text = settings.get("text_config") or {}
+    found = settings.get("dtype") or settings.get("torch_dtype") or text.get("dtype") or text.get("torch_dtype")
+    return str(found or "").removeprefix("torch.")
 
 
 def _first(device: str) -> str:
@@ -297,15 +387,20 @@ def _first(device: str) -> str:
     return "cuda:0" if device == SPREAD else device
 
 
+def known_bits(wanted: int | str) -> int:
+    """4, 8 or 16; 0 for "auto". Raises BadRequest."""
+    if str(wanted) not in ("auto", "4", "8", "16"):
+        raise BadRequest(f"draft_bits {wanted!r} is not known", "use 4, 8, 16 or auto")
+    return 0 if wanted == "auto" else int(wanted)
+
+
 def bits_for(draft: Checkpoint, wanted: int | str, place: str) -> int:
     """Bits of a draft's weights. "auto" is 16 for a draft that is quantised, on a GPU, or so small that reading its
     weights takes no time, and else what this CPU multiplies fastest. Raises BadRequest."""
     from hippo.forward.quantize import fastest_bits
 
-    if wanted not in ("auto", 4, 8, 16):
-        raise BadRequest(f"draft_bits {wanted!r} is not known", "use 4, 8, 16 or auto")
-    if wanted != "auto":
-        return int(wanted)
+    if bits := known_bits(wanted):
+        return bits
     settings = _settings(draft)
     if place == "process" or draft.device != "cpu" or settings.get("quantization_config"):
         return 16
@@ -315,9 +410,26 @@ def bits_for(draft: Checkpoint, wanted: int | str, place: str) -> int:
 
 
 def stored_bytes(source: str) -> int:
-    """Bytes of a local checkpoint's weights; 0 where they are not known before they are there."""
+    """Bytes of the weights of a checkpoint folder, or of a hub id in the local cache; 0 where they are not known before
+    they are there."""
     folder = Path(source)
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder.is_dir() else 0
+    if not folder.is_dir():
+        folder = _cached(source) or folder
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return int(json.loads((folder / "model.safetensors.index.json").read_text())["metadata"]["total_size"])
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def _cached(source: str) -> Path | None:
+    """The folder that a hub id has in the local cache."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(source, "config.json")
+    except HFValidationError:
+        return None
+    return Path(found).parent if isinstance(found, str) else None
 
 
 def _free(device: str) -> int:

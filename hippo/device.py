@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -89,3 +90,13 @@ def has_tiles() -> bool:
 def has_bfloat16() -> bool:
     """Whether the CPU has bfloat16 products, so that half precision is faster than float32."""
     return has_tiles() or bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
+
+
+def has_products(dtype: str) -> bool:
+    """Whether the CPU multiplies matrices of a torch dtype, by its name, at the speed of float32 or faster."""
+    if dtype == "bfloat16":
+        return has_bfloat16()
+    if dtype == "float16":
+        here: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+        return bool(here.get("amx_fp16") or here.get("avx512_fp16"))
+    return True

@@ -14,7 +14,17 @@ from weakref import WeakKeyDictionary, ref
 from torch import nn
 
 from hippo import tensor_parallel
-from hippo.checkpoints import bits_for, load_processor, load_target, own_processor, resolve, stored_bytes
+from hippo.checkpoints import (
+    bits_for,
+    load_processor,
+    load_target,
+    notes_on,
+    own_processor,
+    require_itself_packable,
+    require_room,
+    resolve,
+    stored_bytes,
+)
 from hippo.draft import placement
 from hippo.engine import Engine, Read, State, Stream, warnings_of
 from hippo.errors import CheckpointError, HippoError, out_of_memory_explained
@@ -34,7 +44,7 @@ _OWN_OPTIONS = ("messages", "system", "frames", "fps", "max_video_tokens", "prog
 class VideoLLM:
     """A target, its draft and their processor. Made by `hippo.load`; close it, or use it as a context manager.
 
-    draft_processor: the draft's own, if the target's does not serve both.
+    draft_processor: the draft's own, if the target's does not serve both. notes: warnings of the first answer.
     """
 
     def __init__(
@@ -44,8 +54,10 @@ class VideoLLM:
         draft_processor: Any = None,
         max_running: int = 8,
         cache_memory: int | None = None,
+        notes: tuple[str, ...] = (),
     ) -> None:
         self.pair, self.processor, self.draft_processor = pair, processor, draft_processor
+        self._notes = notes
         self.engine = Engine(pair, processor.tokenizer, self._read, max_running, cache_memory)
 
     def generate(
@@ -182,6 +194,7 @@ class VideoLLM:
         began, params, lost = time.perf_counter(), request.params, ""
         report = None if progress is None else lambda share: progress("reading frames", share)
         messages, inputs, warnings = self.read(request, report)
+        warnings, self._notes = self._notes + warnings, ()
         draft_inputs = None
         if self.draft_processor is not None and params.decoder != "ar":
             try:
@@ -252,18 +265,25 @@ def load(
     with out_of_memory_explained(), quiet(), ExitStack() as unless_loaded:
         processor = load_processor(target_point)
         source = draft_processor = worker = None
+        bits = 16
         if draft_point is not None:
             draft_processor = own_processor(processor, target_point, draft_point)
             weights = stored_bytes(target_point.source) + stored_bytes(draft_point.source)
             place = placement(draft_worker, target_point.first_device, draft_point.device, weights)
+            bits = bits_for(draft_point, 4 if itself and draft_bits == "auto" else draft_bits, place)
+            if itself and bits < 16:
+                require_itself_packable(target_point)
+            if start_draft:
+                require_room(target_point, draft_point, bits)
             source = Draft(
                 draft_point.source,
                 dtype=draft_point.dtype,
                 device=draft_point.device,
                 timeout=draft_timeout,
                 place=place,
-                bits=bits_for(draft_point, 4 if itself and draft_bits == "auto" else draft_bits, place),
+                bits=bits,
                 trust_remote_code=trust_remote_code,
+                pair={"target": target_point.identity, "draft": draft_point.identity},
             )
             if start_draft and tensor_parallel.is_leader():  # first, so that both load at the same time
                 unless_loaded.callback(source.close)
@@ -274,7 +294,8 @@ def load(
         if worker is not None:
             worker.wait_loaded()
         unless_loaded.pop_all()
-    return VideoLLM(pair, processor, draft_processor, max_running, cache_memory)
+    notes = notes_on(target_point, draft_point, bits)
+    return VideoLLM(pair, processor, draft_processor, max_running, cache_memory, notes)
 
 
 # The drafts of models in memory, by their target; a target that is collected takes its draft's worker with it.

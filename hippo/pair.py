@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from hippo import tensor_parallel
+from hippo import state, tensor_parallel
 from hippo.decode import Costs
 from hippo.device import has_tiles
 from hippo.draft import Drafter, DraftWorker, vision_fingerprint
@@ -24,6 +25,11 @@ from hippo.stats import Stats
 _FREE_WIDTH = 8  # tokens that a CPU with tile products reads for the price of one
 
 
+def free_width(dtype: torch.dtype, device: str) -> int:
+    """The width that "auto" pads target forwards to on a type of device, 0 for none."""
+    return _FREE_WIDTH if dtype in (torch.bfloat16, torch.float16) and device == "cpu" and has_tiles() else 0
+
+
 class Draft:
     """Where a draft comes from, and its worker, which is started again after it was lost.
 
@@ -33,6 +39,7 @@ class Draft:
         place: "process", "thread" or "inline", see `hippo.draft.placement`.
         bits: of its weights: 16, 8 or 4.
         trust_remote_code: whether code that the checkpoint brings may run.
+        pair: what names both models; with it, what answers measured is kept on disk, see `hippo.state`.
     """
 
     def __init__(
@@ -45,11 +52,14 @@ class Draft:
         place: str = "process",
         trust_remote_code: bool = False,
         bits: int = 16,
+        pair: dict[str, Any] | None = None,
     ) -> None:
         self.source, self.device, self.dtype, self.timeout = source, device, dtype, timeout
         self.place, self.trust_remote_code, self.bits = place, trust_remote_code, bits
         self.has_worked = False
         self.costs, self.acceptance = Costs(), 0.8  # what earlier answers measured
+        self._kept_by = pair and pair | {"bits": bits, "place": place, "threads": torch.get_num_threads()}
+        self._recall()
         self.lock = threading.RLock()
         self._worker: DraftWorker | None = None
 
@@ -68,10 +78,19 @@ class Draft:
         return self._worker
 
     def close(self) -> None:
-        """End the worker."""
+        """End the worker, and keep on disk what was measured."""
         if self._worker is not None:
             self._worker.close()
             self._worker = None
+            if self._kept_by and (self.costs.known(both=True) or self.costs.known(both=False)):
+                state.write("pair", self._kept_by, {"costs": self.costs.as_dict(), "acceptance": self.acceptance})
+
+    def _recall(self) -> None:
+        if self._kept_by and isinstance(kept := state.read("pair", self._kept_by), dict):
+            with suppress(KeyError, TypeError, ValueError):
+                costs, acceptance = Costs.of_dict(kept["costs"]), float(kept["acceptance"])
+                if 0 <= acceptance <= 1:
+                    self.costs, self.acceptance = costs, acceptance
 
 
 class Pair:
@@ -130,8 +149,7 @@ class Pair:
         """The width that a request's target forwards are padded to, 0 for none; see `SamplingParams.verify_width`."""
         if params.verify_width != "auto":
             return int(params.verify_width)
-        half = self.target.dtype in (torch.bfloat16, torch.float16)
-        return _FREE_WIDTH if half and self.target.device.type == "cpu" and has_tiles() else 0
+        return free_width(self.target.dtype, self.target.device.type)
 
     def prepare_prompt(self, inputs: dict[str, Any]) -> Prompt:
         """The places and positions of a prompt whose inputs are on the target's device. Raises BadRequest."""

@@ -1,4 +1,4 @@
-"""What requests on the same video have in common is read once: the target's keys and values, and the video's embeddings.
+"""What requests on one video have in common is read once: the target's keys and values, and the embeddings.
 
 An entry is found by the pixels that the model saw, by token ids and by positions, so neither a file that changed nor
 another way of sampling it can give a wrong one.

@@ -1,6 +1,7 @@
 """Names to models, and failures in one line."""
 
 import json
+import re
 import shutil
 from types import SimpleNamespace
 
@@ -12,11 +13,20 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 import hippo
 from hippo import checkpoints
-from hippo.checkpoints import BUNDLED, Checkpoint, load_model, load_processor, load_target, own_processor, resolve
+from hippo.checkpoints import (
+    BUNDLED,
+    Checkpoint,
+    load_model,
+    load_processor,
+    load_target,
+    own_processor,
+    resolve,
+    stored_bytes,
+)
 from hippo.cli.demo import CLIP
 from hippo.draft import process
 from hippo.draft.worker import load_draft
-from hippo.errors import HippoError
+from hippo.errors import BadRequest, HippoError
 
 TARGET, DRAFT = BUNDLED / "tiny" / "target", BUNDLED / "tiny" / "draft"
 
@@ -217,6 +227,85 @@ def test_not_enough_memory_is_told_before_loading(monkeypatch):
     monkeypatch.setattr(checkpoints, "free_memory", lambda device: 1000)
     with pytest.raises(HippoError, match="not enough memory"):
         load_target(Checkpoint(str(TARGET), "cpu", "float32"))
+
+
+@pytest.mark.parametrize(
+    ("share", "bits", "words"),
+    [
+        (
+            1.1,
+            16,
+            r"no room for the draft: .*draft needs up to .* GiB on cpu, .* left beside the target: use a smaller",
+        ),
+        (1.7, 16, "use --draft-bits 8, which fits, or a smaller draft, another --draft-device, or --method ar"),
+        (1.3, 8, "use --draft-bits 4, which fits"),
+        (1.7, 8, ""),
+        (2.1, 16, ""),
+        (0.5, 16, ""),  # the target is refused by itself
+    ],
+)
+def test_no_room_for_the_draft_is_said_before_loading(monkeypatch, share, bits, words):
+    """share: of the target's bytes that are free; the draft is as large as it."""
+    both = [Checkpoint(str(folder), "cpu", "float32") for folder in (TARGET, DRAFT)]
+    monkeypatch.setattr(checkpoints, "stored_bytes", lambda source: 1 << 20)
+    monkeypatch.setattr(checkpoints, "free_memory", lambda device: int(share * (2 << 20)))
+    if not words:
+        checkpoints.require_room(*both, bits)
+        return
+    with pytest.raises(HippoError, match=words) as error:
+        checkpoints.require_room(*both, bits)
+    assert "\n" not in str(error.value)
+    monkeypatch.setattr(checkpoints, "load_model", None)
+    with pytest.raises(HippoError, match="no room for the draft"):
+        hippo.load("tiny", draft_bits=bits, dtype="float32")
+
+
+def quantised(folder):
+    shutil.copytree(TARGET, folder)
+    change(folder / "config.json", quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
+    return folder
+
+
+def test_a_quantised_target_cannot_draft_for_itself_in_fewer_bits(tmp_path):
+    folder = quantised(tmp_path / "packed")
+    for bits in ("auto", 4, 8):
+        with pytest.raises(BadRequest, match=r"is quantised already, .* not quantised as --draft with --draft-bits 4"):
+            hippo.load(folder, "self", draft_bits=bits)
+
+
+def test_what_will_not_be_as_wished_is_said(monkeypatch, tmp_path):
+    target, draft = Checkpoint(str(TARGET), "cpu", "float32"), Checkpoint(str(DRAFT), "cpu", "float32")
+    assert checkpoints.notes_on(target, None, 16) == checkpoints.notes_on(target, draft, 16) == ()
+    packed = Checkpoint(str(quantised(tmp_path / "packed")), "cpu", "float32")
+    assert checkpoints.notes_on(target, packed, 4) == ("the draft is quantised already: draft_bits 4 changes nothing",)
+    odd = shutil.copytree(DRAFT, tmp_path / "odd")
+    settings = json.loads((DRAFT / "config.json").read_text())
+    change(odd / "config.json", text_config=settings["text_config"] | {"intermediate_size": 200})
+    (note,) = checkpoints.notes_on(target, Checkpoint(str(odd), "cpu", "float32"), 4)
+    assert re.match(r"\d+ of the draft's \d+ linear layers keep 16 bits: .* width not a multiple of", note)
+    monkeypatch.setattr(checkpoints, "has_products", lambda dtype: dtype != "float16")
+    slow = Checkpoint(str(TARGET), "cpu", "float16")
+    assert checkpoints.notes_on(slow, None, 16) == (
+        "this CPU has no fast products in float16: --dtype float32 is faster",
+    )
+
+
+def test_notes_are_warnings_of_the_first_answer(monkeypatch):
+    monkeypatch.setattr("hippo.llm.notes_on", lambda *_: ("layers keep 16 bits",))
+    with hippo.load("tiny", start_draft=False) as llm:
+        first, second = (llm.generate(CLIP, method="ar", max_new_tokens=2) for _ in range(2))
+    assert first.warnings == ("layers keep 16 bits",) and second.warnings == ()
+
+
+def test_weights_of_a_hub_id_are_counted_where_they_are_cached(monkeypatch, tmp_path):
+    shutil.copy(TARGET / "config.json", tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(bytes(100))
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: str(tmp_path / "config.json"))
+    assert stored_bytes("somebody/something") == 100
+    (tmp_path / "model.safetensors.index.json").write_text('{"metadata": {"total_size": 900}}')
+    assert stored_bytes("somebody/something") == 900
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: None)
+    assert stored_bytes("somebody/something") == 0 == stored_bytes("not a name//at all")
 
 
 def test_a_different_tokenizer_is_refused_by_its_first_different_token(tmp_path):

@@ -53,3 +53,12 @@ def test_two_at_once_closed_in_any_order(monkeypatch):
     first.__exit__(None, None, None)
     second.__exit__(None, None, None)
     assert torch.get_num_threads() == before
+
+
+def test_dtypes_whose_products_are_slow_here(monkeypatch):
+    monkeypatch.setattr(device, "has_bfloat16", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
+    assert not device.has_products("bfloat16") and not device.has_products("float16")
+    assert device.has_products("float32") and device.has_products("auto")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_fp16": True})
+    assert device.has_products("float16")

@@ -17,7 +17,7 @@ from hippo.stats import Stats
 from tests.drafts import draft
 from tests.models import FAMILIES, generated, inputs, model
 
-REQUESTS = 4
+REQUESTS, TOKENS = 32, 11
 WAYS = [
     {"decoder": "serial", "gamma": 3},
     {"decoder": "parallel", "gamma": 4},
@@ -30,9 +30,17 @@ def half(net, dtype=torch.bfloat16):
     return copy.deepcopy(net).to(dtype)
 
 
-def answer(pair, request, width, **options):
+def unsure(net):
+    """A draft that is right at times."""
+    weight, dice = net.get_output_embeddings().weight, torch.Generator().manual_seed(0)
+    noise = torch.randn(weight.shape, generator=dice) * weight.float().std() * 0.15
+    weight.data += noise.to(weight)
+    return net
+
+
+def answer(pair, request, width, tokens=24, **options):
     stats = Stats()
-    params = SamplingParams(max_new_tokens=24, verify_width=width, **options)
+    params = SamplingParams(max_new_tokens=tokens, verify_width=width, **options)
     return [token for tokens in Sequence(pair, request, params, stats) for token in tokens], stats
 
 
@@ -51,16 +59,16 @@ def uneven_drafts(monkeypatch):
 @pytest.mark.usefixtures("patient_targets", "uneven_drafts")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_method_gives_the_bits_of_ar_in_bfloat16(family):
-    target, checked = half(model(family)), 0
-    with closing(Pair(target, Draft(half(draft("same", family)), place="thread"))) as pair:
+    """Each request is answered by `ar` and by one of the ways, with a draft that is sometimes right."""
+    target, checked, accepted = half(model(family)), 0, 0
+    with closing(Pair(target, Draft(unsure(half(model(family))), place="thread"))) as pair:
         for seed in range(REQUESTS):
-            request = inputs(family, seed=seed)
-            expected, _ = answer(pair, request, 8, method="ar")
-            for way in WAYS:
-                tokens, stats = answer(pair, request, 8, **way)
-                assert tokens == expected, (seed, way)
-                checked += stats.checked
-    assert checked > 50
+            request, way = inputs(family, seed=seed, frames=4), WAYS[seed % len(WAYS)]
+            expected, _ = answer(pair, request, 8, TOKENS, method="ar")
+            tokens, stats = answer(pair, request, 8, TOKENS, keep_ratio=0.3, **way)
+            assert tokens == expected, (seed, way)
+            checked, accepted = checked + stats.checked, accepted + stats.accepted
+    assert checked > 4 * REQUESTS and 0.1 < accepted / checked < 0.95
 
 
 @pytest.mark.usefixtures("patient_targets")

@@ -138,6 +138,9 @@ QWEN_1_5B = Text(1536, 8960, 28, 12, 2, 151936)
 QWEN_HALF_B = Text(896, 4864, 24, 14, 2, 152064)
 SHAPES = {
     "qwen2.5-1.5b+0.5b": Shape(qwen2_5_text, text_request, QWEN_1_5B, QWEN_HALF_B),
+    "qwen2.5-7b+0.5b": Shape(qwen2_5_text, text_request, QWEN_7B, QWEN_HALF_B),
+    "qwen2.5-7b+3b": Shape(qwen2_5_text, text_request, QWEN_7B, QWEN_3B),
+    "qwen2.5-32b+7b": Shape(qwen2_5_text, text_request, QWEN_32B, QWEN_7B),
     "qwen2.5-vl-3b": Shape(qwen2_5_vl, qwen2_5_vl_request, QWEN_3B, QWEN_HALF_B),
     "qwen2.5-vl-7b": Shape(qwen2_5_vl, qwen2_5_vl_request, QWEN_7B, QWEN_HALF_B),
     "qwen2.5-vl-32b": Shape(qwen2_5_vl, qwen2_5_vl_request, QWEN_32B, QWEN_7B),
@@ -150,6 +153,13 @@ def shape_named(name: str) -> Shape:
     if name not in SHAPES:
         raise HippoError(f"unknown shape {name!r}", f"use one of: {', '.join(f'shape:{known}' for known in SHAPES)}")
     return SHAPES[name]
+
+
+def model_of_shape(name: str, role: str) -> Any:
+    """The "target" or the "draft" of a shape, without weights. Raises HippoError."""
+    shape = shape_named(name)
+    with torch.device("meta"):
+        return shape.make(getattr(shape, role))
 
 
 def filled(make: Callable[[Text], Any], text: Text, device: str, dtype: torch.dtype) -> Any:

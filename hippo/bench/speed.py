@@ -21,6 +21,7 @@ from hippo.bench.memory import peak
 from hippo.bench.pruners import pruner_named
 from hippo.bench.shapes import filled, shape_named
 from hippo.bench.synthetic_acceptance import SyntheticPair
+from hippo.checkpoints import known_bits
 from hippo.device import has_bfloat16
 from hippo.draft import placement
 from hippo.draft.worker import load_draft
@@ -32,8 +33,14 @@ from hippo.params import METHODS, SamplingParams
 from hippo.report.baseline import generate_ids, transformers_generate
 from hippo.stats import Stats
 
-GENERATE, ASSISTED, WRONG = "generate", "assisted", "wrong-draft"
-USUAL = (GENERATE, ASSISTED, "ar", "sd", "specvlm", "pearl", "hippo", WRONG)
+GENERATE, STATIC, ASSISTED, WRONG = "generate", "static", "assisted", "wrong-draft"
+LIBRARY = (GENERATE, STATIC, ASSISTED)  # transformers' own
+USUAL = (*LIBRARY, "ar", "sd", "specvlm", "pearl", "hippo", WRONG)
+FIGURES = (
+    *("method", "cannot_run", "new_tokens", "seconds", "decode_seconds", "speedup_vs_transformers"),
+    *("decode_vs_transformers", "speedup_vs_ar", "tokens_per_target_forward", "acceptance_rate", "target_forwards"),
+    *("scoring_share_of_prefill", "efficiency", "efficiency_undisturbed", "peak_memory", "identical", "synthetic"),
+)  # of a row; those that are not known are None
 _ALSO = {"specvlm": {"decoder": "serial", "pruner": "specvlm"}}
 
 
@@ -71,8 +78,8 @@ class Subject(Protocol):
     def inputs(self) -> dict[str, Any]:
         """The processor's output for the request."""
 
-    def library(self, tokens: int, assistant: Any) -> Run:
-        """An answer of transformers' generate(), assisted by a draft if there is one."""
+    def library(self, tokens: int, also: dict[str, Any]) -> Run:
+        """An answer of transformers' generate(). also: more of its options."""
 
     def ours(self, options: SamplingParams) -> Run:
         """An answer of ours."""
@@ -93,9 +100,9 @@ class Clip:
     def inputs(self) -> dict[str, Any]:
         return self._llm.inputs(self._video)
 
-    def library(self, tokens: int, assistant: Any) -> Run:
+    def library(self, tokens: int, also: dict[str, Any]) -> Run:
         options = SamplingParams.of(max_new_tokens=tokens)
-        answer = transformers_generate(self._llm, options, assistant, video=self._video)
+        answer = transformers_generate(self._llm, options, also, video=self._video)
         return Run(answer.token_ids, answer.total, answer.decode)
 
     def ours(self, options: SamplingParams) -> Run:
@@ -119,12 +126,11 @@ class Rated:
     def inputs(self) -> dict[str, Any]:
         return self._inputs
 
-    def library(self, tokens: int, assistant: Any) -> Run:
-        if assistant is not None:
+    def library(self, tokens: int, also: dict[str, Any]) -> Run:
+        if "assistant_model" in also:
             raise HippoError("transformers' assisted generation cannot be given a rate", "leave `assisted` out")
-        ids, decode, seconds = generate_ids(
-            self.pair.target, self._inputs, {"do_sample": False, "min_new_tokens": tokens, "max_new_tokens": tokens}
-        )
+        length = {"do_sample": False, "min_new_tokens": tokens, "max_new_tokens": tokens}
+        ids, decode, seconds = generate_ids(self.pair.target, self._inputs, length | also)
         return Run(ids, seconds, decode)
 
     def ours(self, options: SamplingParams) -> Run:
@@ -149,53 +155,68 @@ def measure(
 ) -> list[dict[str, Any]]:
     """Rows, one a method: `runs` answers of each, taking turns; transformers' generate() and our `ar` always run.
 
-    draft: the draft in memory. wrong: the same request of a pair whose draft is always wrong, for `wrong-draft`.
+    draft: the draft in memory. wrong: the same request of a pair whose draft is always wrong, for `wrong-draft`. A
+    method that cannot run with this pair has a row that says why.
     """
     names = list(dict.fromkeys((GENERATE, "ar", *methods)))
     seen: dict[str, list[Run]] = {name: [] for name in names}
+    cannot: dict[str, str] = {}
     for run in range(runs + 1):
         for number, name in enumerate(names):
             progress(name, (run * len(names) + number) / ((runs + 1) * len(names)))
-            if name in (GENERATE, ASSISTED):
-                one = subject.library(tokens, draft if name == ASSISTED else None)
-            elif name == WRONG:
-                one = wrong.ours(options_of("hippo", tokens))
-            else:
-                one = subject.ours(options_of(name, tokens))
+            if name in cannot:
+                continue
+            try:
+                one = answer_by(name, subject, wrong, draft, tokens)
+            except Exception as error:  # other methods go on; what transformers raises has no common type
+                if name in (GENERATE, "ar"):
+                    raise
+                cannot[name] = " ".join(str(error).split())[:160] or type(error).__name__
+                continue
             if run:  # the first warms up
                 seen[name].append(one)
-    rows = []
-    for name, answers in seen.items():
-        stats = answers[-1].stats
-        rows.append(
-            {
-                "method": name,
-                "new_tokens": len(answers[-1].token_ids),
-                "seconds": median(one.seconds for one in answers),
-                "decode_seconds": median(one.decode for one in answers),
-                "speedup_vs_transformers": _spread([a.seconds / b.seconds for a, b in _pairs(seen[GENERATE], answers)]),
-                "decode_vs_transformers": _spread([a.decode / b.decode for a, b in _pairs(seen[GENERATE], answers)]),
-                "speedup_vs_ar": _spread([a.seconds / b.seconds for a, b in _pairs(seen["ar"], answers)]),
-                "tokens_per_target_forward": stats.tokens_per_target_forward if stats else None,
-                "acceptance_rate": stats.acceptance_rate if stats else None,
-                "target_forwards": stats.target_forwards if stats else None,
-                "scoring_share_of_prefill": median(_scoring(one) for one in answers) if stats else None,
-                "efficiency": None,
-                "efficiency_undisturbed": None,
-                "peak_memory": None,
-                "identical": None
-                if subject.synthetic
-                else all(a.token_ids == b.token_ids for a, b in _pairs(seen[GENERATE], answers)),
-                "synthetic": bool(subject.synthetic),
-            }
-        )
-    return rows
+    return [_row(name, seen, bool(subject.synthetic), cannot.get(name)) for name in names]
+
+
+def answer_by(name: str, subject: Subject, wrong: Subject, draft: Any, tokens: int) -> Run:
+    """One answer of a method. Raises HippoError, and whatever transformers raises, if it cannot run."""
+    if name in LIBRARY:
+        also = {STATIC: {"cache_implementation": "static"}, ASSISTED: {"assistant_model": draft}}
+        return subject.library(tokens, also.get(name, {}))
+    options = options_of("hippo" if name == WRONG else name, tokens)
+    if options.decoder == "parallel" and subject.pair.require_draft().place == "inline":
+        raise HippoError("a draft that works inline works in turns")
+    return (wrong if name == WRONG else subject).ours(options)
+
+
+def _row(name: str, seen: dict[str, list[Run]], synthetic: bool, cannot: str | None) -> dict[str, Any]:
+    row: dict[str, Any] = dict.fromkeys(FIGURES) | {"method": name, "cannot_run": cannot, "synthetic": synthetic}
+    if cannot is not None:
+        return row
+    answers, library, alone = seen[name], seen[GENERATE], seen["ar"]
+    row |= {
+        "new_tokens": len(answers[-1].token_ids),
+        "seconds": median(one.seconds for one in answers),
+        "decode_seconds": median(one.decode for one in answers),
+        "speedup_vs_transformers": _spread([a.seconds / b.seconds for a, b in _pairs(library, answers)]),
+        "decode_vs_transformers": _spread([a.decode / b.decode for a, b in _pairs(library, answers)]),
+        "speedup_vs_ar": _spread([a.seconds / b.seconds for a, b in _pairs(alone, answers)]),
+        "identical": None if synthetic else all(a.token_ids == b.token_ids for a, b in _pairs(library, answers)),
+    }
+    if (stats := answers[-1].stats) is not None:
+        row |= {
+            "tokens_per_target_forward": stats.tokens_per_target_forward,
+            "acceptance_rate": stats.acceptance_rate,
+            "target_forwards": stats.target_forwards,
+            "scoring_share_of_prefill": median(_scoring(one) for one in answers),
+        }
+    return row
 
 
 def require_methods(methods: Sequence[str]) -> None:
     """Raises HippoError if there is one that is not known."""
     for name in methods:
-        if name not in (GENERATE, ASSISTED, WRONG):
+        if name not in (*LIBRARY, WRONG):
             options_of(name, 1)
 
 
@@ -222,10 +243,11 @@ def efficiencies(
     alone = subject.ours(options_of("ar", tokens))
     assert alone.stats is not None
     for row in rows:
-        if row["method"] in (GENERATE, ASSISTED):
+        if row["method"] in LIBRARY or row["cannot_run"]:
             continue
         options = options_of("hippo" if row["method"] == WRONG else row["method"], tokens)
-        answer = Answer(options, row["decode_seconds"], alone.token_ids, alone.stats.seconds.prefill, rate)
+        drawn = 0.0 if rate is not None and row["method"] == WRONG else rate
+        answer = Answer(options, row["decode_seconds"], alone.token_ids, alone.stats.seconds.prefill, drawn)
         proposes = wrong if row["method"] == WRONG else draft
         row["efficiency"], row["efficiency_undisturbed"] = efficiency(answer, costs, subject.pair, proposes, inputs)
     return costs
@@ -259,34 +281,49 @@ def bench_pair(
     runs: int,
     tokens: int,
     rate: float | None,
+    draft_bits: int | str,
     progress: Callable[[str, float], None],
 ) -> dict[str, Any]:
-    """The whole study of a trained pair on a clip; `rate` draws the verdicts instead."""
+    """The whole study of a trained pair on a clip; `rate` draws the verdicts instead. draft_bits: of the draft of every
+    method, transformers' own included."""
     with ExitStack() as stack:
-        llm = stack.enter_context(load(target, draft, start_draft=rate is None))
+        llm = stack.enter_context(load(target, draft, start_draft=rate is None, draft_bits=draft_bits))
         dtype = str(llm.pair.target.dtype).removeprefix("torch.")
-        source = str(llm.pair.require_draft().source)
-        small, bad = (load_draft(source, dtype, str(llm.pair.target.device)) for _ in range(2))
+        own = llm.pair.require_draft()
+        small = load_draft(str(own.source), dtype, str(llm.pair.target.device), bits=own.bits)
+        bad = load_draft(str(own.source), dtype, str(llm.pair.target.device))
         say_the_least_likely(bad)
+        quantize(bad, own.bits)
         if rate is None:
             subject: Subject = Clip(llm, video)
-            pair_of_bad = stack.enter_context(closing(Pair(llm.pair.target, Draft(bad))))
+            pair_of_bad = stack.enter_context(
+                closing(Pair(llm.pair.target, Draft(bad, device=own.device, place=own.place)))
+            )
             wrong: Subject = Clip(VideoLLM(pair_of_bad, llm.processor, llm.draft_processor), video)
         else:
-            pair = SyntheticPair(llm.pair.target, llm.pair.draft, rate=rate)
-            wrong = subject = Rated(
-                stack.enter_context(closing(pair)), llm.inputs(video), f"verdicts drawn at {rate:g}"
-            )
-            methods = [name for name in methods if name not in (ASSISTED, WRONG)]
+            inputs = llm.inputs(video)
+            another = Draft(small, device=own.device, place=own.place)
+            subject, wrong = _rated(stack, llm.pair.target, own, another, rate, inputs)
         rows = measure(subject, wrong, small, methods, runs, tokens, progress)
-        costs = efficiencies(subject, small, bad, rows, tokens, rate)
+        costs = {} if own.place == "inline" else efficiencies(subject, small, bad, rows, tokens, rate)
     if rate is None:
         for row in rows:
             progress(f"memory of {row['method']}", 1.0)
-            row["peak_memory"] = peak(
-                ["-m", "hippo.bench.speed", row["method"], target, draft or "", str(video), str(tokens)]
-            )
-    return {"rows": rows, "steps": costs, "machine": machine()}
+            command = [row["method"], target, draft or "", str(video), str(tokens), str(draft_bits)]
+            row["peak_memory"] = None if row["cannot_run"] else peak(["-m", "hippo.bench.speed", *command])
+    return {"rows": rows, "steps": costs, "machine": machine() | {"draft": own.place, "draft bits": own.bits}}
+
+
+def _rated(
+    stack: ExitStack, target: Any, draft: Draft, another: Draft, rate: float, inputs: dict[str, Any], why: str = ""
+) -> tuple[Rated, Rated]:
+    """A request whose verdicts are drawn at a rate, and the same with none accepted. another: the draft of the second,
+    which learns costs and acceptance of its own."""
+    pairs = [SyntheticPair(target, draft, rate=rate), SyntheticPair(target, another, rate=0.0)]
+    for pair in pairs:
+        stack.enter_context(closing(pair))
+    one, other = (Rated(pair, inputs, f"{why}verdicts drawn at {pair.rate:g}") for pair in pairs)
+    return one, other
 
 
 def bench_shape(
@@ -296,43 +333,38 @@ def bench_shape(
     runs: int,
     tokens: int,
     rate: float,
+    draft_bits: int | str,
     device: str,
     progress: Callable[[str, float], None],
 ) -> dict[str, Any]:
     """The whole study of a shape: random weights, drawn verdicts, real costs.
 
-    Precision, place and bits of the draft are those that `hippo.load` would choose. A draft that works inline cannot
-    work in parallel: such methods are left out, and step costs are not measured.
+    Precision, place and bits of the draft are those that `hippo.load` would choose, unless draft_bits says otherwise. A
+    draft that works inline cannot work in parallel, and step costs are then not measured.
     """
-    shape = shape_named(name)
+    shape, bits = shape_named(name), known_bits(draft_bits)
     dtype = torch.bfloat16 if device != "cpu" or has_bfloat16() else torch.float32
     target, draft = (filled(shape.make, text, device, dtype) for text in (shape.target, shape.draft))
     place = placement("auto", device, device, target.get_memory_footprint() + draft.get_memory_footprint())
-    bits = fastest_bits(linear_shapes(draft)) if place == "inline" and dtype == torch.bfloat16 else 16
+    bits = bits or (fastest_bits(linear_shapes(draft)) if place == "inline" and dtype == torch.bfloat16 else 16)
     quantize(draft, bits)
-    with closing(SyntheticPair(target, Draft(draft, device=device, place=place), rate=rate)) as pair:
-        subject = Rated(pair, shape.request(context), f"random weights, verdicts drawn at {rate:g}")
-        methods = [name for name in methods if name not in (ASSISTED, WRONG)]
-        if place == "inline":
-            methods = [name for name in methods if name == GENERATE or options_of(name, 1).decoder != "parallel"]
-        rows = measure(subject, subject, draft, methods, runs, tokens, progress)
+    with ExitStack() as stack:
+        own, another = (Draft(draft, device=device, place=place) for _ in range(2))
+        inputs = shape.request(context)
+        subject, wrong = _rated(stack, target, own, another, rate, inputs, "random weights, ")
+        rows = measure(subject, wrong, draft, methods, runs, tokens, progress)
         costs = {} if place == "inline" else efficiencies(subject, draft, draft, rows, tokens, rate)
     how = {"dtype": str(dtype).removeprefix("torch."), "draft": place, "draft bits": bits}
     return {"rows": rows, "steps": costs, "machine": machine() | how}
 
 
-def _once(method: str, target: str, draft: str, video: str, tokens: str) -> None:
+def _once(method: str, target: str, draft: str, video: str, tokens: str, draft_bits: str) -> None:
     """One answer of one method in a process of its own, for its memory."""
-    library = method in (GENERATE, ASSISTED)
-    with load(target, draft or None, start_draft=not library and method != "ar") as llm:
-        subject = Clip(llm, Path(video))
-        if library:
-            assistant = (
-                load_draft(str(llm.pair.require_draft().source), "float32", "cpu") if method == ASSISTED else None
-            )
-            subject.library(int(tokens), assistant)
-        else:
-            subject.ours(options_of("hippo" if method == WRONG else method, int(tokens)))
+    start = method not in LIBRARY and method != "ar"
+    with load(target, draft or None, start_draft=start, draft_bits=known_bits(draft_bits) or "auto") as llm:
+        own, subject = llm.pair.require_draft(), Clip(llm, Path(video))
+        small = load_draft(str(own.source), "float32", "cpu", bits=own.bits) if method == ASSISTED else None
+        answer_by(method, subject, subject, small, int(tokens))
 
 
 if __name__ == "__main__":

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import platform
+from typing import Annotated
 
-from hippo.cli.common import BUNDLED, JsonOption, facts_table, importing, print_json, stderr, versions
+import typer
+
+from hippo.cli.common import BUNDLED, JsonOption, facts_table, importing, print_json, quieten, stderr, versions
+from hippo.cli.plan import pair_of
 
 
-def doctor(json: JsonOption = False) -> None:
-    """Show versions, devices and video decoders, and what hippo will use and why."""
+def doctor(
+    target: Annotated[
+        str | None, typer.Option(help="Also say what this pair would bring; names as in hippo plan.")
+    ] = None,
+    draft: Annotated[str | None, typer.Option(help="Its draft, or self: the target in 4 bits.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Show versions, devices and video decoders, and what hippo will use and why.
+
+    With a pair, also what to expect of it here; `hippo plan` has the whole table.
+    """
     with importing():
         import hippo.llm  # noqa: F401, for what is imported below
         from hippo.video import available_backends
@@ -20,10 +33,20 @@ def doctor(json: JsonOption = False) -> None:
         "devices": _devices(),
         "will use": _plan(torchcodec=decoders["torchcodec"][:1].isdigit()),
     }
+    if target is not None:
+        facts["pair"] = _pair(target, draft)
     if json:
         print_json(facts)
     else:
         stderr.print(facts_table(facts))
+
+
+def _pair(target: str, draft: str | None) -> dict[str, str]:
+    from hippo.report.plan import plan
+
+    quieten()
+    result = plan(*pair_of(target, draft))
+    return {"expect": result.sentence, "memory": result.short or "both models fit"}
 
 
 def _devices() -> dict[str, str]:

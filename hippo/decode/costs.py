@@ -6,12 +6,15 @@ from collections import deque
 from collections.abc import Sequence
 from copy import deepcopy
 from statistics import median
+from typing import Any, TypeVar
 
+Number = TypeVar("Number", int, float)
 LARGEST = 24  # drafted tokens that may wait to be checked
 SUREST = 0.995  # no drafted token counts as certain
 _ENOUGH_FORWARDS, _ENOUGH_STEPS = 3, 3  # measurements that costs need
 _SLOPE = 0.04  # share of a forward that one more token costs, until two widths were measured
 _SLOWDOWN = 1.3  # of both models while they work at the same time, until it was measured
+_WAYS = {False: "alone", True: "beside"}  # how both are named on disk
 
 
 class Costs:
@@ -80,6 +83,32 @@ class Costs:
         """The same, for another request to go on with."""
         return deepcopy(self)
 
+    def as_dict(self) -> dict[str, Any]:
+        """All measurements, as JSON can hold them."""
+        target = {_WAYS[both]: {str(w): list(s) for w, s in seen.items()} for both, seen in self._target.items()}
+        return {"target": target, "draft": {_WAYS[both]: list(seconds) for both, seconds in self._draft.items()}}
+
+    @classmethod
+    def of_dict(cls, kept: Any) -> Costs:
+        """What `as_dict` gave. Raises ValueError if that is something else."""
+        costs = cls()
+        try:
+            for both, way in _WAYS.items():
+                for width, seconds in kept["target"][way].items():
+                    for one in seconds:
+                        costs.saw_target(_in_range(int(width), 1, 1 << 20), _in_range(one, 0, 1e4), both)
+                for one in kept["draft"][way]:
+                    costs.saw_draft(_in_range(one, 0, 1e4), both)
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise ValueError("not the costs of a pair") from None
+        return costs
+
+
+def _in_range(value: Number, low: float, high: float) -> Number:
+    if not low <= value <= high:  # nor is a NaN
+        raise ValueError(value)
+    return value
+
 
 class Acceptance:
     """How often drafted tokens are accepted, and how that compares with the draft's own probabilities.
@@ -114,8 +143,8 @@ def plain_speed(costs: Costs) -> float:
     return 1 / sum(costs.target(False))
 
 
-def in_turns_speed(costs: Costs, rate: float) -> tuple[float, int]:
-    """Tokens a second in turns at an acceptance, and the gamma that gives it.
+def in_turns_speed(costs: Costs, rate: float, most: int = LARGEST) -> tuple[float, int]:
+    """Tokens a second in turns at an acceptance, and the gamma, at most `most`, that gives it.
 
     g drafted tokens bring (1 - rate^(g + 1)) / (1 - rate) tokens: those that are accepted and the target's own.
     """
@@ -125,11 +154,11 @@ def in_turns_speed(costs: Costs, rate: float) -> tuple[float, int]:
     def speed(gamma: int) -> float:
         return (1 - rate ** (gamma + 1)) / (1 - rate) / (gamma * draft + fixed + slope * (gamma + 1))
 
-    return max((speed(gamma), gamma) for gamma in range(1, LARGEST + 1))
+    return max((speed(gamma), gamma) for gamma in range(1, most + 1))
 
 
-def parallel_speed(costs: Costs, rate: float) -> float:
-    """Tokens a second if both models work at the same time.
+def parallel_speed(costs: Costs, rate: float) -> tuple[float, int]:
+    """Tokens a second if both models work at the same time, and how many are checked at once for that.
 
     From one rejection to the next there are 1 / (1 - rate) tokens. The first forward checks one drafted token. Each
     further one checks m, and takes as long as drafting m if that is longer; rate / (1 - rate^m) of them are needed.
@@ -140,4 +169,5 @@ def parallel_speed(costs: Costs, rate: float) -> float:
     def seconds(m: int) -> float:
         return fixed + slope + rate / (1 - rate**m) * max(fixed + slope * m, m * draft)
 
-    return 1 / (1 - rate) / min(seconds(m) for m in range(1, LARGEST + 1))
+    shortest, chunk = min((seconds(m), m) for m in range(1, LARGEST + 1))
+    return 1 / (1 - rate) / shortest, chunk

@@ -92,13 +92,14 @@ class AutoSchedule(Schedule):
     beside: whether the draft can work at the same time as the target. costs, prior: what earlier requests measured.
     """
 
-    _MARGIN = 1.1  # how much faster than in parallel in turns must promise to be
-    _FIRST_REST, _LONGEST_REST = 12, 128  # rounds
+    _OPTIMISM = 1.05  # of the formula for parallel, beside that for in turns: it knows no token that waits
+    _TRIALS = 0.015  # share of the target's time that trials of a draft which is not worth it may take
+    _LONGEST_REST = 128  # rounds
 
     def __init__(self, beside: bool, gamma: int | str = "auto", costs: Costs | None = None, prior: float = 0.8) -> None:
         super().__init__("ar", gamma, costs, prior)
         self._beside = beside
-        self._left, self._next_rest, self._behind = 0, self._FIRST_REST, False
+        self._left, self._longer, self._behind = 0, 1, False
 
     def begin_round(self) -> Mode:
         """See Schedule."""
@@ -120,7 +121,7 @@ class AutoSchedule(Schedule):
         if self.costs.draft(False):
             speeds[Mode.IN_TURNS] = in_turns_speed(self.costs, rate)[0]
             if self._beside:
-                speeds[Mode.PARALLEL] = parallel_speed(self.costs, rate)
+                speeds[Mode.PARALLEL] = parallel_speed(self.costs, rate)[0]
         return speeds
 
     def _choose(self) -> Mode:
@@ -131,13 +132,13 @@ class AutoSchedule(Schedule):
             if not self.costs.enough(both=mode is Mode.PARALLEL):
                 return mode
         speeds = self.speeds()
-        if self._beside:  # in turns, each model finds its cores taken for a moment by the other's threads
-            speeds[Mode.IN_TURNS] /= self._MARGIN
+        if self._beside:
+            speeds[Mode.PARALLEL] /= self._OPTIMISM
         best = max(speeds, key=lambda mode: speeds[mode])
-        if best is Mode.PLAIN:
-            self._left = self._next_rest - 1
-            self._next_rest = min(2 * self._next_rest, self._LONGEST_REST)
-            if self._now is Mode.PLAIN:  # after a rest: one more trial
-                return Mode.IN_TURNS
-            return Mode.PLAIN
-        return best
+        if best is not Mode.PLAIN:
+            self._longer = 1
+            return best
+        loses = speeds[Mode.PLAIN] / speeds[Mode.IN_TURNS] - 1  # rounds of the target, in a trial
+        self._left = min(self._LONGEST_REST, int(self._longer * loses / self._TRIALS))
+        self._longer *= 2
+        return Mode.IN_TURNS if self._now is Mode.PLAIN else Mode.PLAIN  # after a rest: one more trial

@@ -82,6 +82,15 @@ def linear_shapes(model: Any) -> tuple[tuple[int, int], ...]:
     return tuple((layer.out_features, layer.in_features) for _, layer in _linears(model))
 
 
+def unpacked(model: Any, bits: int) -> tuple[dict[str, str], int]:
+    """Of the layers that `quantize` would pack: those it would leave, by name with the reason, and how many there are.
+
+    model: without weights, on the meta device; it is taken for one on a CPU.
+    """
+    layers = _linears(model)
+    return {name: why for name, layer in layers if (why := _why_not(layer, bits))}, len(layers)
+
+
 def fastest_bits(shapes: Iterable[tuple[int, int]], dtype: torch.dtype = torch.bfloat16) -> int:
     """4, 8 or 16: which makes the products of one token fastest on this CPU, with torch's current number of threads.
     Fewer bits must be worth their rounding: faster by a tenth."""

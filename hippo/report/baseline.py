@@ -43,9 +43,11 @@ class _Clock(BaseStreamer):
         pass
 
 
-def transformers_generate(llm: VideoLLM, params: SamplingParams, assistant: Any = None, **request: Any) -> Baseline:
+def transformers_generate(
+    llm: VideoLLM, params: SamplingParams, also: dict[str, Any] | None = None, **request: Any
+) -> Baseline:
     """Answer by `model.generate()`, greedily or with the same sampling settings; times what a caller waits for.
-    assistant: a draft model, for transformers' own assisted generation. request: what `VideoLLM.inputs` takes."""
+    also: more options of generate(), such as an assistant_model. request: what `VideoLLM.inputs` takes."""
     began, tokenizer = time.perf_counter(), llm.processor.tokenizer
     inputs = llm.inputs(**request)
     choices: dict[str, Any] = {"do_sample": not params.greedy, "max_new_tokens": params.max_new_tokens}
@@ -58,9 +60,7 @@ def transformers_generate(llm: VideoLLM, params: SamplingParams, assistant: Any 
         choices["repetition_penalty"] = params.repetition_penalty
     if params.stop:
         choices |= {"stop_strings": list(params.stop), "tokenizer": tokenizer}
-    if assistant is not None:
-        choices |= {"assistant_model": assistant}
-    token_ids, decode, _ = generate_ids(llm.pair.target, inputs, choices)
+    token_ids, decode, _ = generate_ids(llm.pair.target, inputs, choices | (also or {}))
     total = time.perf_counter() - began
     return Baseline(tokenizer.decode(token_ids, skip_special_tokens=True), token_ids, decode, total)
 

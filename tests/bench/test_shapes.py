@@ -3,6 +3,7 @@
 import pytest
 
 from hippo.bench import shapes
+from hippo.bench.commands.speed import table
 from hippo.bench.speed import bench_shape
 from hippo.errors import HippoError
 from hippo.families import family_of
@@ -29,7 +30,7 @@ def test_a_shape_is_measured_and_marked_synthetic(monkeypatch):
     vision = dict(depth=1, hidden_size=32, intermediate_size=32, num_heads=2)
     monkeypatch.setattr(shapes, "QWEN_VISION", vision)
     monkeypatch.setitem(shapes.SHAPES, "small", small)
-    result = bench_shape("small", 64, ["ar", "hippo"], 1, 12, 0.8, "cpu", lambda name, share: None)
+    result = bench_shape("small", 64, ["ar", "hippo"], 1, 12, 0.8, "auto", "cpu", lambda name, share: None)
     assert [row["method"] for row in result["rows"]] == ["generate", "ar", "hippo"]
     for row in result["rows"]:
         assert row["new_tokens"] == 12 and row["synthetic"] and row["identical"] is None
@@ -48,9 +49,17 @@ def test_a_shape_of_text_is_as_large_as_published_and_drafts_inline_where_it_is_
     monkeypatch.setattr("hippo.draft.process.LARGE", 0)
     small = shapes.Shape(shapes.qwen2_5_text, shapes.text_request, SMALL, SMALL)
     monkeypatch.setitem(shapes.SHAPES, "small", small)
-    result = bench_shape("small", 64, ["pearl", "sd", "hippo"], 1, 12, 0.8, "cpu", lambda name, share: None)
-    assert [row["method"] for row in result["rows"]] == ["generate", "ar", "sd", "hippo"] and not result["steps"]
-    assert result["machine"]["draft"] == "inline"
+    methods = ["static", "assisted", "pearl", "sd", "serial+hippo", "hippo", "wrong-draft"]
+    result = bench_shape("small", 64, methods, 1, 12, 0.8, 8, "cpu", lambda name, share: None)
+    rows = {row["method"]: row for row in result["rows"]}
+    assert list(rows) == ["generate", "ar", *methods] and not result["steps"]
+    assert rows["pearl"]["cannot_run"] == "a draft that works inline works in turns"
+    assert "cannot be given a rate" in rows["assisted"]["cannot_run"] and rows["assisted"]["seconds"] is None
+    assert rows["wrong-draft"]["acceptance_rate"] == 0 < rows["serial+hippo"]["acceptance_rate"]
+    assert rows["static"]["new_tokens"] == 12 and result["machine"]["draft bits"] == 8
+    text = table(result)
+    assert "| pearl | cannot run: a draft that works inline works in turns |" in text
+    assert len({line.count("|") for line in text.splitlines() if line.startswith("|")}) == 1
 
 
 def test_an_unknown_shape_is_refused():

@@ -22,7 +22,7 @@ def bench(*arguments):
 def test_speed_compares_words_and_counts_forwards(tmp_path, monkeypatch):
     peak = speed.peak
     monkeypatch.setattr(speed, "peak", lambda command: peak(command) if command[2] == "hippo" else len(command[2]))
-    methods = "assisted,sd,specvlm,pearl,hippo,wrong-draft"
+    methods = "static,assisted,sd,specvlm,pearl,hippo,wrong-draft"
     out = tmp_path / "speed"
     result = json.loads(
         bench("speed", "--methods", methods, "--runs", 1, "--max-new-tokens", 24, "--out", out, "--json")
@@ -60,11 +60,34 @@ def test_speed_with_drawn_verdicts_is_synthetic_and_may_have_any_context():
         (("--models", "shape:none", "--acceptance", "0.8"), "unknown shape 'none'"),
         (("--models", "shape:qwen2.5-vl-7b"), "no acceptance to measure"),
         (("--models", "some/target"), "no draft model"),
+        (("--draft-bits", "5"), "draft_bits '5'"),
     ],
 )
 def test_speed_says_what_it_cannot_do(arguments, cause):
     with pytest.raises(HippoError, match=cause):
         bench("speed", *arguments)
+
+
+class Fake:
+    """A subject that answers at once, and whose generate() takes no other options."""
+
+    synthetic = ""
+
+    def library(self, tokens, also):
+        if also:
+            raise ValueError("this model has\nno static cache")
+        return speed.Run([1] * tokens, 2.0, 1.0)
+
+    def ours(self, options):
+        return speed.Run([1] * options.max_new_tokens, 1.0, 0.5)
+
+
+def test_a_method_that_cannot_run_is_a_row_with_the_reason():
+    rows = speed.measure(Fake(), Fake(), None, ["static", "assisted"], 2, 8, lambda name, share: None)
+    assert [row["method"] for row in rows] == ["generate", "ar", "static", "assisted"]
+    assert rows[1]["speedup_vs_transformers"]["median"] == 2 and rows[1]["cannot_run"] is None
+    for row in rows[2:]:
+        assert row["cannot_run"] == "this model has no static cache" and row["seconds"] is None
 
 
 def test_identical_says_so_clip_by_clip():

@@ -9,12 +9,13 @@ from hippo.bench.simulate import Guess, Machine, simulate
 from hippo.decode import AutoSchedule, Costs, Mode, Schedule
 from hippo.decode.costs import in_turns_speed, parallel_speed, plain_speed
 
-TOKENS, ANSWERS = 128, 2
+TOKENS, ANSWERS = 128, 6
+WAYS = [("ar", "auto"), *itertools.product(("serial", "parallel"), (1, 2, 3, 4, 6, 8, 12))]
 
 
-def guesses(rate, seed):
+def guesses(rate, seed, tokens=TOKENS):
     dice = random.Random(seed)
-    return [Guess(dice.random() < rate, rate) for _ in range(TOKENS)]
+    return [Guess(dice.random() < rate, rate) for _ in range(tokens)]
 
 
 def forward(slope):
@@ -31,27 +32,60 @@ def known(slope, draft, slowdown):
     return costs
 
 
-def seconds(rate, slope, draft, slowdown, make):
-    answers = [guesses(rate, seed) for seed in range(ANSWERS)]
+def seconds(rate, machine, make, tokens=TOKENS):
+    slope, draft, slowdown = machine
+    answers = [guesses(rate, seed, tokens) for seed in range(ANSWERS)]
     return sum(simulate(each, Machine(forward(slope), draft, slowdown), make()).seconds for each in answers)
+
+
+def first_answer(rate, machine):
+    """The schedule of an answer before which nothing was measured, and its seconds over those of plain decoding."""
+    slope, draft, slowdown = machine
+    auto, plain = AutoSchedule(True), Schedule("ar", "auto")
+    took = [
+        simulate(guesses(rate, 100), Machine(forward(slope), draft, slowdown), way).seconds for way in (auto, plain)
+    ]
+    return auto, took[0] / took[1]
+
+
+def following(auto):
+    """Schedules of answers that start with what an earlier one measured."""
+    return lambda: AutoSchedule(True, costs=auto.costs.copy(), prior=auto.acceptance.rate)
 
 
 @pytest.mark.parametrize("slope", [0.01, 0.3])
 @pytest.mark.parametrize("ratio", [0.1, 0.4])
+@pytest.mark.parametrize("slowdown", [(1.0, 1.0), (1.3, 1.3), (1.8, 1.6)])
+def test_it_is_within_a_twentieth_of_the_best_fixed_schedule_and_no_slower_than_plain_decoding(slope, ratio, slowdown):
+    """From the second answer on. The best is the fixed schedule that is fastest in hindsight on these very answers.
+
+    At an acceptance of 0.95, where a few rejections make an answer, some machines are up to a tenth off.
+    """
+    machine = slope, 0.1 * ratio, slowdown
+    for rate, most in ((0.0, 1.05), (0.6, 1.05), (0.8, 1.05), (0.9, 1.05), (0.95, 1.1)):
+        fixed = {way: seconds(rate, machine, lambda way=way: Schedule(*way)) for way in WAYS}
+        auto = seconds(rate, machine, following(first_answer(rate, machine)[0]))
+        best = min(fixed, key=fixed.get)
+        assert auto <= most * fixed[best], (rate, fixed[best] / auto, best)
+        assert 0.97 * auto <= fixed["ar", "auto"], (rate, fixed["ar", "auto"] / auto)
+
+
+@pytest.mark.parametrize("slope", [0.01, 0.3])
+@pytest.mark.parametrize("ratio", [0.05, 0.1, 0.4])
 @pytest.mark.parametrize("slowdown", [(1.0, 1.0), (1.8, 1.6)])
-def test_it_is_near_the_best_fixed_schedule_and_never_far_below_plain_decoding(slope, ratio, slowdown):
-    draft = 0.1 * ratio
-    for rate in (0.0, 0.6, 0.9):
-        fixed = {
-            (decoder, gamma): seconds(rate, slope, draft, slowdown, lambda d=decoder, g=gamma: Schedule(d, g))
-            for decoder, gamma in itertools.product(("serial", "parallel"), (1, 3, 6, 10))
-        }
-        plain = seconds(rate, slope, draft, slowdown, lambda: Schedule("ar", "auto"))
-        costs = known(slope, draft, slowdown)
-        auto = seconds(rate, slope, draft, slowdown, lambda costs=costs: AutoSchedule(True, costs=costs.copy()))
-        best = min(plain, *fixed.values())
-        assert auto <= 1.12 * best, (rate, best / auto, min(fixed, key=fixed.get))
-        assert auto <= 1.05 * plain, (rate, plain / auto)
+def test_a_draft_that_is_always_wrong_costs_little(slope, ratio, slowdown):
+    """At most 3 % of an answer of 256 tokens once costs and acceptance are known.
+
+    The first answer also pays for the rounds that measure both ways: up to 12 % of 128 tokens. A draft that was right
+    in the answer before costs up to 6 % of 256 tokens.
+    """
+    machine = slope, 0.1 * ratio, slowdown
+    auto, first = first_answer(0.0, machine)
+    assert first <= 1.12
+    plain = seconds(0.0, machine, lambda: Schedule("ar", "auto"), 256)
+    assert seconds(0.0, machine, following(auto), 256) <= 1.03 * plain
+    costs = known(*machine)
+    assert seconds(0.0, machine, lambda: AutoSchedule(True, costs=costs.copy(), prior=0.8), 256) <= 1.06 * plain
 
 
 def test_a_draft_that_cannot_work_beside_the_target_never_does():
@@ -76,8 +110,8 @@ def test_speeds_by_hand():
     assert in_turns_speed(costs, 0.0) == (pytest.approx(1 / 0.11), 1)
     speed, gamma = in_turns_speed(costs, 0.9)
     assert speed == pytest.approx((1 - 0.9 ** (gamma + 1)) / 0.1 / (0.1 + 0.01 * gamma)) and gamma > 5
-    assert parallel_speed(costs, 0.0) == pytest.approx(10), "nothing is accepted: the target alone"
-    assert parallel_speed(costs, 0.9) > speed, "the draft's time is hidden"
+    assert parallel_speed(costs, 0.0)[0] == pytest.approx(10), "nothing is accepted: the target alone"
+    assert parallel_speed(costs, 0.9)[0] > speed, "the draft's time is hidden"
 
 
 def test_what_an_answer_measured_is_the_next_ones_start():

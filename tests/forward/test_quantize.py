@@ -13,7 +13,7 @@ from hippo.errors import CheckpointError
 from hippo.families import Embeds, family_of
 from hippo.forward import CachedModel, why_not_fused
 from hippo.forward import quantize as module
-from hippo.forward.quantize import GROUP, PackedLinear, fastest_bits, linear_shapes, product_seconds, quantize
+from hippo.forward.quantize import GROUP, PackedLinear, fastest_bits, linear_shapes, product_seconds, quantize, unpacked
 from tests.models import FAMILIES, model
 
 
@@ -99,6 +99,14 @@ def test_a_layer_that_does_not_fit_stays_and_the_report_says_why(integers, width
         if bits in reasons:
             assert type(packed[0]) is nn.Linear and report.before == report.after
             assert f"0 linear layers in {bits} bits" in str(report) and f"1 kept: {report.left['0']}" in str(report)
+
+
+def test_what_stays_is_known_without_weights():
+    with torch.device("meta"):
+        net = nn.Sequential(nn.Linear(64, 64), nn.Linear(33, 32), nn.Linear(64, 24))
+    left, every = unpacked(net, 4)
+    assert every == 3 and left == {"1": "input width not a multiple of 32", "2": "output width not a multiple of 16"}
+    assert set(unpacked(net, 8)[0]) == ({"1"} if not module._integer_products() else set())
 
 
 def test_adapted_layers_stay():

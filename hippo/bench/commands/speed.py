@@ -14,7 +14,7 @@ from hippo.cli import common
 from hippo.cli.demo import CLIP
 from hippo.errors import HippoError
 
-USUAL = "generate,assisted,ar,sd,specvlm,pearl,hippo,wrong-draft"
+USUAL = "generate,static,assisted,ar,sd,specvlm,pearl,hippo,wrong-draft"
 
 
 def speed(
@@ -34,6 +34,7 @@ def speed(
     video: Annotated[Path, typer.Option(help="The clip to describe.")] = CLIP,
     runs: Annotated[int, typer.Option(min=1, help="Answers of each method, in turn; one more warms up.")] = 5,
     max_new_tokens: common.TokensOption = 256,
+    draft_bits: common.BitsOption = "auto",
     device: common.DeviceOption = "auto",
     out: Annotated[Path | None, typer.Option(help="Folder for the table and all figures.")] = None,
     json: common.JsonOption = False,
@@ -63,7 +64,7 @@ def speed(
             if rate is None:
                 raise HippoError("random weights have no acceptance to measure", "name one, as --acceptance 0.8")
             shape = models.removeprefix("shape:")
-            result = timing.bench_shape(shape, context or 1024, *how, rate, _device(device), progress)
+            result = timing.bench_shape(shape, context or 1024, *how, rate, draft_bits, _device(device), progress)
         else:
             target, _, draft = models.partition(",")
             common.require_draft(target, draft or None)
@@ -71,7 +72,7 @@ def speed(
                 video = Path(folder) / "clip.mp4"
                 write_clip(make_scene(60020), video, side=28 * math.ceil(math.sqrt(context / 8)))
             common.check_clips([video], None, None)
-            result = timing.bench_pair(target, draft or None, video, *how, rate, progress)
+            result = timing.bench_pair(target, draft or None, video, *how, rate, draft_bits, progress)
     text = table(result)
     if out is not None:
         (out / "speed.json").write_text(jsonlib.dumps(result, indent=1) + "\n")
@@ -109,6 +110,9 @@ def table(result: dict[str, Any]) -> str:
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in result["rows"]:
+        if row["cannot_run"]:
+            lines.append(f"| {row['method']} | cannot run: {row['cannot_run'].replace('|', '/')} |" + " |" * 10)
+            continue
         ratios = [row[key] for key in ("speedup_vs_transformers", "decode_vs_transformers", "speedup_vs_ar")]
         memory, efficiencies = row["peak_memory"], (row["efficiency"], row["efficiency_undisturbed"])
         cells = [
