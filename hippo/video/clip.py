@@ -8,6 +8,7 @@ import struct
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import av
@@ -36,7 +37,8 @@ Progress = Callable[[float], None]
 class Clip:
     """A clip whose packets have been read, once, whatever is then asked of it.
 
-    path: the file. sampling: what will be asked; of a long clip only that part is read, by seeking to key frames. size: (width, height) of its frames in pixels, as its header declares them. trusted: whether every
+    path: the file. sampling: what will be asked; of a long clip only that part is read, by seeking to key frames. size:
+    (width, height) of its frames in pixels, as its header declares them. trusted: whether every
     packet is one frame shown at the packet's own timestamp. errors: how many packets and frames turned out damaged.
     Making one raises MediaError if the file cannot be read or is not a video.
     """
@@ -52,6 +54,11 @@ class Clip:
         """Open the file and read its packets, or of a long clip those that the sampling needs."""
         self.sampling = sampling
         self.stamps: list[int | None] = []  # of the packets in the order stored, in ticks of the stream's time base
+        self.keys: list[bool] = []
+        self.hidden: list[bool] = []
+        self._last_duration: int | None = None
+        self._packets: list[Any] | None = []
+        self._cut = False
         self._open()
         self.complete = not self._seeks()  # whether every packet is known, and not only those around the wanted frames
         if self.complete:
@@ -124,6 +131,8 @@ class Clip:
 
     def decode_torchcodec(self, picks: list[int], progress: Progress) -> np.ndarray | str:
         """The same from torchcodec, for a trusted clip; or the reason why PyAV has to read it."""
+        if not isinstance(self.path, Path):
+            return "it has no path"
         shown = self._shown()
         expected = np.array([float((self.stamps[shown[i]] or 0) * self.stream.time_base) for i in (*picks, -1)])
         within = min(TIME_TOLERANCE, self.timeline().interval / 4)
@@ -218,13 +227,17 @@ class Clip:
         """Take these packets as the clip's; whether they can be used as they are."""
         # In the order stored, each once. Matroska does not say when the first packets after a seek are decoded.
         packets = {packet.pts: packet for some in sorted(found, key=lambda some: some[0].pts) for packet in some}
-        return self._demux(iter(packets.values())) and self._packets is not None and self._is_consistent() and not self._cut
+        return (
+            self._demux(iter(packets.values()))
+            and self._packets is not None
+            and self._is_consistent()
+            and not self._cut
+        )
 
     def _demux(self, packets: Iterator[Any]) -> bool:
         """Note every packet of the video; whether their timestamps are in order and none is damaged."""
-        self.stamps, self.keys, self.hidden, self._packets = [], list[bool](), list[bool](), list[Any]()
-        self._last_duration: int | None = None
-        self._cut = False
+        self.stamps, self.keys, self.hidden, self._packets = [], [], [], []
+        self._last_duration, self._cut = None, False
         sound, room, end = True, PACKET_SHARE * free_memory(), 0.0
         latest = decoding_time = -math.inf
         try:

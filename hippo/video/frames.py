@@ -57,7 +57,7 @@ def is_array(source: Any) -> bool:
 def _stacked(pictures: Sequence[Any], name: str) -> np.ndarray:
     if not pictures:
         raise BadRequest(f"{name} is an empty list", "give at least one frame")
-    arrays = []
+    arrays: list[np.ndarray] = []
     for index, each in enumerate(pictures):
         if isinstance(each, Image.Image):
             require_size(name, *each.size)

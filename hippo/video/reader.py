@@ -50,6 +50,7 @@ class Video:
     warnings: tuple[str, ...] = ()
     asked: int = 0
     fps: float | None = None
+    timed: bool = field(init=False, default=False)  # whether times or a rate were given
 
     def __post_init__(self) -> None:
         frames = as_frames(self.frames)
@@ -67,6 +68,7 @@ class Video:
         object.__setattr__(self, "timestamps", times)
         object.__setattr__(self, "duration", duration)
         object.__setattr__(self, "source_fps", self.source_fps or len(times) / duration)
+        object.__setattr__(self, "timed", timed or self.fps is not None)
         object.__setattr__(self, "source_frames", self.source_frames or len(times))
 
     @classmethod
@@ -97,6 +99,10 @@ class Video:
         """The same with only the frames at these positions."""
         times = tuple(self.timestamps[index] for index in stay)
         return replace(self, frames=self.frames[list(stay)], timestamps=times, asked=0, fps=None)
+
+    def with_frames(self, frames: np.ndarray) -> Video:
+        """The same with its frames replaced, one by one."""
+        return replace(self, frames=frames, fps=None)
 
     def timeline(self) -> Timeline:
         """When each frame is shown."""
@@ -180,7 +186,7 @@ def sample(
             picks = sampling.pick(timeline, clip.path.name)
             return [picks[index] for index in thin(len(picks), most)]
 
-        if wants_torchcodec and clip.trusted and isinstance(clip.path, Path):
+        if wants_torchcodec and clip.trusted:
             picks, used = choose(clip.timeline()), "torchcodec"
             images = clip.decode_torchcodec(picks, report)
         if isinstance(images, str):

@@ -15,7 +15,7 @@ SLACK_SECONDS = 0.001  # by which a timestamp may be off: Matroska rounds to the
 
 
 def check_request(frames: int | None, fps: float | None, start: float = 0.0, end: float | None = None) -> None:
-    """Raise BadRequest if frames and fps are both given, or a value is not a positive number, or the end comes first."""
+    """Raise BadRequest if frames and fps are both given, a value is not a positive number, or the end comes first."""
     if frames is not None and fps is not None:
         raise BadRequest("both frames and fps were given", "give only one of them")
     if frames is not None and (isinstance(frames, bool) or not isinstance(frames, int) or frames < 1):
