@@ -130,12 +130,21 @@ def params_of(options: dict[str, Any]) -> SamplingParams:
     return SamplingParams.of(**options)
 
 
-def check_sampling(given: dict[str, Any]) -> None:
-    """Refuse a sampling that cannot work, without reading a clip."""
+def check_clips(
+    clips: list[Path],
+    frames: int | None = None,
+    fps: float | None = None,
+    start: float | None = None,
+    end: float | None = None,
+) -> None:
+    """Refuse paths and a sampling that cannot work, without reading a clip."""
     with importing():
         from hippo.video import check_request
+        from hippo.video.files import check_file
 
-    check_request(given["frames"], given["fps"], given.get("start") or 0.0, given.get("end"))
+    check_request(frames, fps, start or 0.0, end)
+    for clip in clips:
+        check_file(clip)
 
 
 class Requests:
@@ -162,7 +171,7 @@ class Requests:
             if Path(clip).is_dir():
                 run = f"hippo {command} {shlex.quote(clip)}/*.mp4"
                 raise BadRequest(f"{clip} is a folder, not a video", f"run {run}, or name a file in it")
-        check_sampling(given)
+        check_clips([], given["frames"], given["fps"], given["start"], given["end"])
         self._sources: dict[str, Any] = {}
         self._each(lambda group: [self._source(clip) for clip in group])
 

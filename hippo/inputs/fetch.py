@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from tempfile import TemporaryFile
-from typing import Any, BinaryIO, cast
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from hippo.errors import BadRequest, MediaError
-from hippo.video import Stored
+from hippo.video.files import Stored, temporary
 
 MAX_BYTES = 2 << 30
 CONNECT_SECONDS, SILENT_SECONDS, MAX_SECONDS = 10.0, 20.0, 600.0  # for the connection, between two pieces, for all
@@ -27,7 +26,8 @@ def fetch(url: str, progress: Callable[[float], None] | None = None) -> Stored:
 
     name, began = name_of(url), time.monotonic()
     limits = httpx2.Timeout(SILENT_SECONDS, connect=CONNECT_SECONDS)
-    file = cast(BinaryIO, TemporaryFile())  # noqa: SIM115 (it outlives this call)
+    stored = temporary(name)
+    file = stored.file
     try:
         with (
             httpx2.Client(follow_redirects=True, max_redirects=MAX_REDIRECTS, timeout=limits) as client,
@@ -45,7 +45,7 @@ def fetch(url: str, progress: Callable[[float], None] | None = None) -> Stored:
                     progress(min(1.0, file.tell() / total))
     except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:
         raise MediaError(f"{url} cannot be fetched ({_reason(error)})", "check the URL and the connection") from None
-    return Stored(file, name)
+    return stored
 
 
 def name_of(url: str) -> str:

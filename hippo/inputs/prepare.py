@@ -34,6 +34,8 @@ def prepare(processor: Any, messages: Messages, options: Mapping[str, Any] | Non
         given["videos"] = [[video.frames for video in videos]]  # nested, as images are
         given["video_metadata"] = [video.metadata for video in videos]
         given |= {"do_sample_frames": False, "return_metadata": True}
+        if any(video.frames.shape[1] in (1, 3) for video in videos):
+            given["input_data_format"] = "channels_last"  # else so few rows are taken for channels
     if (begin := processor.tokenizer.bos_token) and text.startswith(begin):
         given["add_special_tokens"] = False  # else it would be there twice
     for name in given.keys() & (options or {}).keys():

@@ -7,8 +7,7 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from shutil import copyfileobj
-from tempfile import TemporaryFile
-from typing import Any, BinaryIO, cast
+from typing import Any
 from urllib.parse import unquote
 from urllib.request import urlopen
 
@@ -17,7 +16,7 @@ from PIL import Image
 from hippo.errors import BadRequest, MediaError
 from hippo.inputs.fetch import fetch, forbid
 from hippo.video import Clip, Stored, Video, as_frames, is_picture
-from hippo.video.files import is_animated, readable, require_size
+from hippo.video.files import is_animated, readable, require_size, temporary
 from hippo.video.frames import is_array, picture
 
 FORMS = "give a path, a URL, bytes, an open file, an array, a tensor, a list of frames or a hippo.Video"
@@ -135,9 +134,9 @@ def _sought(file: Any) -> Stored:
         raise BadRequest(f"{name} is open as text", 'open it with mode "rb"')
     try:
         if not file.seekable():
-            kept = cast(BinaryIO, TemporaryFile())  # noqa: SIM115 (it outlives this call)
-            copyfileobj(file, kept)
-            return Stored(kept, name)
+            kept = temporary(name)
+            copyfileobj(file, kept.file)
+            return kept
         file.seek(0)
     except (OSError, ValueError, AttributeError) as error:
         raise MediaError(f"{name} cannot be read ({error})", "open it again") from None

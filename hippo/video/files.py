@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import stat
+import weakref
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, BinaryIO
+from tempfile import TemporaryFile
+from typing import Any, BinaryIO, cast
 
 import av
 from av.container import InputContainer
@@ -27,7 +29,7 @@ COPY_AGAIN = "copy or download it again in full"
 class Stored:
     """Bytes of a video or an image that have no path. file: can be sought; it is read from its start. name: for errors.
 
-    Closing the file is left to whoever made it, or to its collection.
+    Closing the file is left to whoever opened it.
     """
 
     file: BinaryIO
@@ -40,6 +42,13 @@ class Stored:
 
 
 Media = Path | Stored
+
+
+def temporary(name: str) -> Stored:
+    """An empty temporary file, gone as soon as nothing needs it."""
+    made = Stored(cast(BinaryIO, TemporaryFile()), name)  # noqa: SIM115 (it outlives this call)
+    weakref.finalize(made, made.file.close)
+    return made
 
 
 def check_file(path: Media) -> None:

@@ -18,9 +18,8 @@ RATE, GROUP, DISTINCT = 25, 250, 8  # frames per second, frames of a group, grou
 
 def image(number: int, width: int, height: int) -> np.ndarray:
     """An image (H, W, 3) of a texture that moves, with the bits of a number in its 16 upper left squares."""
-    texture = (
-        np.random.default_rng(7).integers(0, 255, (height // 8, width // 8, 3), np.uint8).repeat(8, 0).repeat(8, 1)
-    )
+    squares = np.random.default_rng(7).integers(0, 255, (height // 8, width // 8, 3), np.uint8)
+    texture = squares.repeat(8, 0).repeat(8, 1)
     picture = np.roll(texture, (number % 97, 3 * number % 311), (0, 1)).copy()
     for bit in range(16):
         picture[:16, 16 * bit : 16 * bit + 16] = 255 * (number >> bit & 1)
