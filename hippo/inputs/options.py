@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
 from hippo.errors import BadRequest
 from hippo.params import unknown
 from hippo.video import Sampling, check_request
 
-_WHOLE = ("nframes", "num_frames", "min_frames", "max_frames", "min_pixels", "max_pixels", "total_pixels")
+_WHOLE = ("num_frames", "min_frames", "max_frames", "min_pixels", "max_pixels", "total_pixels")
 _COUNTS = ("frames", "num_frames", "fps")
 _PIXELS = ("min_pixels", "max_pixels", "total_pixels", "resized_height", "resized_width")
 IMAGE_KEYS = ("min_pixels", "max_pixels", "resized_height", "resized_width")
@@ -74,7 +74,7 @@ class MediaOptions:
     whole_steps: bool = False
 
     def __post_init__(self) -> None:
-        for name in (*_WHOLE[1:], "resized_height", "resized_width"):
+        for name in (*_WHOLE, "resized_height", "resized_width"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise BadRequest(f"{name} must be a whole number above zero, not {value!r}", "give one")
@@ -139,8 +139,3 @@ def split_options(options: Mapping[str, Any]) -> tuple[MediaOptions, dict[str, A
     names = tuple(MediaKeys.__annotations__)
     ours = {name: value for name, value in options.items() if name in names}
     return MediaOptions(**MediaOptions.of(ours, names)), {k: v for k, v in options.items() if k not in names}
-
-
-def field_names() -> tuple[str, ...]:
-    """All that a request may say of its videos and images."""
-    return tuple(dict.fromkeys(["nframes", *(field.name for field in fields(MediaOptions))]))
