@@ -29,7 +29,7 @@ from hippo.draft import placement
 from hippo.engine import Engine, Read, State, Stream, warnings_of
 from hippo.errors import CheckpointError, HippoError, out_of_memory_explained
 from hippo.families import family_of
-from hippo.inputs import Messages, prepare, read_fitting, room_for
+from hippo.inputs import Budget, MediaKeys, Messages, prepare, read_fitting, room_for, split_options
 from hippo.pair import Draft, Pair
 from hippo.params import SamplingOptions, SamplingParams
 from hippo.quiet import quiet
@@ -38,7 +38,14 @@ from hippo.sequence import Progress, Sequence
 from hippo.stats import Stats
 
 OnDone = Callable[[int, Output | HippoError], None]
-_OWN_OPTIONS = ("messages", "system", "frames", "fps", "max_video_tokens", "progress", "on_text")
+_OWN_OPTIONS = (
+    *("messages", "system", "frames", "fps", "max_video_tokens", "progress", "on_text"),
+    *MediaKeys.__annotations__,
+)
+
+
+class RequestOptions(SamplingOptions, MediaKeys, total=False):
+    """What `VideoLLM.generate` takes as options."""
 
 
 class VideoLLM:
@@ -72,24 +79,25 @@ class VideoLLM:
         max_video_tokens: int | None = None,
         on_text: Callable[[str], None] | None = None,
         progress: Progress | None = None,
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[RequestOptions],
     ) -> Output:
         """Answer a question about a video, or about several videos and images together, or about none.
 
         Args:
-            video: a path or a `Video` already read, an image's path or a PIL image, or a list of these, which come
-                before the prompt in their order; None for a prompt without. Or a `Request`, and nothing else.
+            video: a path, URL, bytes or open file of a video or an image; frames as an array, a tensor, a list or a
+                `Video`; or a list of several of these, which come before the prompt in their order; None for a prompt
+                without. docs/inputs.md shows every form. Or a `Request`, and nothing else.
             prompt: the question.
             messages: instead of both, whole turns with text, videos and images in any order; see
                 `hippo.inputs.read_messages`.
             system: the system prompt.
             frames: frames to sample of each video, 16 by default.
             fps: frames to sample a second of each video, instead.
-            max_video_tokens: fewer frames are taken where the videos would have more tokens, and by default where they
-                would not fit the free memory.
+            max_video_tokens: frames are scaled down, and then fewer are taken, where the videos would have more tokens,
+                and by default where they would not fit the free memory or the model's context.
             on_text: called with each piece of text as it is accepted.
             progress: called with a phase and the share of it that is done.
-            options: see `SamplingParams`.
+            options: see `SamplingParams`; and for the videos and images, see `hippo.inputs.MediaOptions`.
 
         Raises:
             HippoError: BadRequest, MediaError, OutOfMemory or Busy.
@@ -113,14 +121,15 @@ class VideoLLM:
         fps: float | None = None,
         max_video_tokens: int | None = None,
         progress: Progress | None = None,
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[RequestOptions],
     ) -> Stream:
         """Like `generate`, but to be iterated for the text piece by piece as it is accepted; see `Stream`."""
         if isinstance(video, Request):
             return self.engine.submit(video, progress)
-        params = SamplingParams.of(_OWN_OPTIONS, **options)
+        media, rest = split_options(options)
+        params = SamplingParams.of(_OWN_OPTIONS, **rest)
         turns = messages_from(video, prompt, messages, system)
-        return self.engine.submit(Request(turns, params, frames, fps, max_video_tokens), progress)
+        return self.engine.submit(Request(turns, params, frames, fps, max_video_tokens, media), progress)
 
     def generate_many(self, requests: Iterable[Request], *, on_done: OnDone | None = None) -> list[Output | HippoError]:
         """Answer several requests together, which is faster than one after another.
@@ -164,28 +173,32 @@ class VideoLLM:
         frames: int | None = None,
         fps: float | None = None,
         max_video_tokens: int | None = None,
+        **options: Unpack[MediaKeys],
     ) -> dict[str, Any]:
         """The processor's output for a request as `generate` has it, as transformers' generate() takes it."""
+        media, rest = split_options(options)
+        params = SamplingParams.of(_OWN_OPTIONS, **rest)
         turns = messages_from(video, prompt, messages, system)
-        request = Request(turns, frames=frames, fps=fps, max_video_tokens=max_video_tokens)
-        return self.read(request)[1]
+        return self.read(Request(turns, params, frames, fps, max_video_tokens, media))[1]
 
     def read(
         self, request: Request, progress: Callable[[float], None] | None = None
     ) -> tuple[Messages, dict[str, Any], tuple[str, ...]]:
         """Messages read, the processor's output for them, and what the user should know; see `read_fitting`."""
         target, family = self.pair.target, self.pair.family
+        context = getattr(target.config.get_text_config(), "max_position_embeddings", None)
+        budget = Budget(
+            request.max_video_tokens,
+            None if context is None else context - 1,
+            lambda pixels: tensor_parallel.all_min(room_for(target.config, target.dtype, target.device, pixels)),
+        )
         with out_of_memory_explained():
             return read_fitting(
                 self.processor,
                 request.messages,
                 lambda inputs: len(family.prepare_prompt(target.config, inputs).video_at),
-                lambda inputs, tokens: tensor_parallel.all_min(
-                    room_for(target.config, target.dtype, target.device, inputs, tokens)
-                ),
-                request.max_video_tokens,
-                frames=request.frames,
-                fps=request.fps,
+                budget,
+                options=request.media,
                 progress=progress,
             )
 

@@ -132,7 +132,7 @@ class SamplingParams:
             if name in given:
                 raise BadRequest(f"{name} is given twice", "give it once")
             if name not in (*known, "do_sample"):
-                raise _unknown("option", name, [*known, *also, *_ALIASES])
+                raise unknown("option", name, [*known, *also, *_ALIASES])
             given[name] = value
         sampled = given.pop("do_sample", None)
         if sampled is False and given.get("temperature"):
@@ -187,10 +187,10 @@ def _is_whole(value: Any) -> bool:
 
 def _require_known(what: str, name: Any, known: Sequence[str]) -> None:
     if name not in known:
-        raise _unknown(what, name, known)
+        raise unknown(what, name, known)
 
 
-def _unknown(what: str, name: Any, known: Sequence[str]) -> BadRequest:
+def unknown(what: str, name: Any, known: Sequence[str]) -> BadRequest:
     near = get_close_matches(str(name), known, 1)
     return BadRequest(
         f"unknown {what} {name!r}", f"did you mean {near[0]}?" if near else f"use one of: {', '.join(known)}"

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from hippo.errors import BadRequest
-from hippo.inputs import Messages, Source, messages_of
+from hippo.inputs import MediaOptions, Messages, Source, messages_of
 from hippo.params import SamplingParams
 from hippo.stats import Stats
 
 DEFAULT_PROMPT = "Describe the video in detail."
-Sources = Source | Sequence[Source] | None
+Sources = Source | Sequence[Source] | tuple[Any, Any] | None
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,9 @@ class Request:
         params: see `SamplingParams`.
         frames: frames to sample of each video, 16 by default.
         fps: frames to sample a second of each video, instead.
-        max_video_tokens: fewer frames are taken where the videos would have more tokens; None: what memory holds.
+        max_video_tokens: frames are scaled down, and then fewer are taken, where the videos would have more tokens;
+            None: what memory and the model's context hold.
+        media: what else is asked of every video and image; a part of the messages may ask differently.
     """
 
     messages: Messages
@@ -32,8 +35,10 @@ class Request:
     frames: int | None = None
     fps: float | None = None
     max_video_tokens: int | None = None
+    media: MediaOptions = field(default_factory=MediaOptions)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "media", replace(self.media, frames=self.frames, fps=self.fps))
         if self.max_video_tokens is not None and self.max_video_tokens < 1:
             raise BadRequest(f"max_video_tokens {self.max_video_tokens} is not positive", "leave it out, or allow some")
 

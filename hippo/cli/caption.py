@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -42,7 +41,11 @@ def caption(
     stop: Annotated[list[str] | None, typer.Option(help="End the answer at this string; may be repeated.")] = None,
     frames: common.FramesOption = None,
     fps: common.FpsOption = None,
+    start: common.StartOption = None,
+    end: common.EndOption = None,
+    max_pixels: common.PixelsOption = None,
     max_video_tokens: common.VideoTokensOption = None,
+    no_fetch: common.NoFetchOption = False,
     device: common.DeviceOption = "auto",
     dtype: common.DtypeOption = "auto",
     draft_timeout: common.TimeoutOption = 20.0,
@@ -65,11 +68,15 @@ def caption(
 
     hippo caption before.mp4 after.mp4 photo.jpg --together -p "What differs?" --system "Answer in one sentence."
 
+    hippo caption film.mp4 --start 5400 --end 5460 --max-pixels 100000
+
+    cat clip.mp4 | hippo caption -
+
     hippo caption clip.mp4 --target Qwen/Qwen2.5-VL-7B-Instruct --draft Qwen/Qwen2.5-VL-3B-Instruct
     """
     requests = common.Requests("caption", locals())
 
-    def answer(llm: VideoLLM, request: dict[str, Any], clips: list[Path]) -> None:
+    def answer(llm: VideoLLM, request: dict[str, Any], clips: list[str]) -> None:
         if requests.several and not json:  # as `head` does
             common.say("\n" * (clips is not requests.groups[0]) + f"==> {clips[0]} <==\n")
         with common.answering() as (on_text, progress):

@@ -7,7 +7,7 @@ import platform
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -44,8 +44,12 @@ BUNDLED = Path(__file__).parents[1] / "bundled"
 
 VideoArgument = Annotated[Path, typer.Argument(help="The clip: mp4, mkv, webm, avi, mpg and what else FFmpeg reads.")]
 SourcesArgument = Annotated[
-    list[Path],
-    typer.Argument(metavar="VIDEO", help="A clip or an image (jpg, png, webp), or several: one answer for each."),
+    list[str],
+    typer.Argument(
+        metavar="VIDEO",
+        help="A clip or an image (jpg, png, webp), by path or URL, or - for standard input; or several: one answer "
+        "for each.",
+    ),
 ]
 PromptOption = Annotated[str, typer.Option("-p", "--prompt", help="What to ask about the video.")]
 SystemOption = Annotated[str, typer.Option("--system", help="The system prompt.")]
@@ -55,12 +59,18 @@ DraftOption = Annotated[
     str | None, typer.Option(help="A smaller model with the same tokenizer, or self: the target in 4 bits.")
 ]
 FramesOption = Annotated[int | None, typer.Option(help=escape("Frames to sample, evenly spread. [default: 16]"))]
+StartOption = Annotated[float | None, typer.Option("--start", help="Seconds into each clip where to begin.")]
+EndOption = Annotated[float | None, typer.Option("--end", help="Seconds into each clip where to end.")]
+PixelsOption = Annotated[
+    int | None, typer.Option("--max-pixels", min=1, help="Scale frames down to so many pixels, width times height.")
+]
+NoFetchOption = Annotated[bool, typer.Option("--no-fetch", help="Refuse http:// and https:// URLs.")]
 FpsOption = Annotated[float | None, typer.Option(help="Frames to sample per second, instead of --frames.")]
 VideoTokensOption = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help=escape("Take fewer frames where they would be more tokens. [default: what the free memory holds]"),
+        help=escape("Scale frames down, then take fewer, where they are more tokens. [default: what the free memory holds]"),
     ),
 ]
 DeviceOption = Annotated[
@@ -121,13 +131,19 @@ def params_of(options: dict[str, Any]) -> SamplingParams:
     return SamplingParams.of(**options)
 
 
-def check_clips(clips: list[Path], frames: int | None = None, fps: float | None = None) -> None:
+def check_clips(
+    clips: list[Path],
+    frames: int | None = None,
+    fps: float | None = None,
+    start: float | None = None,
+    end: float | None = None,
+) -> None:
     """Refuse paths and a sampling that cannot work, without reading a clip."""
     with importing():
         from hippo.video import check_request
         from hippo.video.files import check_file
 
-    check_request(frames, fps)
+    check_request(frames, fps, start or 0.0, end)
     for clip in clips:
         check_file(clip)
 
@@ -153,13 +169,14 @@ class Requests:
         self.groups = [clips] if given["together"] else [[clip] for clip in clips]
         self.several, self._failed = len(self.groups) > 1, False
         for clip in clips:
-            if clip.is_dir():
-                run = f"hippo {command} {shlex.quote(str(clip))}/*.mp4"
+            if Path(clip).is_dir():
+                run = f"hippo {command} {shlex.quote(clip)}/*.mp4"
                 raise BadRequest(f"{clip} is a folder, not a video", f"run {run}, or name a file in it")
-        check_clips([], given["frames"], given["fps"])
-        self._each(check_clips)
+        check_clips([], given["frames"], given["fps"], given["start"], given["end"])
+        self._sources: dict[str, Any] = {}
+        self._each(lambda group: [self._source(clip) for clip in group])
 
-    def run(self, act: Callable[[VideoLLM, dict[str, Any], list[Path]], T]) -> list[T]:
+    def run(self, act: Callable[[VideoLLM, dict[str, Any], list[str]], T]) -> list[T]:
         """What `act` returns for each request, given the pair, what `VideoLLM.generate` takes, and the clips."""
         if self.groups:
             where = self._given(*WHERE) | {"start_draft": self._start_draft}
@@ -172,13 +189,28 @@ class Requests:
     def _given(self, *names: str) -> dict[str, Any]:
         return {name: self.given[name] for name in names if self.given.get(name) is not None}
 
-    def _request(self, clips: list[Path]) -> dict[str, Any]:
+    def _source(self, clip: str) -> Any:
+        """A clip that was found to be there; what has no path is read once, whatever is then done with it."""
+        if clip not in self._sources:
+            with importing():
+                from hippo.inputs import stored
+                from hippo.video.files import check_file
+            with progressing("fetching") as progress:
+                given = sys.stdin.buffer if clip == "-" else clip
+                source = stored(given, not self.given.get("no_fetch"), lambda share: progress("fetching", share))
+            check_file(source)
+            self._sources[clip] = source
+        return self._sources[clip]
+
+    def _request(self, clips: list[str]) -> dict[str, Any]:
         from hippo.inputs import messages_of
 
-        messages = messages_of(clips, self.given["prompt"], self.given["system"])
-        return {"messages": messages} | self._given("frames", "fps", "max_video_tokens")
+        messages = messages_of([self._source(clip) for clip in clips], self.given["prompt"], self.given["system"])
+        named = {"start": "video_start", "end": "video_end"}
+        media = {named.get(name, name): value for name, value in self._given("start", "end", "max_pixels").items()}
+        return {"messages": messages} | self._given("frames", "fps", "max_video_tokens") | media
 
-    def _each(self, act: Callable[[list[Path]], T]) -> list[T]:
+    def _each(self, act: Callable[[list[str]], T]) -> list[T]:
         results, passed = [], []
         for group in self.groups:
             try:
@@ -188,13 +220,13 @@ class Requests:
                 if not self.several:
                     raise
                 self._failed = True
-                clip = "" if group[0].name in str(error) else f"{group[0]}: "
+                clip = "" if Path(group[0]).name in str(error) else f"{group[0]}: "
                 stderr.print(f"hippo: {clip}{error}", markup=False, soft_wrap=True)
         self.groups = passed
         return results
 
 
-def named(clips: list[Path]) -> dict[str, Any]:
+def named(clips: Sequence[str | Path]) -> dict[str, Any]:
     """The clips of a request, for --json."""
     return {"video": str(clips[0])} if len(clips) == 1 else {"videos": [str(clip) for clip in clips]}
 
@@ -316,7 +348,7 @@ def warn(*warnings: str) -> None:
         stderr.print(f"warning: {warning}", style="yellow", markup=False)
 
 
-def close(output: Output, comparison: Comparison | None, json: bool, clips: list[Path]) -> None:
+def close(output: Output, comparison: Comparison | None, json: bool, clips: Sequence[str | Path]) -> None:
     """What follows an answer: its warnings on stderr, then its table there, or one JSON object on stdout."""
     from hippo.report.tables import phases_line, stats_table
 

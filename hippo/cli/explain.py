@@ -19,7 +19,10 @@ from hippo.errors import BadRequest
 
 def explain(
     video: common.VideoArgument,
-    out: Annotated[Path, typer.Option(help="The folder to put the pictures in; made if it is not there.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help=escape("The folder for the pictures; made if it is not there. [default: CLIP-explained]")),
+    ] = None,
     prompt: common.PromptOption = common.DEFAULT_PROMPT,
     target: common.TargetOption = "tiny",
     keep_ratio: common.KeepOption = 0.1,
@@ -28,6 +31,8 @@ def explain(
     ] = "hippo,attention,uniform",
     frames: common.FramesOption = None,
     fps: common.FpsOption = None,
+    start: common.StartOption = None,
+    end: common.EndOption = None,
     device: common.DeviceOption = "auto",
     dtype: common.DtypeOption = "auto",
     trust_remote_code: common.TrustOption = False,
@@ -35,12 +40,13 @@ def explain(
 ) -> None:
     """Show which video tokens the draft would see, and why: kept.png, scores.png, kept.mp4, caption.txt.
 
-    hippo explain clip.mp4 --out pictures
+    hippo explain clip.mp4
 
     hippo explain clip.mp4 --out pictures -p "What does the red circle do?" --pruners hippo,specvlm
     """
     common.params_of({"keep_ratio": keep_ratio})
-    common.check_clips([video], frames, fps)
+    common.check_clips([video], frames, fps, start, end)
+    out = out or Path(f"{video.stem}-explained")
     with common.importing():
         from hippo.pruning import PRUNERS, pruner_named
         from hippo.report.kept import caption, scores_of, write_kept
@@ -51,7 +57,9 @@ def explain(
     with all_or_nothing(out) as folder:
         where = {"device": device, "dtype": dtype, "start_draft": False, "trust_remote_code": trust_remote_code}
         with common.loaded(target, None, **where) as llm, common.answering() as (_, progress):
-            clip = read_video(video, frames=frames, fps=fps, progress=partial(progress, "reading frames"))
+            clip = read_video(
+                video, frames=frames, fps=fps, start=start or 0.0, end=end, progress=partial(progress, "reading frames")
+            )
             inputs = llm.inputs(clip, prompt)
             # A prefill for each kind of attention: nearly always one.
             usual = PRUNERS["hippo"].attention
@@ -66,7 +74,7 @@ def explain(
         grid = signals[usual].grid
         steps = shown(len(clip.frames), grid.frames)
         pictures, times = [clip.frames[step] for step in steps], [clip.timestamps[step] for step in steps]
-        words = caption(kept, grid, times)
+        words = f"The question: {prompt}\n{caption(kept, grid, times)}"
         cells = {name: cells_of(indices, grid) for name, indices in kept.items()}
         with common.stderr.status(escape(f"drawing {out}")):
             (folder / "caption.txt").write_text(words + "\n")

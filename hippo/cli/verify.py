@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -28,7 +27,11 @@ def verify(
     max_new_tokens: common.TokensOption = 256,
     frames: common.FramesOption = None,
     fps: common.FpsOption = None,
+    start: common.StartOption = None,
+    end: common.EndOption = None,
+    max_pixels: common.PixelsOption = None,
     max_video_tokens: common.VideoTokensOption = None,
+    no_fetch: common.NoFetchOption = False,
     device: common.DeviceOption = "auto",
     dtype: common.DtypeOption = "auto",
     draft_worker: common.WorkerOption = "auto",
@@ -47,7 +50,7 @@ def verify(
     """
     requests = common.Requests("verify", locals())
 
-    def check(llm: VideoLLM, request: dict[str, Any], clips: list[Path]) -> bool:
+    def check(llm: VideoLLM, request: dict[str, Any], clips: list[str]) -> bool:
         report = common.named(clips) | _report(llm, request, requests.options)
         if json:
             common.print_json(report)

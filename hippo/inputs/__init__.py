@@ -1,12 +1,18 @@
 """From videos, images and words to what the models take."""
 
 from hippo.inputs.chat import Messages, Source, messages_of, open_messages, parts_of, read_messages
-from hippo.inputs.fit import read_fitting, room_for
+from hippo.inputs.fit import Budget, read_fitting, room_for
+from hippo.inputs.options import MediaKeys, MediaOptions, split_options
 from hippo.inputs.prepare import on_device, prepare
+from hippo.inputs.sources import kind_of, stored
 
 __all__ = [
+    "Budget",
+    "MediaKeys",
+    "MediaOptions",
     "Messages",
     "Source",
+    "kind_of",
     "messages_of",
     "on_device",
     "open_messages",
@@ -15,4 +21,6 @@ __all__ = [
     "read_fitting",
     "read_messages",
     "room_for",
+    "split_options",
+    "stored",
 ]

@@ -1,57 +1,79 @@
-"""What a request may hold: turns of text, videos and images, in the chat format that transformers uses."""
+"""What a request may hold: turns of text, videos and images, in the chat formats of transformers and of OpenAI."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from PIL import Image, ImageOps
+import numpy as np
+from PIL import Image
 
-from hippo.errors import BadRequest, MediaError
-from hippo.video import Clip, Video, check_request, is_picture, read_video
-from hippo.video.files import is_animated, require_size
+from hippo.errors import BadRequest
+from hippo.inputs.options import IMAGE_KEYS, VIDEO_KEYS, MediaOptions
+from hippo.inputs.sources import is_frames, is_url, kind_of, open_image, open_video
+from hippo.params import unknown
+from hippo.video import Clip, Sampling, Video, sample
 
-Source = str | os.PathLike[str] | Clip | Video | Image.Image
+Source = str | os.PathLike[str] | bytes | BinaryIO | np.ndarray | Clip | Video | Image.Image
 Messages = Sequence[Mapping[str, Any]]
 
 ROLES = ("system", "user", "assistant")
-PARTS: dict[str, tuple[tuple[type, ...], str]] = {
-    "text": ((str,), "a string"),
-    "video": ((str, os.PathLike, Clip, Video), "a path or a hippo.Video"),
-    "image": ((str, os.PathLike, Image.Image), "a path or a PIL image"),
+PARTS = {  # the keys that may hold what a part is of, and the others it may have
+    "text": (("text",), ()),
+    "video": (("video", "video_url", "url", "path"), VIDEO_KEYS),
+    "image": (("image", "image_url", "url", "path"), IMAGE_KEYS),
 }
+_TYPES = {"video_url": "video", "image_url": "image"}
+_SOURCE = "source"  # the type of a part whose content, still to be fetched, decides whether it is a video or an image
 SHAPE = 'write {"role": "user", "content": "..."}, or a list of parts for the content'
 
 
-def messages_of(sources: Source | Sequence[Source] | None, prompt: str, system: str = "") -> list[dict[str, Any]]:
+def messages_of(sources: Any, prompt: str, system: str = "") -> list[dict[str, Any]]:
     """Videos and images in their order, then the prompt, as one turn of the user's, after a system prompt if any.
 
-    A file's content decides whether it is a video or an image. Raises BadRequest or MediaError.
+    sources: a `Source` or a list of them, None for none; a list of frames is one video. A file's content decides
+    whether it is a video or an image. Raises BadRequest or MediaError.
     """
-    if isinstance(sources, (list, tuple)) and not sources:
+    several = isinstance(sources, (list, tuple)) and not is_frames(sources)
+    if several and not sources:
         raise BadRequest("the list of videos is empty", "name a video, or leave it out to ask without one")
-    listed: Sequence[Any] = sources if isinstance(sources, (list, tuple)) else [] if sources is None else [sources]
+    listed: Sequence[Any] = sources if several else [] if sources is None else [sources]
     content = [*map(_part_of, listed), {"type": "text", "text": prompt}]
     turns: list[dict[str, Any]] = [{"role": "user", "content": content}]
     return [{"role": "system", "content": system}, *turns] if system else turns
 
 
-def open_messages(messages: Messages, *, frames: int | None = None, fps: float | None = None) -> list[dict[str, Any]]:
-    """Messages checked, with every content a list of parts, every image read and every video's path made a `Clip`.
+def open_messages(
+    messages: Messages,
+    options: MediaOptions | None = None,
+    *,
+    video_processor: Any = None,
+    progress: Callable[[float], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Messages checked, with every content a list of parts, every image read and every video an open `Clip` or frames.
 
-    What is returned can be used as messages itself, any number of times, without the files being read again. messages,
-    frames, fps: see `read_messages`. Raises BadRequest or MediaError.
+    Parts with a video or an image have their own `MediaOptions` as "options". What is returned can be read any number
+    of times without the files being read again. messages: see `read_messages`. options: those of the request.
+    video_processor: counts frames, see `MediaOptions.sampling`. progress: of what is fetched. Raises BadRequest or
+    MediaError.
     """
-    check_request(frames, fps)
+    options = options or MediaOptions()
     turns = _checked(messages)
-    for part in (part for turn in turns for part in turn["content"]):
-        if part["type"] == "image":
-            part["image"] = _read_image(part["image"])
-        elif part["type"] == "video" and not isinstance(part["video"], (Clip, Video)):
-            part["video"] = Clip(Path(part["video"]))
+    for part in (part for turn in turns for part in turn["content"] if part["type"] != "text"):
+        keys = part["keys"]
+        if part["type"] == _SOURCE:
+            kind, source = kind_of(part.pop(_SOURCE), options.fetch, progress)
+            part |= {"type": kind, kind: source}
+        kind = part["type"]
+        part["options"] = mine = options.with_keys(keys, PARTS[kind][1])
+        if kind == "image":
+            part["image"] = open_image(part["image"], options.fetch)
+        else:
+            sampling = mine.sampling(video_processor)
+            make = partial(Clip, sampling=sampling)
+            part["video"] = _picked(open_video(part["video"], make, options.fetch, progress), mine, sampling)
     return turns
 
 
@@ -60,26 +82,58 @@ def read_messages(
     *,
     frames: int | None = None,
     fps: float | None = None,
+    options: MediaOptions | None = None,
     most: int | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Messages checked, with every content a list of parts, every video a `Video` and every image a PIL image in RGB.
 
     messages: turns with a role (system, user or assistant; the last is the user's) and a content, which is a string or
-    a list of {"type": "text", "text": str}, {"type": "video", "video": path, Clip or Video} and {"type": "image",
-    "image": path or PIL image}. frames, fps, most: how each video is sampled, see `read_video`. progress: called with
-    the fraction of the videos that is read, rising to 1.0. Raises BadRequest, MediaError or OutOfMemory.
+    a list of {"type": "text", "text": str}, {"type": "video", "video": a `Source`} and {"type": "image", "image": a
+    `Source`}, with keys of `MediaOptions`; docs/inputs.md lists every form. frames, fps, options: how each video is
+    sampled. most: no more frames than these of each. progress: called with the fraction of the videos that is read,
+    rising to 1.0. Raises BadRequest, MediaError or OutOfMemory.
     """
-    turns = open_messages(messages, frames=frames, fps=fps)
+    if frames is not None or fps is not None or options is None:
+        options = MediaOptions(frames=frames, fps=fps)
+    return read_opened(open_messages(messages, options), most=most, progress=progress)
+
+
+def read_opened(
+    opened: Messages,
+    *,
+    video_processor: Any = None,
+    most: int | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> list[dict[str, Any]]:
+    """A copy of what `open_messages` returned in which every video is a `Video`; see `read_messages`."""
+    turns = [{"role": turn["role"], "content": [dict(part) for part in turn["content"]]} for turn in opened]
     media = [part for turn in turns for part in turn["content"] if part["type"] != "text"]
     for index, part in enumerate(media):
         report = partial(_fraction, progress, index, len(media))
         if isinstance(video := part.get("video"), Video):
             part["video"] = video.thinned(most)
         elif video is not None:
-            part["video"] = read_video(video, frames=frames, fps=fps, most=most, progress=report)
+            wanted = part["options"].sampling(video_processor)
+            part["video"] = sample(video, wanted, most=most, progress=report)
         report(1.0)
     return turns
+
+
+def _picked(video: Clip | Video, options: MediaOptions, sampling: Sampling) -> Clip | Video:
+    """Of frames in memory, those that are asked for."""
+    if isinstance(video, Clip):
+        return video
+    rate = options.sample_fps or (None if video.timed else options.fps)
+    if rate is not None:
+        if video.timed:
+            raise BadRequest("sample_fps of frames whose times are known", "leave it out")
+        video = Video(video.frames, fps=rate)
+        sampling = Sampling(sampling.frames, None, sampling.start, sampling.end, sampling.step)
+    if sampling.frames is None and sampling.fps is None and not sampling.bounded:
+        return video
+    picks = sampling.pick(video.timeline(), "the video")
+    return video if len(picks) == len(video.frames) else video.only(picks)
 
 
 def parts_of(messages: Messages, kind: str) -> list[Any]:
@@ -87,16 +141,11 @@ def parts_of(messages: Messages, kind: str) -> list[Any]:
     return [part[kind] for turn in messages for part in turn["content"] if part["type"] == kind]
 
 
-def _part_of(source: Source) -> dict[str, Any]:
-    if isinstance(source, (str, os.PathLike)):
-        kind = "image" if is_picture(Path(source)) else "video"
-    elif isinstance(source, (Clip, Video, Image.Image)):
-        kind = "image" if isinstance(source, Image.Image) else "video"
-    else:
-        raise BadRequest(
-            f"a {type(source).__name__} is neither a video nor an image", "give a path, a hippo.Video or a PIL image"
-        )
-    return {"type": kind, kind: source}
+def _part_of(source: Any) -> dict[str, Any]:
+    if is_url(source):
+        return {"type": _SOURCE, _SOURCE: source}
+    kind, value = kind_of(source)
+    return {"type": kind, kind: value}
 
 
 def _checked(messages: Messages) -> list[dict[str, Any]]:
@@ -135,37 +184,40 @@ def _part(part: Any, where: str) -> dict[str, Any]:
     if "type" not in part:
         raise BadRequest(f"{where} lacks 'type'", f"use one of: {', '.join(PARTS)}")
     kind = part["type"]
+    kind = _TYPES.get(kind, kind) if isinstance(kind, str) else kind
+    if kind == _SOURCE:
+        return {"type": kind, kind: part[kind], "keys": {}}
     if not isinstance(kind, str) or kind not in PARTS:
-        raise BadRequest(f"{where} is of the unknown type {kind!r}", f"use one of: {', '.join(PARTS)}")
-    types, wanted = PARTS[kind]
-    if kind not in part:
-        raise BadRequest(f"{where} is of type {kind!r} but lacks {kind!r}", f"give it {wanted}")
-    if not isinstance(part[kind], types):
-        raise BadRequest(f"{where} has a {type(part[kind]).__name__} for its {kind}", f"give it {wanted}")
-    return {"type": kind, kind: part[kind]}
+        raise unknown(f"type of {where}", kind, (*PARTS, *_TYPES))
+    places, known = PARTS[kind]
+    there = [name for name in places if name in part]
+    if len(there) != 1:
+        cause = f"both {there[0]!r} and {there[1]!r}" if there else f"no {kind!r}"
+        raise BadRequest(f"{where} is of type {kind!r} and has {cause}", f"give it one of: {', '.join(places)}")
+    value = part[there[0]]
+    if there[0].endswith("_url") and isinstance(value, Mapping):
+        _require_known(value, ("url", "detail"), where)
+        value = value.get("url")
+    keys = {name: part[name] for name in part if name not in ("type", there[0], "options", "keys")}
+    keys |= part.get("keys", {})  # of messages that were opened before
+    _require_known(keys, known, where)
+    if kind == "text" and not isinstance(value, str):
+        raise BadRequest(f"{where} has a {type(value).__name__} for its text", "give it a string")
+    if kind == "text":
+        return {"type": kind, kind: value}
+    if value is None or isinstance(value, (bool, int, float)):
+        raise BadRequest(f"{where} has a {type(value).__name__} for its {kind}", "give it a path, a URL or frames")
+    if kind == "video" and isinstance(value, Image.Image):
+        raise BadRequest(f"{where} has one image for its video", "give it a list of images, or make its type image")
+    return {"type": kind, kind: value, "keys": keys}
+
+
+def _require_known(given: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
+    for name in given:
+        if name not in known:
+            raise unknown(f"key of {where}", name, known or ("type", "text"))
 
 
 def _fraction(progress: Callable[[float], None] | None, index: int, total: int, done: float) -> None:
     if progress is not None:
         progress((index + done) / total)
-
-
-def _read_image(source: str | os.PathLike[str] | Image.Image) -> Image.Image:
-    """Upright, in RGB; of a file that holds several pages or views, the first."""
-    if isinstance(source, Image.Image):
-        return _upright(source, "the image")
-    try:
-        with Image.open(source) as image:
-            return _upright(image, str(source))
-    except (BadRequest, MediaError, MemoryError):
-        raise
-    except Exception as error:  # damaged pictures fail in many ways
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise MediaError(f"{source} cannot be read as an image ({reason})", "give a jpg, png or webp file") from None
-
-
-def _upright(image: Image.Image, name: str) -> Image.Image:
-    if is_animated(image):
-        raise BadRequest(f"{name} is animated", "give it as a video, or save one picture of it")
-    require_size(name, *image.size)
-    return ImageOps.exif_transpose(image).convert("RGB")

@@ -1,8 +1,11 @@
-"""How many frames fit: a long or large video is thinned before it is decoded, so that memory is not exhausted."""
+"""What fits: a long or large video is scaled down and thinned before it is decoded, so that neither a budget of tokens
+nor memory is exceeded."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,8 +13,10 @@ import torch
 from hippo import tensor_parallel
 from hippo.device import free_memory
 from hippo.errors import BadRequest, OutOfMemory, is_out_of_memory
-from hippo.inputs.chat import Messages, open_messages, parts_of, read_messages
-from hippo.inputs.prepare import prepare
+from hippo.inputs.chat import Messages, open_messages, parts_of, read_opened
+from hippo.inputs.options import MediaOptions
+from hippo.inputs.pixels import Planned, Scaling, plan, require_scalable, scaled, shape_of
+from hippo.inputs.prepare import prepare, render
 from hippo.video import Clip
 
 FIRST_LOOK = 128  # frames of each video that are read before it is known what a frame costs
@@ -20,34 +25,62 @@ _BYTES_PER_PIXEL = 36  # of a frame before scaling: RGB, a tensor of it, two in 
 _SHARE = 0.8  # of the free memory that the videos may take
 
 
+@dataclass(frozen=True)
+class Budget:
+    """How many video tokens a request may have.
+
+    limit: the caller's; None: as many as fit. context: tokens of the longest prompt, None if there is no limit. room:
+    bytes of pixels that a token costs -> how many tokens fit the free memory.
+    """
+
+    limit: int | None
+    context: int | None
+    room: Callable[[float], int]
+
+    def fits(self, pixels: float, others: int) -> tuple[int, str]:
+        """How many video tokens fit beside `others`, and why no more. pixels: bytes that a token costs."""
+        room = self.room(pixels)
+        limits = [(room, f"{room} video tokens fit the free memory")]
+        if self.context is not None:
+            limits.append((self.context - others, f"the model's context has room for {self.context} tokens"))
+        if self.limit is not None:
+            limits.append((self.limit, f"--max-video-tokens is {self.limit}"))
+        return min(reversed(limits), key=lambda each: each[0])
+
+
 def read_fitting(
     processor: Any,
     messages: Messages,
     count: Callable[[dict[str, Any]], int],
-    room: Callable[[dict[str, Any], int], int],
-    limit: int | None,
+    budget: Budget,
     *,
-    frames: int | None = None,
-    fps: float | None = None,
+    options: MediaOptions | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> tuple[list[dict[str, Any]], dict[str, Any], tuple[str, ...]]:
     """Messages read, the inputs made of them, and warnings. A video file is read once.
 
-    Fewer frames are taken of videos that have more tokens than `limit`, or than memory has room for. Memory is asked
-    before anything is decoded, at what the frames' size alone costs, and again once the processor shows what a token
-    costs.
+    Of videos that have more tokens than the budget, the frames are scaled down, as far as a floor and where the
+    processor can, and then fewer are taken. For such processors that is known from the clips' headers, before anything
+    is decoded. Of others, memory is asked before anything is decoded, at what the frames' size alone costs, and the
+    budget once the processor shows what a token costs.
 
-    count: inputs -> their video tokens. room: inputs and their video tokens -> how many tokens fit. limit: None leaves
-    it to memory alone. frames, fps, progress: see `read_messages`. Raises BadRequest, MediaError or OutOfMemory.
+    count: inputs -> their video tokens. options, progress: see `open_messages`. Raises BadRequest, MediaError or
+    OutOfMemory.
     """
-    opened = open_messages(messages, frames=frames, fps=fps)
-    affordable = _affordable(opened, frames, fps)
-    most = min(FIRST_LOOK, affordable)
-    first = True
+    options = options or MediaOptions()
+    given = dict(options.processor_kwargs or {})
+    videos_by = getattr(processor, "video_processor", None)
+    opened = open_messages(messages, options, video_processor=videos_by, progress=progress)
+    require_scalable(processor, opened)
+    affordable = _affordable(opened, videos_by)
+    scaling = None if given else Scaling.of(videos_by)  # what the processor is told may change what it does
+    planned = _planned(processor, scaling, opened, budget, affordable)
+    most, first = (planned.most, False) if planned else (min(FIRST_LOOK, affordable), True)
     while True:
         try:
-            turns = read_messages(opened, frames=frames, fps=fps, most=most, progress=progress)
-            inputs = prepare(processor, turns)
+            turns = read_opened(opened, video_processor=videos_by, most=most, progress=progress)
+            unscaled, notes = scaled(processor, turns, planned.cap if planned else math.inf)
+            inputs = prepare(processor, turns, {**given, **unscaled})
         except Exception as error:
             if isinstance(error, OutOfMemory) or not is_out_of_memory(error):
                 raise
@@ -59,52 +92,69 @@ def read_fitting(
         if not videos:
             return turns, inputs, warnings
         tokens = count(inputs)
-        fits = room(inputs, tokens) if limit is None else min(limit, room(inputs, tokens))
+        others = len(inputs["input_ids"][0]) - tokens if "input_ids" in inputs else 0
+        fits, why = budget.fits(_pixel_bytes(inputs) / max(1, tokens), others)
         reachable = min(wanted, affordable, max(1, here * fits // max(1, tokens)))
         if tokens <= fits and (not first or reachable <= here):
-            why = "more of this size do not fit the free memory" if here == affordable < wanted else _why(limit, fits)
-            thinned = () if here == wanted else (f"{here} of {wanted} frames are used: {why}",)
-            return turns, inputs, (*warnings, *thinned)
+            thinned = () if here == wanted else (f"{here} of {wanted} frames are used",)
+            if here == affordable < wanted:
+                why = "more of this size do not fit the free memory"
+            return turns, inputs, (*warnings, *(f"{what}: {why}" for what in (*notes, *thinned)))
         if here == 1:
-            kind = BadRequest if fits == limit else OutOfMemory
-            cause = f"{tokens} video tokens at one frame a video: {_why(limit, fits)}"
+            kind = OutOfMemory if why.endswith("memory") else BadRequest
+            cause = f"{tokens} video tokens at one frame a video: {why}"
             raise kind(cause, "use smaller or fewer videos, or a larger --max-video-tokens")
-        most, first = reachable, False
+        most, first = min(reachable, here - 1) if tokens > fits else reachable, False
         del turns, inputs, videos  # or they would be held while more is read
 
 
-def room_for(config: Any, dtype: torch.dtype, device: torch.device, inputs: dict[str, Any], tokens: int) -> int:
+def room_for(config: Any, dtype: torch.dtype, device: torch.device, pixels: float) -> int:
     """How many video tokens fit the free memory.
 
-    Each of `tokens` costs its share of the pixels, as often as a processor holds them, its keys and values, twice with
-    those of a draft, and its embedding in three places. config, dtype, device: the target's.
+    Each costs its pixels, as often as a processor holds them, its keys and values, twice with those of a draft, and its
+    embedding in three places. config, dtype, device: the target's. pixels: bytes.
     """
     text, size = config.get_text_config(), dtype.itemsize
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     cache = 2 * text.num_hidden_layers * text.num_key_value_heads * head * size
-    floats = (value for value in inputs.values() if isinstance(value, torch.Tensor) and value.is_floating_point())
-    pixels = sum(value.nbytes for value in floats) / max(1, tokens)
     read = 2 * cache + 3 * text.hidden_size * size
     if device.type == "cpu":
         return int(_SHARE * free_memory() / (_COPIES * pixels + read))
     return int(_SHARE * min(free_memory() / (_COPIES * pixels), free_memory(device) / (pixels + read)))
 
 
-def _affordable(messages: Messages, frames: int | None, fps: float | None) -> int:
-    """How many frames of each video fit the free memory at their full size. Raises OutOfMemory if not even one does."""
+def _pixel_bytes(inputs: dict[str, Any]) -> int:
+    return sum(v.nbytes for v in inputs.values() if isinstance(v, torch.Tensor) and v.is_floating_point())
+
+
+def _planned(processor: Any, scaling: Scaling | None, opened: Messages, budget: Budget, most: int) -> Planned | None:
+    """The plan for the videos by what their headers say; None for a processor that does not scale by pixels."""
+    videos = [
+        (*shape_of(part["video"], part["wanted"]), part["options"])
+        for turn in opened
+        for part in turn["content"]
+        if part["type"] == "video"
+    ]
+    if scaling is None or not videos:
+        return None
+    prompt = len(processor.tokenizer(render(processor, opened))["input_ids"]) if budget.context is not None else 0
+    pixels = 3 * torch.float32.itemsize * scaling.step * scaling.factor**2
+    fits, _ = budget.fits(pixels, prompt)
+    return plan(scaling, videos, fits, most)
+
+
+def _affordable(messages: Messages, video_processor: Any) -> int:
+    """How many frames of each video fit the free memory at their full size; notes as "wanted" how many of each are
+    wanted. Raises OutOfMemory if not even one does."""
     needed = each = 0
-    for video in parts_of(messages, "video"):
-        is_clip = isinstance(video, Clip)
-        taken = video.estimate(frames, fps) if is_clip else len(video.frames)
-        width, height = video.size if is_clip else video.frames.shape[2:0:-1]
+    for part in (part for turn in messages for part in turn["content"] if part["type"] == "video"):
+        video = part["video"]
+        wanted = video.estimate(part["options"].sampling(video_processor)) if isinstance(video, Clip) else 0
+        part["wanted"], height, width = shape_of(video, wanted)
         each += width * height * _BYTES_PER_PIXEL
-        needed += taken * width * height * _BYTES_PER_PIXEL
+        needed += part["wanted"] * width * height * _BYTES_PER_PIXEL
     free = _SHARE * free_memory()
     # One number for all processes, so that all of them take the same frames.
     if (most := tensor_parallel.all_min(1 << 62 if needed <= free else int(free / each))) < 1:
         raise OutOfMemory(f"one frame of each video needs {each / 1e9:.1f} GB of memory", "scale the videos first")
     return most
-
-
-def _why(limit: int | None, fits: int) -> str:
-    return f"--max-video-tokens is {limit}" if fits == limit else f"{fits} video tokens fit the free memory"

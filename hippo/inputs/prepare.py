@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from jinja2 import TemplateError
 from torch.overrides import TorchFunctionMode
 
@@ -16,12 +18,12 @@ SYSTEM_HINT = "say the system prompt in the user's turn"
 TEMPLATE_HINT = "use the checkpoint's own processor, and let user and assistant take turns"
 
 
-def prepare(processor: Any, messages: Messages) -> dict[str, Any]:
+def prepare(processor: Any, messages: Messages, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Inputs for a conversation, as the processor's own chat template lays it out.
 
-    messages: as `read_messages` returns them. The processor does not sample again: frames and their times are
-    those of the videos. Returns the processor's output as a plain dict of tensors, batch of one. Raises BadRequest,
-    or CheckpointError if the processor samples again.
+    messages: as `read_messages` returns them. options: passed to the processor. It does not sample again: frames and
+    their times are those of the videos. Returns the processor's output as a plain dict of tensors, batch of one. Raises
+    BadRequest, or CheckpointError if the processor samples again.
     """
     videos, images = parts_of(messages, "video"), parts_of(messages, "image")
     text = render(processor, messages)
@@ -32,12 +34,17 @@ def prepare(processor: Any, messages: Messages) -> dict[str, Any]:
         given["videos"] = [[video.frames for video in videos]]  # nested, as images are
         given["video_metadata"] = [video.metadata for video in videos]
         given |= {"do_sample_frames": False, "return_metadata": True}
+        if any(video.frames.shape[1] in (1, 3) for video in videos):
+            given["input_data_format"] = "channels_last"  # else so few rows are taken for channels
     if (begin := processor.tokenizer.bos_token) and text.startswith(begin):
         given["add_special_tokens"] = False  # else it would be there twice
+    for name in given.keys() & (options or {}).keys():
+        raise BadRequest(f"processor_kwargs has {name!r}, which follows from the request", "leave it out")
+    given |= options or {}
     try:
         with quiet(), _OneIsNotJoined():
             inputs = dict(processor(text=[text], return_tensors="pt", **given))
-    except ValueError as error:
+    except (ValueError, StrictDataclassError) as error:
         raise BadRequest(
             f"the model's processor refuses the videos or images ({_line(error)})",
             "cut or scale them, and take the same number of frames of each video",

@@ -1,10 +1,23 @@
 """Reading video clips: true timestamps, uniform sampling, damaged files. Writing them."""
 
 from hippo.video.clip import Clip
-from hippo.video.files import is_picture
-from hippo.video.reader import Video, read_video
-from hippo.video.sampling import check_request
+from hippo.video.files import Stored, is_picture
+from hippo.video.frames import as_frames
+from hippo.video.reader import Video, read_video, sample
+from hippo.video.sampling import Sampling, check_request
 from hippo.video.torchcodec import available_backends
 from hippo.video.writing import write_video
 
-__all__ = ["Clip", "Video", "available_backends", "check_request", "is_picture", "read_video", "write_video"]
+__all__ = [
+    "Clip",
+    "Sampling",
+    "Stored",
+    "Video",
+    "as_frames",
+    "available_backends",
+    "check_request",
+    "is_picture",
+    "read_video",
+    "sample",
+    "write_video",
+]

@@ -1,4 +1,4 @@
-"""One clip: its packets are read once; its timeline and the frames asked for come from them."""
+"""One clip: the packets needed are read once; its timeline and the frames asked for come from them."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ import numpy as np
 from hippo.device import free_memory
 from hippo.errors import MediaError, OutOfMemory
 from hippo.video import torchcodec
-from hippo.video.files import COPY_AGAIN, check_file, open_container, video_stream
-from hippo.video.sampling import pick
+from hippo.video.files import COPY_AGAIN, Media, check_file, open_container, video_stream
+from hippo.video.sampling import DEFAULT_FRAMES, Sampling
 from hippo.video.timeline import Timeline, build_timeline
 
 HIDDEN_FRAME_CODECS = frozenset({"vp8"})  # their packets may hold frames that are never shown
@@ -26,6 +26,10 @@ TIME_TOLERANCE = 0.001  # seconds
 HEADER_SLACK = 0.5  # seconds by which a header may promise more than there is
 PACKET_SHARE = 1 / 16  # of the free memory, for the compressed packets of a clip
 YOUNG_PACKETS = 5000  # no more than these are all in the collector's young generations
+LONG = 60.0  # seconds; of longer clips with an index, only the packets around the wanted frames are read
+INDEXED = ("mp4", "matroska")  # containers whose key frames are found without reading what is between them
+REORDER = 17  # frames by which the order of decoding may differ from that of showing: H.264's most, and one
+SPARSE = 8  # times as many frames as are wanted must be there, or reading all of them costs no more
 
 Progress = Callable[[float], None]
 
@@ -33,24 +37,32 @@ Progress = Callable[[float], None]
 class Clip:
     """A clip whose packets have been read, once, whatever is then asked of it.
 
-    path: the file. size: (width, height) of its frames in pixels, as its header declares them. trusted: whether every
+    path: the file. sampling: what will be asked; of a long clip only that part is read, by seeking to key frames. size:
+    (width, height) of its frames in pixels, as its header declares them. trusted: whether every
     packet is one frame shown at the packet's own timestamp. errors: how many packets and frames turned out damaged.
     Making one raises MediaError if the file cannot be read or is not a video.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Media, sampling: Sampling | None = None) -> None:
         self.path = path
         check_file(path)
-        self.stamps: list[int | None] = []  # of the packets in the order stored, in ticks of the stream's time base
-        self._open()
+        self._read(sampling)
         self.size: tuple[int, int] = self.stream.codec_context.width, self.stream.codec_context.height
         self.errors = 0
+
+    def _read(self, sampling: Sampling | None) -> None:
+        """Open the file and read its packets, or of a long clip those that the sampling needs."""
+        self.sampling = sampling
+        self.stamps: list[int | None] = []  # of the packets in the order stored, in ticks of the stream's time base
         self.keys: list[bool] = []
         self.hidden: list[bool] = []
         self._last_duration: int | None = None
         self._packets: list[Any] | None = []
         self._cut = False
-        self.trusted = self._demux() and self._is_consistent()
+        self._open()
+        self.complete = not self._seeks()  # whether every packet is known, and not only those around the wanted frames
+        if self.complete:
+            self.trusted = self._demux(packets_of(self.container)) and self._is_consistent()
         if self.trusted:  # else without frame threads, which lose the good frames next to a damaged one
             self.stream.thread_type = "AUTO"
         self._timeline: Timeline | None = self._promised() if self.trusted else None
@@ -76,9 +88,21 @@ class Clip:
             self._timeline = build_timeline(stamps, self.stream.time_base, self._last_duration, self._rate)
         return self._timeline
 
-    def estimate(self, frames: int | None, fps: float | None) -> int:
-        """About how many frames a request takes, with nothing decoded. frames, fps: see `sampling.pick`."""
-        return len(pick(self._timeline or self._promised(), frames, fps)) if self._shown() else frames or 1
+    def estimate(self, sampling: Sampling) -> int:
+        """About how many frames a request takes, with nothing decoded. Raises BadRequest."""
+        if not self._shown():
+            return sampling.frames or 1
+        return len(sampling.pick(self._timeline or self._promised(), self.path.name))
+
+    def for_sampling(self, sampling: Sampling) -> Clip:
+        """This clip, or the same file read again if the frames now wanted are not among its packets."""
+        return self if self.complete or sampling == self.sampling else Clip(self.path, sampling)
+
+    @property
+    def frame_count(self) -> int:
+        """How many frames the clip has; if only a part was read, as its header says."""
+        timeline = self.timeline()
+        return len(timeline.times) if self.complete else self.stream.frames or round(timeline.duration * self._rate)
 
     def decode(self, choose: Callable[[Timeline], list[int]], progress: Progress) -> tuple[np.ndarray, list[int]]:
         """Frames (F, H, W, 3) uint8 RGB, upright, and their positions in the timeline, as `choose` says.
@@ -89,6 +113,9 @@ class Clip:
             picks = choose(self.timeline())
             if (planned := self._planned(picks, progress)) is not None:
                 return planned, picks
+            if not self.complete:
+                self._read(None)
+                return self.decode(choose, progress)
             self.trusted, self._timeline = False, None
             self._open()  # for another decoder
         half = 0.5 if self._timeline is None else 0.0
@@ -104,6 +131,8 @@ class Clip:
 
     def decode_torchcodec(self, picks: list[int], progress: Progress) -> np.ndarray | str:
         """The same from torchcodec, for a trusted clip; or the reason why PyAV has to read it."""
+        if not isinstance(self.path, Path):
+            return "it has no path"
         shown = self._shown()
         expected = np.array([float((self.stamps[shown[i]] or 0) * self.stream.time_base) for i in (*picks, -1)])
         within = min(TIME_TOLERANCE, self.timeline().interval / 4)
@@ -134,12 +163,85 @@ class Clip:
         self._rate = self.stream.guessed_rate or self.stream.average_rate
         self._own, self._whole = declared_seconds(self.container, self.stream)
 
-    def _demux(self) -> bool:
+    def _seeks(self) -> bool:
+        """Read only the packets around the wanted frames of a long clip. False, with the file opened afresh, if that is
+        not possible or not worth it."""
+        wanted, seconds = self.sampling, (self.container.duration or 0) / av.time_base
+        indexed = any(name in self.container.format.name for name in INDEXED)
+        if wanted is None or not indexed or not self._rate or seconds < LONG or (wanted.fps and not wanted.bounded):
+            return False
+        try:
+            self.trusted = self._read_sparsely(wanted, seconds)
+        except (av.FFmpegError, LookupError):
+            self.trusted = False
+        if not self.trusted:
+            self._open()
+        return self.trusted
+
+    def _read_sparsely(self, wanted: Sampling, seconds: float) -> bool:
+        begin, end, found = wanted.start, min(seconds, wanted.end or seconds), list[list[Any]]()
+        for moment in (math.inf, 0.0, begin, end):  # the clip's end says how long it is
+            self._read_around(moment, found)
+        if wanted.fps or (wanted.frames or DEFAULT_FRAMES) * SPARSE > (end - begin) * self._rate:
+            if not wanted.bounded:
+                return False
+            self._read_around(begin, found, end)
+            return self._note(found)
+        if not self._note(found):
+            return False
+        moments = wanted.moments(self._promised(), self.path.name)
+        for moment in moments:
+            self._read_around(moment, found)
+        if not self._note(found):
+            return False
+        # Where a frame stays on screen so long that it is wanted twice, the frames beside it are needed as well.
+        timeline, slack = self._promised(), TIME_TOLERANCE
+        shown = [bisect_right(timeline.times, moment + min(slack, timeline.interval / 4)) - 1 for moment in moments]
+        return wanted.pick(timeline, self.path.name) == shown
+
+    def _read_around(self, moment: float, found: list[list[Any]], until: float | None = None) -> None:
+        """Add the packets from the key frame at or before a moment to those shown next after it.
+
+        moment: seconds after the first frame; inf is the last key frame, and on to the end of the file. until: the
+        moment to read on to. Raises LookupError, or what FFmpeg fails with.
+        """
+        base, zero, last = float(self.stream.time_base), self.stream.start_time or 0, moment == math.inf
+        place = zero + (self.stream.duration or 1 << 62 if last else math.floor(moment / base))
+        stop = math.inf if last else zero + ((until or moment) + TIME_TOLERANCE + REORDER / self._rate) / base
+        first, ours = None, iter(())
+        for back in (0.0, 1.0, 10.0):  # seconds: a seek goes by the order of decoding, and may come out too late
+            self.container.seek(max(zero, int(place - back / base)), stream=self.stream)
+            ours = (each for each in packets_of(self.container) if each.stream_index == self.stream.index)
+            first = next(ours, None)
+            if first is not None and first.pts is not None and first.pts <= max(zero, place):
+                break
+        found.append([])
+        for packet in chain([first], ours):
+            if packet is None or packet.pts is None:
+                raise LookupError("a packet without its time")
+            found[-1].append(packet)
+            if packet.dts is not None and packet.dts > stop:
+                break
+
+    def _note(self, found: list[list[Any]]) -> bool:
+        """Take these packets as the clip's; whether they can be used as they are."""
+        # In the order stored, each once. Matroska does not say when the first packets after a seek are decoded.
+        packets = {packet.pts: packet for some in sorted(found, key=lambda some: some[0].pts) for packet in some}
+        return (
+            self._demux(iter(packets.values()))
+            and self._packets is not None
+            and self._is_consistent()
+            and not self._cut
+        )
+
+    def _demux(self, packets: Iterator[Any]) -> bool:
         """Note every packet of the video; whether their timestamps are in order and none is damaged."""
+        self.stamps, self.keys, self.hidden, self._packets = [], [], [], []
+        self._last_duration, self._cut = None, False
         sound, room, end = True, PACKET_SHARE * free_memory(), 0.0
         latest = decoding_time = -math.inf
         try:
-            for packet in packets_of(self.container):
+            for packet in packets:
                 pts, dts, length = packet.pts, packet.dts, packet.duration or 0
                 if pts is not None:
                     end = max(end, float((pts + length) * packet.time_base))
@@ -196,7 +298,8 @@ class Clip:
         """Decode only around the chosen frames; None if the decoder contradicts the packets."""
         shown = self._shown()
         # The last frame is decoded too: it shows whether the clip decodes up to its end.
-        runs = needed_runs(self.stamps, self.keys, [*(shown[index] for index in picks), shown[-1]])
+        last = shown[picks[-1] if self.sampling is not None and self.sampling.end is not None else -1]
+        runs = needed_runs(self.stamps, self.keys, [*(shown[index] for index in picks), last])
         missing = {self.stamps[shown[index]]: slot for slot, index in enumerate(picks)}
         store = FrameStore(len(picks), self.path.name)
         latest: int | None = None
@@ -209,7 +312,7 @@ class Clip:
                     store.put(slot, frame)
         except av.FFmpegError:
             return None
-        return None if missing or latest != self.stamps[shown[-1]] else store.frames
+        return None if missing or latest is None or latest < (self.stamps[last] or 0) else store.frames
 
     def _frames_of_runs(self, runs: Sequence[tuple[int, int]], progress: Progress) -> Iterator[Any]:
         """The decoded frames of runs of packets, each run started afresh."""

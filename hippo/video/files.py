@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 import stat
+import weakref
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryFile
+from typing import Any, BinaryIO, cast
 
 import av
 from av.container import InputContainer
@@ -22,8 +25,38 @@ MAX_PIXELS = 8192 * 8192  # of one frame; FFmpeg allocates what a header declare
 COPY_AGAIN = "copy or download it again in full"
 
 
-def check_file(path: Path) -> None:
+@dataclass(frozen=True)
+class Stored:
+    """Bytes of a video or an image that have no path. file: can be sought; it is read from its start. name: for errors.
+
+    Closing the file is left to whoever opened it.
+    """
+
+    file: BinaryIO
+    name: str
+
+    def opened(self) -> BinaryIO:
+        """The file at its start."""
+        self.file.seek(0)
+        return self.file
+
+
+Media = Path | Stored
+
+
+def temporary(name: str) -> Stored:
+    """An empty temporary file, gone as soon as nothing needs it."""
+    made = Stored(cast(BinaryIO, TemporaryFile()), name)  # noqa: SIM115 (it outlives this call)
+    weakref.finalize(made, made.file.close)
+    return made
+
+
+def check_file(path: Media) -> None:
     """Raise MediaError if a path is missing, a folder, special, empty or may not be read."""
+    if isinstance(path, Stored):
+        if not path.opened().read(1):
+            raise MediaError(f"{path.name} is empty", COPY_AGAIN)
+        return
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
@@ -42,16 +75,21 @@ def check_file(path: Path) -> None:
         raise MediaError(f"{path} cannot be read ({reason})", "check the disk and the path") from error
 
 
-def is_picture(path: Path) -> bool:
+def is_picture(path: Media) -> bool:
     """Whether a file holds a still picture (jpg, png, webp and their like), by its content. Raises MediaError."""
     check_file(path)
     try:
-        with Image.open(path, formats=PICTURES) as image:  # FFmpeg takes milliseconds to look into a clip
+        with Image.open(readable(path), formats=PICTURES) as image:  # FFmpeg takes milliseconds to look into a clip
             return not is_animated(image)
     except UnidentifiedImageError:
         return False
     except Exception:  # damaged pictures fail in many ways, and the reader explains how
         return True
+
+
+def readable(path: Media) -> Path | BinaryIO:
+    """What libraries open: the path, or the file at its start."""
+    return path.opened() if isinstance(path, Stored) else path
 
 
 def is_animated(image: Image.Image) -> bool:
@@ -65,19 +103,18 @@ def require_size(name: str, width: int, height: int) -> None:
         raise MediaError(f"{name} declares frames of {width}x{height}", "scale it to at most 8192x8192 first")
 
 
-def open_container(path: Path) -> InputContainer:
+def open_container(path: Media) -> InputContainer:
     """The opened clip; close it after use. Raises MediaError if it is not a video."""
-    # The prefix keeps a colon in the name from being read as a protocol; the whitelist keeps a playlist from the net.
-    source: Any = _animation(path) or f"file:{path}"
-    allowed = {"protocol_whitelist": "file"} if isinstance(source, str) else {}
+    # The prefix keeps a colon in the name from being read as a protocol; the whitelist keeps a playlist from the net,
+    # and one that came as bytes from this machine's files.
+    source: Any = _animation(path) or (path.opened() if isinstance(path, Stored) else f"file:{path}")
+    allowed = {"protocol_whitelist": "file" if isinstance(path, Path) else "none"}
     try:
         return av.open(source, metadata_errors="replace", options=_limits(), container_options=allowed)
     except MemoryError:
         raise
     except (av.FFmpegError, OSError, ValueError, IndexError) as error:
-        with path.open("rb") as file:
-            is_mp4 = file.read(8)[4:] == b"ftyp"
-        if is_mp4:
+        if _begin(path)[4:] == b"ftyp":
             raise MediaError(f"{path.name} is cut off and its index is lost", COPY_AGAIN) from error
         hint = "give a video file such as mp4, mkv, webm, avi or mpg"
         raise MediaError(f"{path.name} is not a video, or is damaged from the start", hint) from error
@@ -107,10 +144,18 @@ def _limits() -> dict[str, str]:
     return {"max_pixels": str(MAX_PIXELS)}
 
 
-def _animation(path: Path) -> io.BytesIO | None:
+def _begin(path: Media) -> bytes:
+    """The first 8 bytes."""
+    if isinstance(path, Stored):
+        return path.opened().read(8)
+    with path.open("rb") as file:
+        return file.read(8)
+
+
+def _animation(path: Media) -> io.BytesIO | None:
     """An animated WebP, which FFmpeg does not read, as a lossless clip in memory; None for all other files."""
     try:
-        with Image.open(path, formats=ANIMATED) as image:
+        with Image.open(readable(path), formats=ANIMATED) as image:
             require_size(path.name, *image.size)
             return _lossless(image) if image.format == "WEBP" and is_animated(image) else None
     except MediaError:
@@ -120,7 +165,7 @@ def _animation(path: Path) -> io.BytesIO | None:
     except UnidentifiedImageError:
         return None
     except Exception as error:  # damaged pictures fail in many ways
-        if path.open("rb").read(4) != b"RIFF":
+        if _begin(path)[:4] != b"RIFF":
             return None
         raise MediaError(f"{path.name} is a damaged animation", COPY_AGAIN) from error
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hippo.errors import BadRequest, OutOfMemory
 from hippo.video import torchcodec
 from hippo.video.clip import Clip
-from hippo.video.sampling import check_request, pick, thin
+from hippo.video.frames import as_frames
+from hippo.video.sampling import Sampling, check_request, thin
 from hippo.video.timeline import Timeline
 
 if TYPE_CHECKING:
@@ -21,28 +24,66 @@ if TYPE_CHECKING:
 
 BACKENDS = ("auto", "pyav", "torchcodec")
 METADATA_CLOCK = 90_000
+DEFAULT_RATE = 2.0  # frames per second of frames in memory without times, as in qwen-vl-utils
 
 
 @dataclass(frozen=True, eq=False)
 class Video:
-    """Frames sampled from a clip.
+    """Frames of a clip, as `read_video` samples them, or frames that you have. Only `frames` is required.
 
-    frames: (F, H, W, 3) uint8 RGB, upright. timestamps: when each frame is shown, in seconds after the clip's first
-    frame. duration: seconds from the clip's first frame to the end of its last one that decodes. source_fps,
-    source_frames: average frames per second of the clip, and how many of its frames decode. path: the file. backend:
-    what decoded it, "pyav" or "torchcodec". warnings: what the user should know, one line each, such as damage. asked:
-    how many frames were to be sampled, if they are more than are here.
+    frames: (F, H, W, 3) uint8 RGB, upright. A torch tensor, (F, 3, H, W), floats, or a list of PIL images or arrays is
+    made that. timestamps: when each frame is shown, in seconds after the clip's first frame. fps: their rate instead,
+    2 by default, as in qwen-vl-utils. duration: seconds from the clip's first frame to the end of its last one that
+    decodes. source_fps, source_frames: average frames per second of the clip, and how many of its frames decode. path:
+    the file. backend: what decoded it, "pyav" or "torchcodec"; "" for frames that were given. warnings: what the user
+    should know, one line each, such as damage. asked: how many frames were to be sampled, if they are more than are
+    here. Raises BadRequest for frames or times that make no sense.
     """
 
-    frames: np.ndarray = field(repr=False)
-    timestamps: tuple[float, ...]
-    duration: float
-    source_fps: float
-    source_frames: int
-    path: Path
-    backend: str
+    frames: Any = field(repr=False)
+    timestamps: Sequence[float] = ()
+    duration: float = 0.0
+    source_fps: float = 0.0
+    source_frames: int = 0
+    path: Path = Path("frames")
+    backend: str = ""
     warnings: tuple[str, ...] = ()
     asked: int = 0
+    fps: float | None = None
+    timed: bool = field(init=False, default=False)  # whether times or a rate were given
+
+    def __post_init__(self) -> None:
+        frames = as_frames(self.frames)
+        timed = len(self.timestamps) > 0
+        if self.fps is not None and (timed or not 0 < self.fps < math.inf):
+            raise BadRequest(f"fps {self.fps!r} of frames in memory" + " with timestamps" * timed, "give one of them")
+        times = tuple(map(float, self.timestamps)) or tuple(i / (self.fps or DEFAULT_RATE) for i in range(len(frames)))
+        if len(times) != len(frames):
+            raise BadRequest(f"{len(frames)} frames have {len(times)} timestamps", "give one for each frame")
+        if not all(0 <= early <= late < math.inf for early, late in pairwise((0.0, *times))):
+            raise BadRequest("the frames' timestamps are not in order from 0 on", "give seconds, ascending")
+        interval = (times[-1] - times[0]) / (len(times) - 1) if times[-1] > times[0] else 1 / (self.fps or DEFAULT_RATE)
+        duration = self.duration or times[-1] + interval
+        object.__setattr__(self, "frames", frames)
+        object.__setattr__(self, "timestamps", times)
+        object.__setattr__(self, "duration", duration)
+        object.__setattr__(self, "source_fps", self.source_fps or len(times) / duration)
+        object.__setattr__(self, "timed", timed or self.fps is not None)
+        object.__setattr__(self, "source_frames", self.source_frames or len(times))
+
+    @classmethod
+    def of(cls, frames: Any, metadata: Any) -> Video:
+        """Frames with the metadata that vLLM and transformers have beside them: `fps` of the source, `frames_indices`
+        in it or `total_num_frames`, as a dict or a `VideoMetadata`. Raises BadRequest."""
+        known = metadata if isinstance(metadata, Mapping) else vars(metadata)
+        rate, indices = known.get("fps"), known.get("frames_indices")
+        if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate < math.inf:
+            raise BadRequest(f"the video's metadata has fps {rate!r}", "give frames per second, above zero")
+        frames = as_frames(frames)
+        if indices is None:
+            stride = (known.get("total_num_frames") or len(frames)) / len(frames)
+            indices = [stride * index for index in range(len(frames))]
+        return cls(frames, [index / rate for index in indices], duration=float(known.get("duration") or 0.0))
 
     @property
     def wanted(self) -> int:
@@ -52,10 +93,20 @@ class Video:
     def thinned(self, most: int | None) -> Video:
         """The same with at most so many of its frames, evenly spread."""
         stay = thin(len(self.frames), most)
-        if len(stay) == len(self.frames):
-            return self
+        return self if len(stay) == len(self.frames) else replace(self.only(stay), asked=self.wanted)
+
+    def only(self, stay: Sequence[int]) -> Video:
+        """The same with only the frames at these positions."""
         times = tuple(self.timestamps[index] for index in stay)
-        return replace(self, frames=self.frames[stay], timestamps=times, asked=self.wanted)
+        return replace(self, frames=self.frames[list(stay)], timestamps=times, asked=0, fps=None)
+
+    def with_frames(self, frames: np.ndarray) -> Video:
+        """The same with its frames replaced, one by one."""
+        return replace(self, frames=frames, fps=None)
+
+    def timeline(self) -> Timeline:
+        """When each frame is shown."""
+        return Timeline(tuple(self.timestamps), max(self.duration, self.timestamps[-1] + 1e-3))
 
     @property
     def sampled_fps(self) -> float:
@@ -93,6 +144,8 @@ def read_video(
     *,
     frames: int | None = None,
     fps: float | None = None,
+    start: float = 0.0,
+    end: float | None = None,
     most: int | None = None,
     backend: str = "auto",
     progress: Callable[[float], None] | None = None,
@@ -102,25 +155,37 @@ def read_video(
     source: the file, or a `Clip` opened from it, which can be read again without reading the file again. frames: how
     many frames to keep (16 when `fps` is None too): those on screen at the centres of that many equal segments of the
     clip's time; all frames if the clip has no more. fps: frames to keep per second of true time: those on screen at 0,
-    1/fps, 2/fps, ... seconds, each once. most: if that would be more frames, so many of them, evenly spread. backend:
-    "auto" (torchcodec where it works, else PyAV), "pyav" or "torchcodec". progress: called with the fraction done,
-    rising to 1.0.
+    1/fps, 2/fps, ... seconds, each once. start, end: of the part to read, in seconds after the clip's first frame.
+    most: if that would be more frames, so many of them, evenly spread. backend: "auto" (torchcodec where it works, else
+    PyAV), "pyav" or "torchcodec". progress: called with the fraction done, rising to 1.0.
 
     Returns at least one frame; of a damaged clip, frames spread over the part that decodes, and a warning. Raises
     BadRequest if the request makes no sense or torchcodec was demanded and does not work, MediaError if the file cannot
     be read, is not a video or has no frame that decodes, OutOfMemory if the frames do not fit.
     """
-    check_request(frames, fps)
+    check_request(frames, fps, start, end)
+    return sample(source, Sampling(frames, fps, start, end), most=most, backend=backend, progress=progress)
+
+
+def sample(
+    source: str | os.PathLike[str] | Clip,
+    sampling: Sampling,
+    *,
+    most: int | None = None,
+    backend: str = "auto",
+    progress: Callable[[float], None] | None = None,
+) -> Video:
+    """`read_video`, with what is wanted in one object, already checked."""
     wants_torchcodec = _wants_torchcodec(backend)
     report, warnings = _Rising(progress), list[str]()
     images: np.ndarray | str = "the clip is damaged or its timestamps need repair"
-
-    def choose(timeline: Timeline, most: int | None = most) -> list[int]:
-        picks = pick(timeline, frames, fps)
-        return [picks[index] for index in thin(len(picks), most)]
-
     try:
-        clip = source if isinstance(source, Clip) else Clip(Path(source))
+        clip = source.for_sampling(sampling) if isinstance(source, Clip) else Clip(Path(source), sampling)
+
+        def choose(timeline: Timeline, most: int | None = most) -> list[int]:
+            picks = sampling.pick(timeline, clip.path.name)
+            return [picks[index] for index in thin(len(picks), most)]
+
         if wants_torchcodec and clip.trusted:
             picks, used = choose(clip.timeline()), "torchcodec"
             images = clip.decode_torchcodec(picks, report)
@@ -136,9 +201,9 @@ def read_video(
         frames=images,
         timestamps=tuple(timeline.times[index] for index in picks),
         duration=timeline.duration,
-        source_fps=timeline.rate,
-        source_frames=len(timeline.times),
-        path=clip.path,
+        source_fps=clip.frame_count / timeline.duration,
+        source_frames=clip.frame_count,
+        path=clip.path if isinstance(clip.path, Path) else Path(clip.path.name),
         backend=used,
         warnings=(*clip.damage(), *warnings),
         asked=len(choose(timeline, None)),

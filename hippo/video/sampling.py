@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
+from dataclasses import dataclass
 from itertools import pairwise
 
 from hippo.errors import BadRequest
@@ -13,14 +14,81 @@ DEFAULT_FRAMES = 16
 SLACK_SECONDS = 0.001  # by which a timestamp may be off: Matroska rounds to the millisecond
 
 
-def check_request(frames: int | None, fps: float | None) -> None:
-    """Raise BadRequest if both are given, or one is not a positive number."""
+def check_request(frames: int | None, fps: float | None, start: float = 0.0, end: float | None = None) -> None:
+    """Raise BadRequest if frames and fps are both given, a value is not a positive number, or the end comes first."""
     if frames is not None and fps is not None:
         raise BadRequest("both frames and fps were given", "give only one of them")
     if frames is not None and (isinstance(frames, bool) or not isinstance(frames, int) or frames < 1):
         raise BadRequest(f"frames must be a whole number above zero, not {frames!r}", "ask for 1 or more")
     if fps is not None and (isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps < math.inf):
         raise BadRequest(f"fps must be a number above zero, not {fps!r}", "ask for 0.5 or 2, for example")
+    for name, value in (("video_start", start), ("video_end", end)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0):
+            raise BadRequest(f"{name} must be seconds from 0 on, not {value!r}", "give a number of seconds")
+    if end is not None and end <= start:
+        raise BadRequest(f"video_end {end:g} is not after video_start {start:g}", "end after the start")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Which frames of a clip are wanted.
+
+    frames, fps: see `pick`. start, end: only frames shown from `start` to `end` seconds after the clip's first frame;
+    None is the clip's end. step: 0 for exactly these frames; else the count is made of whole steps of so many frames,
+    as transformers' processors and qwen-vl-utils make it. least, most: bounds of the count where it follows from fps,
+    counted in whole steps too.
+    """
+
+    frames: int | None = None
+    fps: float | None = None
+    start: float = 0.0
+    end: float | None = None
+    step: int = 0
+    least: int = 1
+    most: int | None = None
+
+    def pick(self, timeline: Timeline, name: str = "the clip") -> list[int]:
+        """The positions (ascending, each once) of the frames to keep. Raises BadRequest if none is in the window."""
+        first, stop = self._window(timeline, name)
+        if (first, stop) != (0, len(timeline.times)):
+            zero = timeline.times[first]
+            end = timeline.times[stop] if stop < len(timeline.times) else timeline.duration
+            timeline = Timeline(tuple(time - zero for time in timeline.times[first:stop]), end - zero)
+        return [first + index for index in pick(timeline, *self._request(timeline))]
+
+    @property
+    def bounded(self) -> bool:
+        """Whether only a part of the clip is wanted."""
+        return self.start > 0 or self.end is not None
+
+    def moments(self, timeline: Timeline, name: str) -> list[float]:
+        """When the wanted frames are on screen, in seconds. timeline: may lack frames that are not near the window's
+        ends."""
+        first, stop = self._window(timeline, name)
+        end = timeline.times[stop] if stop < len(timeline.times) else timeline.duration
+        count = self._request(timeline)[0] or DEFAULT_FRAMES
+        zero = timeline.times[first]
+        return [zero + (segment + 0.5) * (end - zero) / count for segment in range(count)]
+
+    def _window(self, timeline: Timeline, name: str) -> tuple[int, int]:
+        if self.start >= timeline.duration:
+            cause = f"video_start is {self.start:g} s and {name} ends at {timeline.duration:.1f} s"
+            raise BadRequest(cause, "start before its end")
+        slack = min(SLACK_SECONDS, timeline.interval / 4)
+        first = bisect_left(timeline.times, self.start - slack)
+        stop = len(timeline.times) if self.end is None else bisect_right(timeline.times, self.end + slack)
+        # Between two frames, the one on screen.
+        return (first, stop) if first < stop else (max(0, stop - 1), max(1, stop))
+
+    def _request(self, timeline: Timeline) -> tuple[int | None, float | None]:
+        if not self.step or (self.frames is None and self.fps is None):
+            return self.frames, self.fps
+        count: float = self.frames or 0
+        if self.fps is not None:
+            most = min(len(timeline.times), self.most or len(timeline.times)) // self.step * self.step
+            count = min(max(timeline.duration * self.fps + 1e-6, -(-self.least // self.step) * self.step), most)
+            return max(1, int(count // self.step) * self.step), None
+        return max(self.step, round(count / self.step) * self.step), None
 
 
 def pick(timeline: Timeline, frames: int | None, fps: float | None) -> list[int]:

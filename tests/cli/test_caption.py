@@ -113,3 +113,18 @@ def test_min_p_and_repetition_penalty_reach_the_library(monkeypatch):
     with pytest.raises(BadRequest, match="seen"):
         run("caption", CLIP, "--min-p", 0.1, "--repetition-penalty", 1.2)
     assert (asked["min_p"], asked["repetition_penalty"]) == (0.1, 1.2)
+
+
+def test_a_clip_from_standard_input_and_parts_of_it(clips):
+    part = ["--start", 1, "--end", 3, "--frames", 4, "--max-pixels", 112 * 112]
+    by_path = json.loads(run("caption", clips[0], *SHORT, *part, "--json").stdout)
+    arguments = ["caption", "-", *SHORT, *part, "--json", "--compare"]
+    done = CliRunner().invoke(app, [*map(str, arguments)], input=CLIP.read_bytes(), catch_exceptions=False)
+    answer = json.loads(done.stdout)
+    assert answer["token_ids"] == by_path["token_ids"] and answer["video"] == "-" and answer["identical"]
+    assert answer["stats"]["video_tokens"] == 2 * 4 * 4
+
+
+def test_a_url_is_refused_with_no_fetch():
+    with pytest.raises(HippoError, match=r"clip.mp4 is a URL, and fetching is off: download it, or leave --no-fetch"):
+        run("caption", "http://127.0.0.1:1/clip.mp4", *SHORT, "--no-fetch")

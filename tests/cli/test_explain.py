@@ -59,7 +59,10 @@ def test_words_go_to_stdout_and_old_pictures_make_way(tmp_path, monkeypatch):
     (tmp_path / "mine.txt").write_text("mine")
     done = explain(CLIP, "--out", tmp_path, "--frames", 2, "--pruners", "temporal")
     assert "warning: the video tokens' scores are all equal" in done.stderr  # two frames are one step: nothing is new
-    assert done.stdout.startswith("temporal kept ") and done.stdout == (tmp_path / "caption.txt").read_text()
+    assert (
+        done.stdout.startswith("The question: Describe the video in detail.\ntemporal kept ")
+        and done.stdout == (tmp_path / "caption.txt").read_text()
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*FILES, "mine.txt"])
     assert Image.open(tmp_path / "kept.png").format == "PNG"
 

@@ -59,7 +59,7 @@ def test_everything_is_read_in_order_and_the_messages_given_stay(picture):
     shares = []
     messages = read_messages(given, frames=2, progress=shares.append)
     assert parts_of(messages, "text") == ["two", "one"]
-    assert [len(video.frames) for video in parts_of(messages, "video")] == [2, 3]
+    assert [len(video.frames) for video in parts_of(messages, "video")] == [2, 2]
     assert [image.size for image in parts_of(messages, "image")] == [(90, 60)]
     assert given[1]["content"][1] == {"type": "video", "video": CLIP} and given[0]["content"] == "two"
     assert shares == sorted(shares) and shares[-1] == 1 and any(share < 1 / 3 for share in shares)
@@ -119,12 +119,31 @@ TEXT = {"type": "text", "text": "What?"}
         (user(), "an empty content"),
         (user("Hello."), r"messages\[0\].content\[0\] is a str"),
         (user(TEXT, {"text": "Hello."}), r"messages\[0\].content\[1\] lacks 'type'"),
-        (user({"type": "video_url", "video_url": {"url": "x"}}), "unknown type 'video_url'"),
+        (
+            user({"type": "video_uri", "video_uri": {"url": "x"}}),
+            r"unknown type of .*'video_uri': did you mean video_",
+        ),
+        (user({"type": "video", "video": CLIP, "url": "x"}), "both 'video' and 'url'"),
+        (
+            user({"type": "video", "video": CLIP, "max_pixel": 9}),
+            "unknown key of .* 'max_pixel': did you mean max_",
+        ),
+        (user({"type": "image", "image": CLIP, "nframes": 9}), "unknown key of .* 'nframes'"),
+        (user({"type": "text", "text": "What?", "fps": 9}), "unknown key of .* 'fps'"),
+        (user({"type": "image_url", "image_url": {"uri": "x"}}), "unknown key of .* 'uri': did you mean url"),
+        (user({"type": "video", "video": CLIP, "fps": 1, "nframes": 4}, TEXT), "both num_frames and fps"),
+        (user({"type": "video", "video": CLIP, "nframes": 4, "num_frames": 4}, TEXT), "num_frames is given twice"),
+        (user({"type": "video", "video": CLIP, "nframes": 0}, TEXT), "num_frames must be a whole number"),
+        (user({"type": "video", "video": CLIP, "video_start": 99}, TEXT), "video_start is 99 s and demo.mp4 ends at"),
+        (user({"type": "video", "video": CLIP, "video_start": 2, "video_end": 1}, TEXT), "video_end 1 is not after"),
+        (user({"type": "video", "video": CLIP, "video_start": -1}, TEXT), "video_start must be seconds"),
+        (user({"type": "video", "video": CLIP, "min_frames": 9, "max_frames": 8}, TEXT), "min_frames 9 is above"),
+        (user({"type": "video", "video": CLIP, "resized_width": 56}, TEXT), "only one of resized_height"),
         (user({"type": ["video"]}), "unknown type"),
-        (user({"type": "video"}, TEXT), "is of type 'video' but lacks 'video'"),
-        (user({"type": "text"}), "is of type 'text' but lacks 'text'"),
+        (user({"type": "video"}, TEXT), "is of type 'video' and has no 'video'"),
+        (user({"type": "text"}), "is of type 'text' and has no 'text'"),
         (user({"type": "image", "image": 7}, TEXT), "has a int for its image"),
-        (user({"type": "video", "video": Image.new("RGB", (8, 8))}, TEXT), "has a Image for its video"),
+        (user({"type": "video", "video": Image.new("RGB", (8, 8))}, TEXT), "has one image for its video"),
         (user({"type": "text", "text": None}), "has a NoneType for its text"),
         ([*user(TEXT), {"role": "assistant", "content": "That."}], "the last message is of the assistant"),
         ([{"role": "system", "content": "Be brief."}], "the last message is of the system"),
@@ -144,7 +163,7 @@ def test_sources_that_cannot_be_used_are_one_line(tmp_path, picture):
     for sources, words in [
         ([], "list of videos is empty"),
         (7, "a int is neither"),
-        ([CLIP, np.zeros((2, 8, 8, 3), np.uint8)], "a ndarray is neither"),
+        ([CLIP, {"a": 1}], "a dict is neither"),
         ([CLIP, "nowhere.mp4"], "nowhere.mp4 does not exist"),
         ([CLIP, tmp_path / "half.png"], "half.png cannot be read as an image"),
     ]:

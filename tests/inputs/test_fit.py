@@ -5,7 +5,7 @@ import pytest
 
 from hippo.bench.world import make_scene, write_clip
 from hippo.errors import BadRequest, OutOfMemory
-from hippo.inputs import chat, fit, messages_of, read_fitting, read_messages, room_for
+from hippo.inputs import Budget, MediaOptions, chat, fit, messages_of, read_fitting, read_messages, room_for
 from hippo.video import read_video
 from tests.models import inputs, model
 
@@ -23,7 +23,7 @@ def read(monkeypatch, source, limit=None, room=1 << 40, first=128, **sampling):
     """(frames taken, warnings, how many frames each look took)."""
     looks = []
 
-    def prepare(processor, turns):
+    def prepare(processor, turns, options):
         videos = [part["video"] for turn in turns for part in turn["content"] if part["type"] == "video"]
         looks.append(max((len(video.frames) for video in videos), default=0))
         return {"tokens": sum(-(-len(video.frames) // 2) * TOKENS for video in videos)}
@@ -31,7 +31,11 @@ def read(monkeypatch, source, limit=None, room=1 << 40, first=128, **sampling):
     monkeypatch.setattr(fit, "prepare", prepare)
     monkeypatch.setattr(fit, "FIRST_LOOK", first)
     _, made, warnings = read_fitting(
-        None, messages_of(source, "What?"), lambda made: made["tokens"], lambda made, tokens: room, limit, **sampling
+        None,
+        messages_of(source, "What?"),
+        lambda made: made["tokens"],
+        Budget(limit, None, lambda pixels: room),
+        options=MediaOptions(**sampling),
     )
     return made["tokens"], warnings, looks
 
@@ -87,9 +91,9 @@ def test_a_request_opens_its_clip_once(monkeypatch, clip):
 def test_memory_is_asked_before_anything_is_decoded(monkeypatch, clip):
     """A frame of 56x56 costs 36 bytes a pixel while it is prepared."""
     asked = []
-    real = chat.read_video
+    real = chat.sample
     monkeypatch.setattr(
-        chat, "read_video", lambda *args, **options: asked.append(options["most"]) or real(*args, **options)
+        chat, "sample", lambda *args, **options: asked.append(options["most"]) or real(*args, **options)
     )
     monkeypatch.setattr(fit, "free_memory", lambda device="cpu": 5.5 * 56 * 56 * 36 / 0.8)
     tokens, (warning,), looks = read(monkeypatch, clip)
@@ -102,12 +106,12 @@ def test_memory_is_asked_before_anything_is_decoded(monkeypatch, clip):
 
 
 def test_memory_that_runs_out_while_inputs_are_prepared_is_one_line(monkeypatch, clip):
-    def prepare(processor, turns):
+    def prepare(processor, turns, options):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes")
 
     monkeypatch.setattr(fit, "prepare", prepare)
     with pytest.raises(OutOfMemory, match="more memory than is free: use fewer frames"):
-        read_fitting(None, messages_of(clip, "What?"), len, lambda made, tokens: 1, None)
+        read_fitting(None, messages_of(clip, "What?"), len, Budget(None, None, lambda pixels: 1))
 
 
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "internvl"])
@@ -119,4 +123,4 @@ def test_the_room_grows_with_the_free_memory_and_shrinks_with_what_a_token_costs
         tokens = 12
         layers, cache = target.config.get_text_config().num_hidden_layers, 2 * 2 * 16 * 4
         cost = 4 * pixels / tokens + 2 * layers * cache + 3 * 64 * 4
-        assert room_for(target.config, target.dtype, target.device, request, tokens) == int(0.8 * free / cost)
+        assert room_for(target.config, target.dtype, target.device, pixels / tokens) == int(0.8 * free / cost)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hippo.errors import OutOfMemory
-from hippo.video import Clip, clip, read_video
+from hippo.video import Clip, Sampling, clip, read_video
 from hippo.video.clip import FrameStore, clock_seconds, needed_runs
 
 from .clips import cut, frame_number, numbered_image, numbers, slow_decode, write_clip
@@ -28,7 +28,7 @@ def test_packets_tell_the_timeline_of_a_whole_clip(tmp_path):
     opened = Clip(write_clip(tmp_path / "clip.mp4", sound=6.0))
     assert opened.trusted and opened.size == (64, 48)
     assert len(opened.timeline().times) == 30 and opened.timeline().duration == pytest.approx(3.0)
-    assert opened.estimate(None, 2.0) == 6
+    assert opened.estimate(Sampling(fps=2.0)) == 6
 
 
 def test_clips_whose_packets_are_not_frames_are_not_trusted(tmp_path):
