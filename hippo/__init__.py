@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hippo.chat import Chat
     from hippo.engine import Engine, Stream
     from hippo.errors import BadRequest, Busy, CheckpointError, DraftLost, HippoError, MediaError, OutOfMemory
     from hippo.llm import VideoLLM, generate, load
@@ -21,6 +22,7 @@ __version__ = "0.2.0"
 
 _HOMES = {
     "errors": ("BadRequest", "Busy", "CheckpointError", "DraftLost", "HippoError", "MediaError", "OutOfMemory"),
+    "chat": ("Chat",),
     "engine": ("Engine", "Stream"),
     "llm": ("VideoLLM", "generate", "load"),
     "params": ("SamplingParams",),
@@ -31,6 +33,7 @@ _HOMES = {
 __all__ = [
     "BadRequest",
     "Busy",
+    "Chat",
     "CheckpointError",
     "DraftLost",
     "Engine",

@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary, ref
 from torch import nn
 
 from hippo import tensor_parallel
+from hippo.chat import Chat
 from hippo.checkpoints import (
     bits_for,
     load_processor,
@@ -29,7 +30,7 @@ from hippo.draft import placement
 from hippo.engine import Engine, Read, State, Stream, warnings_of
 from hippo.errors import CheckpointError, HippoError, out_of_memory_explained
 from hippo.families import family_of
-from hippo.inputs import Budget, MediaKeys, Messages, prepare, read_fitting, room_for, split_options
+from hippo.inputs import Budget, MediaKeys, MediaMemory, Messages, prepare, read_fitting, room_for, split_options
 from hippo.pair import Draft, Pair
 from hippo.params import SamplingOptions, SamplingParams
 from hippo.quiet import quiet
@@ -65,7 +66,9 @@ class VideoLLM:
     ) -> None:
         self.pair, self.processor, self.draft_processor = pair, processor, draft_processor
         self._notes = notes
-        self.engine = Engine(pair, processor.tokenizer, self._read, max_running, cache_memory)
+        half = None if cache_memory is None else cache_memory // 2
+        self._memory = None if cache_memory == 0 else MediaMemory(half)
+        self.engine = Engine(pair, processor.tokenizer, self._read, max_running, half)
 
     def generate(
         self,
@@ -163,6 +166,11 @@ class VideoLLM:
         """As `generate`, for asyncio. A cancelled task cancels its request."""
         return await self.astream(*args, **kwargs)
 
+    def open(self, video: Sources = None, *, system: str = "", **options: Any) -> Chat:
+        """Begin a conversation about a video, or about several videos and images together. options: of `generate`, for
+        every question. See `hippo.chat.Chat`."""
+        return Chat(self, video, system, **options)
+
     def inputs(
         self,
         video: Sources = None,
@@ -192,7 +200,8 @@ class VideoLLM:
             None if context is None else context - 1,
             lambda pixels: tensor_parallel.all_min(room_for(target.config, target.dtype, target.device, pixels)),
         )
-        with out_of_memory_explained():
+
+        def read(process: Any = None) -> tuple[list[dict[str, Any]], dict[str, Any], tuple[str, ...]]:
             return read_fitting(
                 self.processor,
                 request.messages,
@@ -200,7 +209,14 @@ class VideoLLM:
                 budget,
                 options=request.media,
                 progress=progress,
+                process=process,
             )
+
+        with out_of_memory_explained():
+            if self._memory is None or request.media.processor_kwargs:
+                return read()
+            options = (repr(request.media), request.max_video_tokens)
+            return self._memory.read(self.processor, request.messages, options, read)
 
     def _read(self, request: Request, progress: Progress | None = None) -> Read:
         """A request's inputs, for the engine."""

@@ -287,7 +287,7 @@ def bench_pair(
     """The whole study of a trained pair on a clip; `rate` draws the verdicts instead. draft_bits: of the draft of every
     method, transformers' own included."""
     with ExitStack() as stack:
-        llm = stack.enter_context(load(target, draft, start_draft=rate is None, draft_bits=draft_bits))
+        llm = stack.enter_context(load(target, draft, start_draft=rate is None, cache_memory=0, draft_bits=draft_bits))
         dtype = str(llm.pair.target.dtype).removeprefix("torch.")
         own = llm.pair.require_draft()
         small = load_draft(str(own.source), dtype, str(llm.pair.target.device), bits=own.bits)
@@ -361,7 +361,9 @@ def bench_shape(
 def _once(method: str, target: str, draft: str, video: str, tokens: str, draft_bits: str) -> None:
     """One answer of one method in a process of its own, for its memory."""
     start = method not in LIBRARY and method != "ar"
-    with load(target, draft or None, start_draft=start, draft_bits=known_bits(draft_bits) or "auto") as llm:
+    with load(
+        target, draft or None, start_draft=start, cache_memory=0, draft_bits=known_bits(draft_bits) or "auto"
+    ) as llm:
         own, subject = llm.pair.require_draft(), Clip(llm, Path(video))
         small = load_draft(str(own.source), "float32", "cpu", bits=own.bits) if method == ASSISTED else None
         answer_by(method, subject, subject, small, int(tokens))

@@ -8,6 +8,7 @@ from hippo import __version__
 from hippo.bench import commands as bench
 from hippo.bench.commands.world import world
 from hippo.cli.caption import caption
+from hippo.cli.chat import chat
 from hippo.cli.common import say
 from hippo.cli.demo import demo
 from hippo.cli.doctor import doctor
@@ -34,6 +35,6 @@ def hippo(
     """HIPPO: the same words as your video-LLM, several times faster."""
 
 
-for command in (caption, demo, doctor, explain, models, plan, verify, world):
+for command in (caption, chat, demo, doctor, explain, models, plan, verify, world):
     app.command()(command)
 app.add_typer(bench.app, name="bench")

@@ -70,7 +70,7 @@ VideoTokensOption = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help=escape("Scale frames down, then take fewer, where they are more tokens. [default: what the free memory holds]"),
+        help=escape("Scale frames down, then take fewer, if they are more. [default: what the free memory holds]"),
     ),
 ]
 DeviceOption = Annotated[
@@ -254,7 +254,9 @@ def quieten() -> None:
 
 @contextmanager
 def loaded(target: str, draft: str | None, **where: Any) -> Iterator[VideoLLM]:
-    """A loaded pair, ended with the block; says on stderr that it is loading. where: options of `hippo.load`."""
+    """A loaded pair, ended with the block; says on stderr that it is loading. where: options of `hippo.load`. Without
+    cache_memory nothing is kept from one answer for the next: repeated answers are timed."""
+    where.setdefault("cache_memory", 0)
     if where.get("start_draft", True):
         require_draft(target, draft)
     text = escape(f"loading {target}" + (f" and {draft}" if draft else "") + " ...")

@@ -2,6 +2,7 @@
 
 from hippo.inputs.chat import Messages, Source, messages_of, open_messages, parts_of, read_messages
 from hippo.inputs.fit import Budget, read_fitting, room_for
+from hippo.inputs.memory import MediaMemory
 from hippo.inputs.options import MediaKeys, MediaOptions, split_options
 from hippo.inputs.prepare import on_device, prepare
 from hippo.inputs.sources import kind_of, stored
@@ -9,6 +10,7 @@ from hippo.inputs.sources import kind_of, stored
 __all__ = [
     "Budget",
     "MediaKeys",
+    "MediaMemory",
     "MediaOptions",
     "Messages",
     "Source",

@@ -60,7 +60,7 @@ def open_messages(
     MediaError.
     """
     options = options or MediaOptions()
-    turns = _checked(messages)
+    turns = checked(messages)
     for part in (part for turn in turns for part in turn["content"] if part["type"] != "text"):
         keys = part["keys"]
         if part["type"] == _SOURCE:
@@ -148,8 +148,8 @@ def _part_of(source: Any) -> dict[str, Any]:
     return {"type": kind, kind: value}
 
 
-def _checked(messages: Messages) -> list[dict[str, Any]]:
-    """A copy in which every content is a list of parts."""
+def checked(messages: Messages) -> list[dict[str, Any]]:
+    """A copy in which every content is a list of parts. Raises BadRequest."""
     if not isinstance(messages, (list, tuple)):
         raise BadRequest(f"messages are a {type(messages).__name__} and not a list", "give a list of turns")
     if not messages:

@@ -56,6 +56,7 @@ def read_fitting(
     *,
     options: MediaOptions | None = None,
     progress: Callable[[float], None] | None = None,
+    process: Callable[[Messages, dict[str, Any]], dict[str, Any]] | None = None,
 ) -> tuple[list[dict[str, Any]], dict[str, Any], tuple[str, ...]]:
     """Messages read, the inputs made of them, and warnings. A video file is read once.
 
@@ -64,7 +65,8 @@ def read_fitting(
     is decoded. Of others, memory is asked before anything is decoded, at what the frames' size alone costs, and the
     budget once the processor shows what a token costs.
 
-    count: inputs -> their video tokens. options, progress: see `open_messages`. Raises BadRequest, MediaError or
+    count: inputs -> their video tokens. options, progress: see `open_messages`. process: `prepare`, or what stands for
+    it. Raises BadRequest, MediaError or
     OutOfMemory.
     """
     options = options or MediaOptions()
@@ -80,7 +82,8 @@ def read_fitting(
         try:
             turns = read_opened(opened, video_processor=videos_by, most=most, progress=progress)
             unscaled, notes = scaled(processor, turns, planned.cap if planned else math.inf)
-            inputs = prepare(processor, turns, {**given, **unscaled})
+            every = {**given, **unscaled}
+            inputs = process(turns, every) if process else prepare(processor, turns, every)
         except Exception as error:
             if isinstance(error, OutOfMemory) or not is_out_of_memory(error):
                 raise

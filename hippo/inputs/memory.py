@@ -1,0 +1,153 @@
+"""Videos and images that were read are kept, with what the processor made of them, for later requests on them."""
+
+from __future__ import annotations
+
+import copy
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from hippo.device import free_memory
+from hippo.inputs.chat import Messages, checked
+from hippo.inputs.prepare import prepare
+from hippo.inputs.sources import is_url
+
+_SHARE = 0.1  # of the free memory, by default
+_RECENT = 50_000_000  # nanoseconds: a file that was just written may change again without a new time stamp
+
+Key = tuple[Any, ...]
+Result = tuple[list[dict[str, Any]], dict[str, Any], tuple[str, ...]]
+
+
+@dataclass(eq=False)
+class _Entry:
+    """parts: media in order, as `read_messages` has them. options: what `prepare` was given. outputs: of the video and
+    the image processor, by what they were called with."""
+
+    parts: list[dict[str, Any]] = field(default_factory=list)
+    options: dict[str, Any] = field(default_factory=dict)
+    outputs: dict[Key, dict[str, Any]] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        frames = sum(part["video"].frames.nbytes for part in self.parts if part["type"] == "video")
+        tensors = [value for output in self.outputs.values() for value in output.values() if isinstance(value, Tensor)]
+        return int(frames + sum(tensor.nbytes for tensor in tensors))
+
+
+class MediaMemory:
+    """What was read, least recently used first out. budget: bytes; None: a tenth of the memory that is free when the
+    first entry comes."""
+
+    def __init__(self, budget: int | None = None) -> None:
+        self._budget, self._entries, self._lock = budget, dict[Key, _Entry](), threading.Lock()
+
+    def read(
+        self,
+        processor: Any,
+        messages: Messages,
+        options: Key,
+        read: Callable[[Callable[[Messages, dict[str, Any]], dict[str, Any]]], Result],
+    ) -> Result:
+        """Messages read, the processor's inputs for them, and warnings.
+
+        options: all else that says how media are read. read: does it, given what to use in place of
+        `hippo.inputs.prepare`, for media that are not known.
+        """
+        turns = checked(messages)
+        media = [part for turn in turns for part in turn["content"] if part["type"] != "text"]
+        sources = [_signature(part) for part in media]
+        key = (*options, *sources)
+        if not media or None in sources:
+            return read(lambda turns, given: prepare(processor, turns, given))
+        with self._lock:
+            entry = self._entries.pop(key, None)
+            if entry is not None:
+                self._entries[key] = entry  # now the latest
+        if entry is not None:
+            for part, known in zip(media, entry.parts, strict=True):
+                part.clear()
+                part.update(known)
+            return turns, prepare(_remembering(processor, entry), turns, entry.options), entry.warnings
+        entry = _Entry()
+
+        def process(turns: Messages, given: dict[str, Any]) -> dict[str, Any]:
+            entry.outputs.clear()  # of frames that were too many
+            entry.options = given
+            return prepare(_remembering(processor, entry), turns, given)
+
+        result = turns, _, entry.warnings = read(process)
+        entry.parts = [part for turn in turns for part in turn["content"] if part["type"] != "text"]
+        again = [part for turn in checked(messages) for part in turn["content"] if part["type"] != "text"]
+        if sources == list(map(_signature, again)):  # no file changed while it was read
+            self._keep(key, entry)
+        return result
+
+    def _keep(self, key: Key, entry: _Entry) -> None:
+        with self._lock:
+            if self._budget is None:
+                self._budget = int(_SHARE * free_memory())
+            self._entries[key] = entry
+            while self._entries and sum(one.size for one in self._entries.values()) > self._budget:
+                self._entries.pop(next(iter(self._entries)))
+
+
+class _Remembering:
+    """Stands for a video or image processor: what it was called with before is not processed again."""
+
+    def __init__(self, processor: Any, entry: _Entry) -> None:
+        self._processor, self._outputs = processor, entry.outputs
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        key = _call_key((args, kwargs))
+        if key not in self._outputs:
+            self._outputs[key] = self._processor(*args, **kwargs)
+        return copy.copy(self._outputs[key])  # processors take parts of it out
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._processor, name)
+
+
+def _remembering(processor: Any, entry: _Entry) -> Any:
+    """The processor, unchanged itself, with parts that remember."""
+    twin = copy.copy(processor)
+    for name in ("video_processor", "image_processor"):
+        if (part := getattr(processor, name, None)) is not None:
+            object.__setattr__(twin, name, _Remembering(part, entry))
+    return twin
+
+
+def _call_key(value: Any) -> Key:
+    """Equal for equal plain values and for the same frames, which the entry keeps alive. All else follows from them."""
+    if isinstance(value, dict):
+        return tuple((name, _call_key(value[name])) for name in sorted(value))
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_call_key, value))
+    if isinstance(value, (np.ndarray, Image.Image)):
+        return (id(value),)
+    return (value,) if isinstance(value, (str, int, float, bool, type(None))) else (type(value).__name__,)
+
+
+def _signature(part: dict[str, Any]) -> Key | None:
+    """What tells a video or image from others, and one state of its file from a later one. None if it is not known."""
+    source = next(value for name, value in part.items() if name not in ("type", "keys"))
+    rest = (part["type"], repr(part.get("keys")))
+    if not isinstance(source, (str, os.PathLike)) or is_url(source):
+        return None
+    try:
+        path = Path(source).resolve()
+        state = path.stat()
+    except (OSError, ValueError):
+        return None  # another form of a path, or an error that reading explains
+    if time.time_ns() - max(state.st_mtime_ns, state.st_ctime_ns) < _RECENT:
+        return None
+    return (*rest, path, state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
