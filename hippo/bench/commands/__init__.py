@@ -6,8 +6,9 @@ from hippo.bench.commands.identical import identical
 from hippo.bench.commands.long import long
 from hippo.bench.commands.pruning import pruning
 from hippo.bench.commands.scoring import scoring
+from hippo.bench.commands.serving import chat, throughput
 from hippo.bench.commands.speed import speed
 
 app = typer.Typer(help="Studies anyone can repeat.", no_args_is_help=True)
-for command in (speed, pruning, identical, scoring, long):
+for command in (speed, pruning, identical, scoring, long, chat, throughput):
     app.command()(command)

@@ -1,0 +1,171 @@
+"""What the engine brings: a second question on a video, and several requests together."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from hippo.bench.world import make_scene, write_clip
+from hippo.engine import State
+from hippo.inputs import messages_of
+from hippo.llm import VideoLLM
+from hippo.params import SamplingParams
+from hippo.request import Request
+
+QUESTIONS = (
+    "What happens?",
+    "Describe the video in detail.",
+    "How many objects are there?",
+    "What moves first?",
+    "Where is the red circle at the end?",
+    "What is at the top?",
+    "What changes its colour?",
+    "What is on the left at the end?",
+    "Which object stays still?",
+    "What appears?",
+)
+_FIRST_SEED = 61000
+Progress = Callable[[str, float], None]
+
+
+@contextmanager
+def clips(count: int, context: int) -> Iterator[list[Path]]:
+    """Different clips of the world with `context` video tokens each, as the bundled pair samples them."""
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / f"{number}.mp4" for number in range(count)]
+        for number, path in enumerate(paths):
+            write_clip(make_scene(_FIRST_SEED + number), path, side=28 * math.ceil(math.sqrt(context / 8)))
+        time.sleep(0.1)  # a file that was just written is not remembered
+        yield paths
+
+
+def chat_study(
+    llm: VideoLLM, alone: VideoLLM, context: int, runs: int, tokens: int, progress: Progress
+) -> dict[str, Any]:
+    """Seconds to the first token of a clip's first and second question, and of ten questions with and without what is
+    kept. alone: the same pair, which keeps nothing. Each run has a clip of its own."""
+    first, second, together, apart, same = [], [], [], [], True
+    with clips(runs + 1, context) as paths:
+        for number, path in enumerate(paths):  # the first warms up
+            progress(f"{context} video tokens, run {number} of {runs}", number / (runs + 1))
+            began = time.perf_counter()
+            kept = [llm.generate(path, question, max_new_tokens=tokens) for question in QUESTIONS]
+            middle = time.perf_counter()
+            plain = [alone.generate(path, question, max_new_tokens=tokens) for question in QUESTIONS]
+            ended = time.perf_counter()
+            same &= [one.token_ids for one in kept] == [one.token_ids for one in plain]
+            if number:
+                waits = [output.stats.seconds.total - output.stats.seconds.decode for output in kept]
+                first.append(waits[0])
+                second.append(waits[1])
+                together.append(middle - began)
+                apart.append(ended - middle)
+        video_tokens = kept[0].stats.video_tokens
+    shares = [later / sooner for sooner, later in zip(first, second, strict=True)]
+    gains = [long / short for long, short in zip(apart, together, strict=True)]
+    return {
+        "video_tokens": video_tokens,
+        "first_seconds": first,
+        "second_seconds": second,
+        "second_over_first": shares,
+        "gain_of_ten": gains,
+        "identical": same,
+    }
+
+
+def throughput_study(
+    llm: VideoLLM, concurrencies: Sequence[int], methods: Sequence[str], context: int, tokens: int, progress: Progress
+) -> list[dict[str, Any]]:
+    """Rows: tokens a second, and latencies, of clips of which so many are under way at any time. llm: keeps nothing.
+    Each clip is asked about once. A method is DECODER or a name of `SamplingParams`."""
+    rows: list[dict[str, Any]] = []
+    most = max(max(concurrencies), 8)
+    with clips(most, context) as paths:
+        for method in methods:
+            params = SamplingParams.of(max_new_tokens=tokens, **_named(method))
+            asked = [Request(messages_of(str(path), QUESTIONS[1]), params) for path in paths]
+            llm.generate_many(asked[:2])  # warms up
+            expected: list[list[int]] = []
+            for number in concurrencies:
+                progress(f"{method}, {number} at once", len(rows) / (len(methods) * len(concurrencies)))
+                began = time.perf_counter()
+                firsts, totals, texts = _served(llm, asked, number)
+                seconds = time.perf_counter() - began
+                expected = expected or texts
+                rows.append(
+                    {
+                        "method": method,
+                        "concurrency": number,
+                        "tokens_per_second": sum(map(len, texts)) / seconds,
+                        "first_token_median": median(firsts),
+                        "first_token_95th": _95th(firsts),
+                        "latency_median": median(totals),
+                        "latency_95th": _95th(totals),
+                        "identical": texts == expected,
+                    }
+                )
+    return rows
+
+
+def _named(method: str) -> dict[str, Any]:
+    return {"decoder": method} if method in ("serial", "parallel") else {"method": method}
+
+
+def _served(llm: VideoLLM, asked: list[Request], number: int) -> tuple[list[float], list[float], list[list[int]]]:
+    """Seconds to the first token and to the last, and the token ids, of requests of which `number` are under way."""
+    waiting, began, first = list(enumerate(asked)), dict[int, float](), dict[int, float]()
+    totals, texts, running = dict[int, float](), dict[int, list[int]](), dict[int, Any]()
+    while waiting or running:
+        while waiting and len(running) < number:
+            place, request = waiting.pop(0)
+            began[place] = time.perf_counter()
+            running[place] = llm.engine.submit(replace(request))
+        llm.engine.step()
+        now = time.perf_counter()
+        for place, stream in list(running.items()):
+            if stream.output.token_ids:
+                first.setdefault(place, now - began[place])
+            if stream.state is State.DONE:
+                texts[place], totals[place] = running.pop(place).result().token_ids, now - began[place]
+    places = range(len(asked))
+    return [first[place] for place in places], [totals[place] for place in places], [texts[place] for place in places]
+
+
+def arrival_study(llm: VideoLLM, others: int, context: int, tokens: int, runs: int) -> dict[str, list[float]]:
+    """Seconds to the first token of a request that arrives alone, and while `others` are being decoded."""
+    lone, late = [], []
+    with clips(others + 1, context) as paths:
+        params = SamplingParams(max_new_tokens=tokens)
+        asked = [Request(messages_of(str(path), QUESTIONS[1]), params) for path in paths]
+        for run in range(runs + 1):
+            alone = _first_token(llm, asked[-1])
+            streams = [llm.engine.submit(request) for request in asked[:-1]]
+            while any(stream.state in (State.WAITING, State.READING, State.PREFILL) for stream in streams):
+                llm.engine.step()
+            beside = _first_token(llm, asked[-1])
+            for stream in streams:
+                stream.close()
+            if run:  # the first warms up
+                lone.append(alone)
+                late.append(beside)
+    return {"alone": lone, "beside": late}
+
+
+def _first_token(llm: VideoLLM, request: Request) -> float:
+    began = time.perf_counter()
+    stream = llm.engine.submit(request)
+    next(stream, None)
+    seconds = time.perf_counter() - began
+    stream.close()
+    return seconds
+
+
+def _95th(values: list[float]) -> float:
+    return sorted(values)[min(len(values) - 1, math.ceil(0.95 * len(values)) - 1)]
