@@ -94,6 +94,7 @@ class Sequence:
             if self._closed:
                 self._run.close()
                 return None
+            self.batch(1)
             with mixed_dtypes_explained(self.pair.target):
                 tokens = next(self._own_steps, None)
         self.took(time.perf_counter() - began)
@@ -124,7 +125,7 @@ class Sequence:
 
     def batch(self, size: int) -> None:
         """How many requests the next rounds decode together: costs are kept apart for each number."""
-        self._schedule.costs.batch = size
+        self._schedule.batch(size)
 
     def took(self, seconds: float) -> None:
         """Count what a step did, and the time it took."""
@@ -152,7 +153,7 @@ class Sequence:
         draft = self.pair.draft
         if draft is None or params.decoder == "ar":
             return Schedule("ar", "auto")
-        costs, beside = draft.costs.copy(), draft.place != "inline"
+        costs, beside = draft.costs, draft.place != "inline"
         if params.decoder == "auto":
             return AutoSchedule(beside, params.gamma, costs, draft.acceptance)
         decoder = params.decoder
@@ -164,7 +165,7 @@ class Sequence:
     def _learn(self) -> None:
         """Keep what this answer measured for the next one."""
         if (draft := self.pair.draft) is not None and self.params.decoder != "ar":
-            draft.costs, draft.acceptance = self._schedule.costs, self._schedule.acceptance.rate
+            draft.acceptance = self._schedule.acceptance.rate
 
     @property
     def shares_cores(self) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from copy import deepcopy
 from statistics import median
 from typing import Any, TypeVar
 
@@ -20,8 +19,9 @@ _WAYS = {False: "alone", True: "beside"}  # how both are named on disk
 class Costs:
     """Seconds of a target forward by its width, and of a draft step: medians of the latest measurements.
 
-    Each is kept apart for a model that works alone and for one beside which the other works, and for each number of
-    requests that one forward serves. batch: that number now.
+    Each is kept apart for a model that works alone and for one beside which the other works, and for the number of
+    requests that one forward serves. batch: that number now, rounded down to a power of two. All requests of a pair
+    share one object.
     """
 
     def __init__(self) -> None:
@@ -79,12 +79,9 @@ class Costs:
         slope = min(max(slope, 0.0), mean / mean_width)
         return mean - slope * mean_width, slope
 
-    def copy(self) -> Costs:
-        """The same, for another request to go on with."""
-        return deepcopy(self)
-
     def as_dict(self) -> dict[str, Any]:
-        """All measurements, as JSON can hold them."""
+        """All measurements of one request at a time, as JSON can hold them."""
+        self.batch = 1
         target = {_WAYS[both]: {str(w): list(s) for w, s in seen.items()} for both, seen in self._target.items()}
         return {"target": target, "draft": {_WAYS[both]: list(seconds) for both, seconds in self._draft.items()}}
 

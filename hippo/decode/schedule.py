@@ -37,6 +37,10 @@ class Schedule:
         self._now, self._pre_verify = Mode.PLAIN, True
         self._width, self._target_seconds = 1, 0.0
 
+    def batch(self, size: int) -> None:
+        """How many requests decode together from now on."""
+        self.costs.batch = 1 << (size.bit_length() - 1)
+
     def begin_round(self) -> Mode:
         """Choose the mode of the next round; the draft is there and has read its prompt."""
         drafts = self._mode is not Mode.PLAIN and self._rest.begin_round()
@@ -100,6 +104,13 @@ class AutoSchedule(Schedule):
         super().__init__("ar", gamma, costs, prior)
         self._beside = beside
         self._left, self._longer, self._behind = 0, 1, False
+        self._batch = 1
+
+    def batch(self, size: int) -> None:
+        """See Schedule."""
+        super().batch(size)
+        if self.costs.batch != self._batch:  # what the draft rested for may hold no longer
+            self._batch, self._left, self._longer = self.costs.batch, 0, 1
 
     def begin_round(self) -> Mode:
         """See Schedule."""

@@ -215,7 +215,6 @@ class Engine:
         """A round of the only request that decodes."""
         assert job.sequence is not None
         with self._failing(job):
-            job.sequence.batch(1)
             self._commit(job, job.sequence.step())
 
     def _round(self, jobs: list[Job]) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from copy import deepcopy
 
 import pytest
 
@@ -50,7 +51,7 @@ def first_answer(rate, machine):
 
 def following(auto):
     """Schedules of answers that start with what an earlier one measured."""
-    return lambda: AutoSchedule(True, costs=auto.costs.copy(), prior=auto.acceptance.rate)
+    return lambda: AutoSchedule(True, costs=deepcopy(auto.costs), prior=auto.acceptance.rate)
 
 
 @pytest.mark.parametrize("slope", [0.01, 0.3])
@@ -85,7 +86,7 @@ def test_a_draft_that_is_always_wrong_costs_little(slope, ratio, slowdown):
     plain = seconds(0.0, machine, lambda: Schedule("ar", "auto"), 256)
     assert seconds(0.0, machine, following(auto), 256) <= 1.03 * plain
     costs = known(*machine)
-    assert seconds(0.0, machine, lambda: AutoSchedule(True, costs=costs.copy(), prior=0.8), 256) <= 1.06 * plain
+    assert seconds(0.0, machine, lambda: AutoSchedule(True, costs=deepcopy(costs), prior=0.8), 256) <= 1.06 * plain
 
 
 def test_a_draft_that_cannot_work_beside_the_target_never_does():
@@ -114,8 +115,12 @@ def test_speeds_by_hand():
     assert parallel_speed(costs, 0.9)[0] > speed, "the draft's time is hidden"
 
 
-def test_what_an_answer_measured_is_the_next_ones_start():
-    costs = known(0.1, 0.02, (1.2, 1.2))
-    copy = costs.copy()
-    copy.saw_draft(9.0, both=False)
-    assert costs.draft(False) == pytest.approx(0.02) and AutoSchedule(True, costs=costs).acceptance.rate == 0.8
+def test_costs_are_kept_apart_by_the_number_of_requests_that_decode_together():
+    schedule = AutoSchedule(True, costs=known(0.1, 0.02, (1.2, 1.2)))
+    for size, found in ((1, True), (8, False), (1, True)):
+        schedule.batch(size)
+        assert schedule.costs.known(both=False) == found
+    schedule.batch(8)
+    schedule.costs.saw_draft(0.5, both=False)
+    schedule.batch(13)
+    assert schedule.costs.draft(False) == 0.5 and schedule.costs.as_dict()["draft"]["alone"] != [0.5]
