@@ -71,9 +71,9 @@ class PrefixCache:
             return None
         self._entries.remove(best)
         self._entries.append(best)
-        count, asked = min(most, len(prompt.input_ids) - 1), prompt.question_at
-        if int((asked >= count).sum()) < _FEW:
-            count = min(count, int(asked[0]))
+        count = min(most, len(prompt.input_ids) - 1)
+        if len(prompt.video_at) and int((prompt.question_at >= count).sum()) < _FEW:
+            count = min(count, int(prompt.question_at[0]))
         if count < _LEAST:
             return None
         embeds, media_end = None, len(best.embeds)

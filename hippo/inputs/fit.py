@@ -41,7 +41,7 @@ class Budget:
         """How many video tokens fit beside `others`, and why no more. pixels: bytes that a token costs."""
         room = self.room(pixels)
         limits = [(room, f"{room} video tokens fit the free memory")]
-        if self.context is not None:
+        if self.context is not None and others < self.context:  # else the prompt itself is too long
             limits.append((self.context - others, f"the model's context has room for {self.context} tokens"))
         if self.limit is not None:
             limits.append((self.limit, f"--max-video-tokens is {self.limit}"))
