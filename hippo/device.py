@@ -33,6 +33,13 @@ def free_memory(device: torch.device | str = "cpu") -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), UNKNOWN)
 
 
+def bytes_per_token(config: Any, dtype: torch.dtype) -> int:
+    """What the keys and values of a token take. config: the whole model's."""
+    text = config.get_text_config()
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return int(2 * text.num_hidden_layers * text.num_key_value_heads * head * dtype.itemsize)
+
+
 def cores() -> int:
     """Cores that this process may use, at most OMP_THREAD_LIMIT: with more threads than that, torch computes bfloat16
     products wrong."""

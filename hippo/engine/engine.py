@@ -13,12 +13,11 @@ from typing import Any
 import torch
 
 from hippo.decode import Check
-from hippo.device import cores, free_memory, sharing
+from hippo.device import bytes_per_token, cores, free_memory, sharing
 from hippo.engine.scheduler import Job, Read, Scheduler, State
 from hippo.engine.stream import Stream
 from hippo.errors import BadRequest, Busy, out_of_memory_explained
 from hippo.forward import extend_together
-from hippo.forward.kv_cache import bytes_per_token
 from hippo.pair import Pair
 from hippo.prefix_cache import PrefixCache
 from hippo.request import Request

@@ -227,13 +227,6 @@ def cache_argument(language_model: Any) -> str:
     return _argument_name(type(language_model).forward)
 
 
-def bytes_per_token(config: Any, dtype: torch.dtype) -> int:
-    """What the keys and values of a token take. config: the whole model's."""
-    text = config.get_text_config()
-    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return int(2 * text.num_hidden_layers * text.num_key_value_heads * head * dtype.itemsize)
-
-
 @cache
 def _argument_name(forward: Callable[..., Any]) -> str:
     return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"

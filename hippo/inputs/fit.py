@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from hippo import tensor_parallel
-from hippo.device import free_memory
+from hippo.device import bytes_per_token, free_memory
 from hippo.errors import BadRequest, OutOfMemory, is_out_of_memory
 from hippo.inputs.chat import Messages, open_messages, parts_of, read_opened
 from hippo.inputs.options import MediaOptions
@@ -117,10 +117,7 @@ def room_for(config: Any, dtype: torch.dtype, device: torch.device, pixels: floa
     Each costs its pixels, as often as a processor holds them, its keys and values, twice with those of a draft, and its
     embedding in three places. config, dtype, device: the target's. pixels: bytes.
     """
-    text, size = config.get_text_config(), dtype.itemsize
-    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    cache = 2 * text.num_hidden_layers * text.num_key_value_heads * head * size
-    read = 2 * cache + 3 * text.hidden_size * size
+    read = 2 * bytes_per_token(config, dtype) + 3 * config.get_text_config().hidden_size * dtype.itemsize
     if device.type == "cpu":
         return int(_SHARE * free_memory() / (_COPIES * pixels + read))
     return int(_SHARE * min(free_memory() / (_COPIES * pixels), free_memory(device) / (pixels + read)))

@@ -1,13 +1,17 @@
 """Several requests at once: each gets the text it gets alone, whatever becomes of the others."""
 
 import asyncio
+import copy
 import gc
 import os
 import random
 import threading
 import weakref
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
 
 import hippo
 from hippo.engine import Engine, Read, State
@@ -218,8 +222,7 @@ def test_many_requests_of_all_sizes_with_cancels(running):
     count = int(os.environ.get("HIPPO_REQUESTS", "60"))
     engine, chance = running("qwen2_5_vl", 1, "thread", max_running=4, cache_memory=1 << 20), random.Random(0)
     wanted = {seed: alone("qwen2_5_vl", asked(seed)) for seed in range(12)}
-    done = 0
-    waiting = []
+    done, memory, waiting = 0, 0, []
     while done < count:
         while len(waiting) < 6:
             seed, longest = chance.randrange(12), chance.randint(1, LONGEST)
@@ -227,6 +230,8 @@ def test_many_requests_of_all_sizes_with_cancels(running):
             waiting.append((engine.submit(asked(seed, **options)), seed, longest))
         stream, seed, longest = waiting.pop(chance.randrange(len(waiting)))
         done += 1
+        if done == 100:
+            memory = resident()
         if chance.random() < 0.2:
             stream.cancel()
         else:
@@ -235,6 +240,31 @@ def test_many_requests_of_all_sizes_with_cancels(running):
         stream.close()
     engine.step()
     assert engine.scheduler.jobs == [] and engine.cache.size <= 1 << 20
+    assert count < 1000 or resident() <= 1.03 * memory
+
+
+def resident():
+    """Pages of memory that this process has."""
+    return int(Path("/proc/self/statm").read_text().split()[1])
+
+
+def test_in_half_precision_a_fixed_width_gives_the_text_of_a_lone_request():
+    target = copy.deepcopy(model("qwen2_5_vl")).to(torch.bfloat16)
+    draft = copy.deepcopy(model("qwen2_5_vl", 1)).to(torch.bfloat16)
+    pair = Pair(target, Draft(draft, place="inline"))
+
+    def read(request, progress):
+        return Read(inputs("qwen2_5_vl", seed=int(request.messages[0]["content"])), None, request.params, (), 0.0)
+
+    def engine():
+        return Engine(pair, Ids(), read, cache_memory=0, readers=1)
+
+    requests = [asked(seed, verify_width=8, method=("sd", "ar")[seed % 2]) for seed in range(4)]
+    lone = [engine().submit(replace(r, params=replace(r.params, decoder="ar"))).result().token_ids for r in requests]
+    together = engine()
+    streams = [together.submit(request) for request in requests]
+    assert [stream.result().token_ids for stream in streams] == lone
+    pair.close()
 
 
 def test_the_library_answers_many(tmp_path):
