@@ -41,7 +41,7 @@ class Checkpoint:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What tells its measurements from those of another."""
+        """What its measurements are kept under."""
         folder = Path(self.source)
         source = str(folder.resolve()) if folder.is_dir() else self.source
         return {"source": source, "device": self.device, "dtype": self.dtype, "bytes": stored_bytes(self.source)}

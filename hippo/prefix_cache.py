@@ -18,7 +18,7 @@ from hippo.device import free_memory
 from hippo.families import Embeds, Prompt
 from hippo.forward import CachedModel
 
-_LEAST = 16  # tokens that two prompts must begin with alike
+_LEAST = 16  # tokens that two prompts must have in common
 _FEW = 4  # tokens of a question; fewer new ones do not say which video tokens matter
 _SHARE = 0.2  # of the free memory, by default
 
@@ -123,7 +123,7 @@ def media_end(prompt: Prompt, embeds: Embeds, lookup: Any) -> int:
 
 
 def _shared(one: Tensor, other: Tensor) -> int:
-    """How many ids two texts begin with alike."""
+    """How many ids two texts have in common at their beginning."""
     count = min(len(one), len(other))
     differ = (one[:count] != other[:count]).nonzero()
     return int(differ[0]) if len(differ) else count

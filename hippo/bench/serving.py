@@ -68,7 +68,7 @@ def chat_study(
                 together.append(middle - began)
                 apart.append(ended - middle)
         video_tokens = kept[0].stats.video_tokens
-    shares = [later / sooner for sooner, later in zip(first, second, strict=True)]
+    shares = [later / earlier for earlier, later in zip(first, second, strict=True)]
     gains = [long / short for long, short in zip(apart, together, strict=True)]
     return {
         "video_tokens": video_tokens,

@@ -26,7 +26,7 @@ from hippo.text import TextStream
 
 _PART = 512  # tokens of a long prompt that one forward reads while others decode
 _SHARE = 0.8  # of the free memory that one more request may take
-_POLL = 0.1  # seconds between looks at what was cancelled, while only reading is under way
+_POLL = 0.1  # seconds between checks for what was cancelled, while only reading is under way
 
 
 class Engine:
@@ -248,7 +248,7 @@ class Engine:
         before = [target.length for target, _ in targets]
         try:
             return list(extend_together(targets)) if targets else []
-        except Exception:
+        except Exception:  # what is wrong with one of them shows again in its own forward
             logits: list[torch.Tensor | None] = []
             for (job, _, ids), (target, _), length in zip(checks, targets, before, strict=True):
                 logits.append(None)

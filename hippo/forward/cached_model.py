@@ -89,7 +89,7 @@ class CachedModel:
     ) -> Iterator[Tensor]:
         """Read a prompt part by part; one forward reads its question, so that its attention can be recorded. Yields
         (vocabulary,) logits after each part. progress, part: see `prefilling`. known: keys and values of another
-        request (see `keys_and_values`), and how many tokens the two begin with alike, which are not read again."""
+        request (see `keys_and_values`), and how many tokens the two have in common, which are not read again."""
         begin = 0
         question = len(embeds) - int(prompt.question_at[0]) if len(prompt.video_at) else 1
         if known is not None:
@@ -226,8 +226,8 @@ class CachedModel:
         self._kv.rollback(count)
 
     def keys_and_values(self) -> Tensor | None:
-        """(layers, 2, H_kv, capacity, d), the first `length` tokens of which are used, for requests that begin alike.
-        None if the model's layers keep something else. This object must not be used any more."""
+        """(layers, 2, H_kv, capacity, d), of which the first `length` tokens are used, for requests with the same
+        beginning. None if the model's layers keep something else. This object must not be used any more."""
         tensor = self._kv.tensor
         return tensor.clone() if tensor is not None and self._recorded is not None else tensor
 

@@ -65,8 +65,8 @@ def read_fitting(
     is decoded. Of others, memory is asked before anything is decoded, at what the frames' size alone costs, and the
     budget once the processor shows what a token costs.
 
-    count: inputs -> their video tokens. options, progress: see `open_messages`. process: `prepare`, or what stands for
-    it. Raises BadRequest, MediaError or
+    count: inputs -> their video tokens. options, progress: see `open_messages`. process: `prepare`, or what is used in
+    its place. Raises BadRequest, MediaError or
     OutOfMemory.
     """
     options = options or MediaOptions()
@@ -75,7 +75,7 @@ def read_fitting(
     opened = open_messages(messages, options, video_processor=videos_by, progress=progress)
     require_scalable(processor, opened)
     affordable = _affordable(opened, videos_by)
-    scaling = None if given else Scaling.of(videos_by)  # what the processor is told may change what it does
+    scaling = None if given else Scaling.of(videos_by)  # options of the processor may change what it does
     planned = _planned(processor, scaling, opened, budget, affordable)
     most, first = (planned.most, False) if planned else (min(FIRST_LOOK, affordable), True)
     while True:

@@ -138,7 +138,7 @@ def _call_key(value: Any) -> Key:
 
 
 def _signature(part: dict[str, Any]) -> Key | None:
-    """What tells a video or image from others, and one state of its file from a later one. None if it is not known."""
+    """What identifies a video or image, and the state of its file. None if it is not known."""
     source = next(value for name, value in part.items() if name not in ("type", "keys"))
     rest = (part["type"], repr(part.get("keys")))
     if not isinstance(source, (str, os.PathLike)) or is_url(source):

@@ -25,7 +25,7 @@ Progress = Callable[[float], None] | None
 
 
 def is_file(source: Any) -> bool:
-    """Whether this stands for the content of a file: a path, a URL, bytes or an open file."""
+    """Whether this is the content of a file: a path, a URL, bytes or an open file."""
     return isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview, Stored)) or hasattr(source, "read")
 
 

@@ -277,7 +277,7 @@ class Clip:
         return self.hidden[0] or self.stamps[0] == min(stamp for stamp in visible if stamp is not None)
 
     def _shown(self) -> list[int]:
-        """Positions of the packets that are shown and carry a timestamp, in the order shown."""
+        """Positions of the packets that are shown and have a timestamp, in the order shown."""
         listed = enumerate(zip(self.stamps, self.hidden, strict=True))
         return [i for _, i in sorted((stamp, i) for i, (stamp, hidden) in listed if stamp is not None and not hidden)]
 

@@ -12,7 +12,7 @@ from hippo.cli import common
 
 def chat(
     context: Annotated[str, typer.Option(help="Video tokens of a clip; several by commas.")] = "512,8192",
-    runs: Annotated[int, typer.Option(min=1, help="Clips for each; one more warms up.")] = 3,
+    runs: Annotated[int, typer.Option(min=1, help="Clips for each; one more warms up.")] = 1,
     max_new_tokens: common.TokensOption = 32,
     target: common.TargetOption = "tiny",
     draft: common.DraftOption = None,
