@@ -110,6 +110,7 @@ class Engine:
             jobs, thread, self._thread = self.scheduler.jobs, self._thread, None
             self._changed.notify_all()
         for job in jobs:
+            job.end(Busy("the models were closed", "load them again"))
             self.cancel(job)
         if thread is not None and thread is not threading.current_thread():
             thread.join()
@@ -120,7 +121,7 @@ class Engine:
     def cancel(self, job: Job, wait: bool = False) -> None:
         """End a request at the next step, or now where no step is under way. wait: for the step under way."""
         job.cancelled = True
-        if job.state is State.DONE:
+        if job.state is State.DONE and job.sequence is None:
             return
         if job.reading is not None:
             job.reading.cancel()
@@ -306,5 +307,7 @@ class Engine:
         if job.reading.exception() is not None:
             return True  # it needs none
         inputs, target = job.reading.result().inputs, self.pair.target
-        tokens = inputs["input_ids"].shape[-1] + job.request.params.max_new_tokens
-        return tokens * bytes_per_token(target.config, target.dtype) < _SHARE * free_memory(target.device)
+        job.tokens = inputs["input_ids"].shape[-1] + job.request.params.max_new_tokens
+        entered = sum(other.tokens for other in self.scheduler.running if other.state is State.PREFILL)
+        size = bytes_per_token(target.config, target.dtype) * (job.tokens + entered)
+        return size < _SHARE * free_memory(target.device)

@@ -40,8 +40,8 @@ class Read(NamedTuple):
 
 @dataclass(eq=False)
 class Job:
-    """One request in the engine. pieces: of text that the caller has not taken yet. on_change: called when there are
-    new ones, or when the request has ended."""
+    """One request in the engine. pieces: of text that the caller has not taken yet. tokens: the most that its KV cache
+    will hold. on_change: called when there are new pieces, or when the request has ended."""
 
     request: Request
     text: TextStream
@@ -50,6 +50,7 @@ class Job:
     stats: Stats = field(default_factory=Stats)
     warnings: tuple[str, ...] = ()
     pieces: deque[str] = field(default_factory=deque)
+    tokens: int = 0
     error: BaseException | None = None
     cancelled: bool = False
     reading: Future[Read] | None = None
@@ -93,7 +94,7 @@ class Scheduler:
         for job in list(self.waiting):
             if len(self.running) == self.max_running:
                 break
-            if not job.has_been_read:
+            if job.cancelled or not job.has_been_read:
                 continue
             if self.running and not self._fits(job):
                 break  # it is next, however small those behind it are

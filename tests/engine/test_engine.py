@@ -200,6 +200,27 @@ def test_a_request_in_a_forked_process_is_refused(running, monkeypatch):
         engine.submit(asked(0))
 
 
+def test_what_is_under_way_when_the_engine_is_closed_says_so(running):
+    engine = running("qwen2_5_vl", None)
+    stream = engine.submit(asked(0, method="ar"))
+    next(stream)
+    engine.close()
+    with pytest.raises(Busy, match="closed"):
+        next(stream)
+    assert len(engine.submit(asked(0, method="ar")).result().token_ids) == LONGEST, "it can be used again"
+
+
+def test_requests_wait_where_memory_has_no_room_for_one_more(running, monkeypatch):
+    engine = running("qwen2_5_vl", None)
+    monkeypatch.setattr("hippo.engine.engine.free_memory", lambda device: 0)
+    streams = [engine.submit(asked(seed, method="ar")) for seed in range(3)]
+    most = 0
+    while any(stream.state is not State.DONE for stream in streams):
+        engine.step()
+        most = max(most, len(engine.scheduler.running))
+    assert most == 1 and all(len(stream.output.token_ids) == LONGEST for stream in streams)
+
+
 def test_nobody_may_run_none():
     with pytest.raises(BadRequest, match="max_running 0"):
         engine_of("qwen2_5_vl", None, max_running=0)
