@@ -7,7 +7,7 @@ import torch
 from hippo.bench.world import make_scene, write_clip
 from hippo.cli.demo import CLIP
 from hippo.errors import BadRequest
-from hippo.inputs import fit, messages_of, prepare, read_messages
+from hippo.inputs import fit, memory, messages_of, prepare, read_messages
 from hippo.inputs.options import MediaOptions
 from hippo.inputs.pixels import Scaling, plan
 from tests.families.test_processors import internvl_processor
@@ -139,12 +139,12 @@ def test_a_budget_lowers_pixels_first_and_then_frames(scaling, limit, frames, sc
 
 
 def test_a_budget_is_met_before_frames_are_decoded_and_said(tiny, monkeypatch):
-    looks, frames = [], np.random.default_rng(0).integers(0, 255, (8, 360, 640, 3), np.uint8)
-    real = fit.prepare
-    monkeypatch.setattr(fit, "prepare", lambda *given: looks.append(1) or real(*given))
+    prepared, frames = [], np.random.default_rng(0).integers(0, 255, (8, 360, 640, 3), np.uint8)
+    real = memory.prepare
+    monkeypatch.setattr(memory, "prepare", lambda *given: prepared.append(1) or real(*given))
     out = tiny.generate(frames, max_video_tokens=600, max_new_tokens=2, method="ar")
     (warning,) = out.warnings
-    assert len(looks) == 1 and 500 < out.stats.video_tokens <= 600
+    assert len(prepared) == 1 and 500 < out.stats.video_tokens <= 600
     assert warning.startswith("frames is scaled to ") and warning.endswith(", from 640x360: --max-video-tokens is 600")
 
 
