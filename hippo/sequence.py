@@ -148,6 +148,7 @@ class Sequence:
         with self.pair.lock:
             if not self.is_running:  # a progress callback closes what is running: the next step then ends it
                 self._run.close()
+                self._own_steps.close()  # it refers to this object, which would wait for the garbage collector
 
     def _schedule_of(self, params: SamplingParams) -> Schedule:
         draft = self.pair.draft

@@ -8,7 +8,7 @@ has a draft, and broadcasts what it proposes to the others.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from enum import Enum
 from typing import Any, NamedTuple, Protocol
 
@@ -95,7 +95,7 @@ def decode(
         yield tokens
 
 
-def alone(rounds: Rounds, extend: Callable[[list[int]], Tensor]) -> Iterator[list[int]]:
+def alone(rounds: Rounds, extend: Callable[[list[int]], Tensor]) -> Generator[list[int], None, None]:
     """The committed tokens of each round of a request whose forwards are its own. extend: see `Target.extend`."""
     wanted = next(rounds, None)
     while wanted is not None:
