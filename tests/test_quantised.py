@@ -55,7 +55,6 @@ def packed(of):
     return of
 
 
-@pytest.mark.usefixtures("patient_targets")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_packed_layers_keep_their_own_forward_and_the_words_are_generates(family):
     target, small, request = packed(model(family)), draft("other", family), inputs(family)
