@@ -10,6 +10,7 @@ from hippo.errors import BadRequest
 from hippo.inputs import MediaOptions, Messages, Source, messages_of
 from hippo.params import SamplingParams
 from hippo.stats import Stats
+from hippo.trace import Kept, Span, TokenInfo
 
 DEFAULT_PROMPT = "Describe the video in detail."
 Sources = Source | Sequence[Source] | tuple[Any, Any] | None
@@ -62,3 +63,18 @@ class Output:
     token_ids: list[int]
     stats: Stats
     warnings: tuple[str, ...] = ()
+
+    @property
+    def tokens(self) -> tuple[TokenInfo, ...]:
+        """What is known of each token; see `SamplingParams.logprobs`."""
+        return tuple(self.stats.trace.tokens)
+
+    @property
+    def kept(self) -> Kept | None:
+        """The video tokens that the draft saw; None without a draft."""
+        return self.stats.trace.kept
+
+    @property
+    def timeline(self) -> tuple[Span, ...]:
+        """What target and draft did when, in order."""
+        return tuple(sorted(self.stats.trace.timeline, key=lambda span: span.began))
