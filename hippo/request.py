@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -29,6 +29,8 @@ class Request:
         max_video_tokens: frames are scaled down, and then fewer are taken, where the videos would have more tokens;
             None: what memory and the model's context hold.
         media: what else is asked of every video and image; a part of the messages may ask differently.
+        on_read: called with the messages once their videos are read, whose frames are then those that the target is
+            given; in a thread that reads.
     """
 
     messages: Messages
@@ -37,6 +39,7 @@ class Request:
     fps: float | None = None
     max_video_tokens: int | None = None
     media: MediaOptions = field(default_factory=MediaOptions)
+    on_read: Callable[[Messages], None] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "media", replace(self.media, frames=self.frames, fps=self.fps))

@@ -8,6 +8,7 @@ import torch
 import hippo
 from hippo.bench.world import make_scene, write_clip
 from hippo.cli.demo import CLIP
+from hippo.inputs import parts_of
 from hippo.trace import Trace
 
 METHODS = ("ar", "sd", "pearl", "hippo")
@@ -114,3 +115,12 @@ def test_a_timeline_is_bounded(monkeypatch):
     for _ in range(5):
         trace.did("target", "verify", 1.0, 0.5, 1)
     assert len(trace.timeline) == 3
+
+
+def test_a_request_says_which_frames_it_was_given(tiny):
+    seen = []
+    content = [{"type": "video", "video": str(CLIP)}, {"type": "text", "text": "What moves?"}]
+    turns, params = [{"role": "user", "content": content}], hippo.SamplingParams(max_new_tokens=2)
+    tiny.generate(hippo.Request(turns, params, frames=6, on_read=lambda read: seen.extend(parts_of(read, "video"))))
+    (video,) = seen
+    assert len(video.frames) == len(video.timestamps) == 6
