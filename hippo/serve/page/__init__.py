@@ -32,7 +32,7 @@ _TYPES = {
     ".html": "text/html",
     ".mp4": "video/mp4",
 }
-_FILES = {path.name: path for path in (*_HERE.iterdir(), _SAMPLE) if path.suffix in _TYPES and path.suffix != ".html"}
+_FILES = {path.name: path for path in _HERE.iterdir() if path.suffix in _TYPES} | {"sample.mp4": _SAMPLE}
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self' data:; media-src 'self' blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",

@@ -68,7 +68,7 @@ async function ask(question) {
     for (const answer of answers) {
       say(`Answering by ${answer.method}`);
       await run(answer, asked, abort.signal);
-      answers.forEach(({ strip }) => { strip.scale = Math.max(...answers.map((one) => one.strip.seconds)); strip.later(); });
+      sameScale(answers.map(({ strip }) => strip));
     }
     if (abort.signal.aborted) return;
     if (compare) turn.append(verdict(...answers));
@@ -96,6 +96,15 @@ async function run(answer, messages, signal) {
   if (answer.videos?.length) await frames.load(answer.videos);
 }
 
+function sameScale(strips) {
+  const most = (name) => Math.max(...strips.map((strip) => strip[name]));
+  const least = { seconds: most("seconds"), forwards: most("forwards") };
+  for (const strip of strips) {
+    strip.least = least;
+    strip.later();
+  }
+}
+
 function verdict(alone, both) {
   const same = alone.text === both.text ? "The words are the same." : "The words differ.";
   const times = alone.rate && both.rate ? ` hippo made ${(both.rate / alone.rate).toFixed(1)} times the tokens a second.` : "";
@@ -104,8 +113,13 @@ function verdict(alone, both) {
 }
 
 function busy(is) {
-  byId("send").disabled = is;
-  byId("stop").disabled = !is;
+  const [send, stop] = [byId("send"), byId("stop")];
+  const focused = document.activeElement;
+  send.disabled = is;
+  stop.disabled = !is;
+  // A button that is disabled would lose the keyboard's place.
+  if (is && focused === send) stop.focus();
+  if (!is && focused === stop) byId("question").focus();
   if (!is) state.abort = null;
 }
 
@@ -132,15 +146,17 @@ byId("sample").addEventListener("click", async () => {
   else fail("The sample clip is not there.");
 });
 
-const drop = byId("drop");
+byId("preview").addEventListener("error", () => { byId("preview").hidden = true; }); // the browser cannot play it
+
+// The whole page takes a video: one that misses the field must not replace the page.
 for (const kind of ["dragenter", "dragover"]) {
-  drop.addEventListener(kind, (event) => {
+  addEventListener(kind, (event) => {
     event.preventDefault();
-    drop.classList.add("over");
+    document.body.classList.add("over");
   });
 }
-for (const kind of ["dragleave", "drop"]) drop.addEventListener(kind, () => drop.classList.remove("over"));
-drop.addEventListener("drop", (event) => {
+for (const kind of ["dragleave", "drop"]) addEventListener(kind, () => document.body.classList.remove("over"));
+addEventListener("drop", (event) => {
   event.preventDefault();
   const [file] = event.dataTransfer.files;
   if (file) choose(file, file.name);
