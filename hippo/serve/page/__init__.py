@@ -88,9 +88,10 @@ class Account:
 
     def last(self, stream: Stream) -> dict[str, Any]:
         """What is left of both, and the frames that the models were given, with the cells that the draft saw."""
-        account, kept = self.more(stream), stream.output.kept
-        account["tokens"] += [{"text": rest, "drafted": False}] if (rest := self._text.finish()) else []
-        return account | {"videos": shown_frames(self._videos, kept)}
+        account, tokens = self.more(stream), stream.tokens
+        if rest := self._text.finish():  # bytes that never became a whole character
+            account["tokens"].append({"text": rest, "drafted": False, "seconds": tokens[-1].seconds})
+        return account | {"videos": shown_frames(self._videos, stream.output.kept)}
 
 
 def shown_frames(videos: Sequence[Video], kept: Kept | None) -> list[dict[str, Any]]:
