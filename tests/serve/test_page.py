@@ -189,6 +189,8 @@ def test_frames_with_kept_tokens_lit_and_a_slider(page, tiny):
     assert len(set(texts)) == len(texts) and f"({len(kept.indices)} in all frames)" in texts[0]
     counts = [int(text.split("sees ")[1].split()[0]) for text in texts]
     assert sum(counts) == len(kept.indices)
+    page.by("all-frames").click()  # its middle: the first of the second line's right half
+    assert page.text("frame-text") == texts[6]
     dark = page.picture(frame).mean()
     page.by("clear").click()
     page.by("method").send_keys("ar")

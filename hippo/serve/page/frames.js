@@ -1,11 +1,15 @@
 // The frames that the model was given, with the tokens that the draft saw lit and the others dimmed.
 import { byId, colour, sized } from "./dom.js";
 
+const GAP = 3; // pixels
+
 export class Frames {
   constructor() {
-    [this.root, this.canvas, this.slider, this.text] = ["frames", "frame", "slider", "frame-text"].map(byId);
+    const ids = ["frames", "frame", "slider", "frame-text", "all-frames"];
+    [this.root, this.canvas, this.slider, this.text, this.all] = ids.map(byId);
     this.frames = [];
     this.slider.addEventListener("input", () => this.show());
+    this.all.addEventListener("click", (event) => this.choose(event));
     new ResizeObserver(() => this.show()).observe(this.root);
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.show());
   }
@@ -21,29 +25,44 @@ export class Frames {
     this.show();
   }
 
+  get perLine() {
+    return this.frames.length > 16 ? 8 : Math.min(4, this.frames.length);
+  }
+
   show() {
     const frame = this.frames[this.slider.value];
     if (!frame || this.root.hidden) return;
-    const { naturalWidth: width, naturalHeight: height } = frame.picture;
-    const shown = Math.max(1, this.root.clientWidth);
-    const draw = sized(this.canvas, shown, (shown * height) / width);
-    draw.drawImage(frame.picture, 0, 0, shown, (shown * height) / width);
-    if (frame.kept) this.light(draw, frame, shown, (shown * height) / width);
+    const width = Math.max(1, this.root.clientWidth);
+    const height = (width * frame.picture.naturalHeight) / frame.picture.naturalWidth;
+    paint(sized(this.canvas, width, height), frame, 0, 0, width, height);
+    this.showAll(width);
     this.say(frame);
   }
 
-  light(draw, { picture, rows, columns, kept }, width, height) {
-    draw.fillStyle = "rgb(0 0 0 / 72%)";
-    draw.fillRect(0, 0, width, height);
-    const [across, down] = [picture.naturalWidth / columns, picture.naturalHeight / rows];
-    const [w, h] = [width / columns, height / rows];
-    draw.strokeStyle = colour("draft");
-    draw.lineWidth = 1.5;
-    for (const cell of kept) {
-      const [row, column] = [Math.floor(cell / columns), cell % columns];
-      draw.drawImage(picture, column * across, row * down, across, down, column * w, row * h, w, h);
-      draw.strokeRect(column * w + 0.75, row * h + 0.75, w - 1.5, h - 1.5);
-    }
+  // All frames at a glance, the chosen one framed.
+  showAll(width) {
+    const across = this.perLine;
+    const { naturalWidth, naturalHeight } = this.frames[0].picture;
+    const w = (width - (across - 1) * GAP) / across;
+    const h = (w * naturalHeight) / naturalWidth;
+    const draw = sized(this.all, width, Math.ceil(this.frames.length / across) * (h + GAP));
+    this.frames.forEach((frame, index) => {
+      const [x, y] = [(index % across) * (w + GAP), Math.floor(index / across) * (h + GAP)];
+      paint(draw, frame, x, y, w, h);
+      if (index !== Number(this.slider.value)) return;
+      draw.strokeStyle = colour("ink");
+      draw.lineWidth = 3;
+      draw.strokeRect(x + 1.5, y + 1.5, w - 3, h - 3);
+    });
+  }
+
+  // With a pointer a small frame can be chosen, too; the slider does the same from the keyboard.
+  choose({ offsetX, offsetY }) {
+    const across = this.perLine;
+    const lines = Math.ceil(this.frames.length / across);
+    const [column, line] = [(offsetX / this.all.clientWidth) * across, (offsetY / this.all.clientHeight) * lines];
+    this.slider.value = Math.floor(line) * across + Math.floor(column);
+    this.show();
   }
 
   say({ time, kept, rows, columns }) {
@@ -55,6 +74,24 @@ export class Frames {
     this.text.textContent = words;
     this.canvas.setAttribute("aria-label", words);
     this.slider.setAttribute("aria-valuetext", words);
+  }
+}
+
+// One frame into a rectangle, as it is where tokens are kept and dark elsewhere.
+function paint(draw, { picture, rows, columns, kept }, x, y, width, height) {
+  draw.drawImage(picture, x, y, width, height);
+  if (!kept) return;
+  draw.fillStyle = "rgb(0 0 0 / 72%)";
+  draw.fillRect(x, y, width, height);
+  const [across, down] = [picture.naturalWidth / columns, picture.naturalHeight / rows];
+  const [w, h] = [width / columns, height / rows];
+  draw.strokeStyle = colour("draft");
+  draw.lineWidth = Math.min(1.5, w / 12);
+  for (const cell of kept) {
+    const [row, column] = [Math.floor(cell / columns), cell % columns];
+    const [left, top] = [x + column * w, y + row * h];
+    draw.drawImage(picture, column * across, row * down, across, down, left, top, w, h);
+    draw.strokeRect(left + draw.lineWidth / 2, top + draw.lineWidth / 2, w - draw.lineWidth, h - draw.lineWidth);
   }
 }
 

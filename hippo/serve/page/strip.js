@@ -93,7 +93,7 @@ export class Strip {
       draw.fillRect(x, 0, 1, height - AXIS + 2);
       draw.fillStyle = colour("faint");
       const text = `${Number(tick.toFixed(2))} s`;
-      draw.fillText(text, Math.min(Math.max(x, LABELS), at(most) - 12), height - 4);
+      draw.fillText(text, Math.min(Math.max(x, LABELS), at(most) - 16), height - 4);
     }
   }
 }
