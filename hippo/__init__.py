@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hippo.params import SamplingParams
     from hippo.request import Output, Request
     from hippo.stats import Stats
+    from hippo.trace import TokenInfo
     from hippo.video import Video, read_video
 
 __version__ = "0.2.0"
@@ -28,6 +29,7 @@ _HOMES = {
     "params": ("SamplingParams",),
     "request": ("Output", "Request"),
     "stats": ("Stats",),
+    "trace": ("TokenInfo",),
     "video": ("Video", "read_video"),
 }
 __all__ = [
@@ -45,6 +47,7 @@ __all__ = [
     "SamplingParams",
     "Stats",
     "Stream",
+    "TokenInfo",
     "Video",
     "VideoLLM",
     "generate",

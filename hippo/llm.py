@@ -223,6 +223,8 @@ class VideoLLM:
         began, params, lost = time.perf_counter(), request.params, ""
         report = None if progress is None else lambda share: progress("reading frames", share)
         messages, inputs, warnings = self.read(request, report)
+        if request.on_read is not None:
+            request.on_read(messages)
         warnings, self._notes = self._notes + warnings, ()
         draft_inputs = None
         if self.draft_processor is not None and params.decoder != "ar":

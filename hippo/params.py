@@ -45,6 +45,7 @@ class SamplingOptions(TypedDict, total=False):
     repetition_penalty: float | None
     seed: int | None
     stop: str | Sequence[str]
+    logprobs: int | None
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,8 @@ class SamplingParams:
         repetition_penalty: None leaves it to the checkpoint's generation config; 1 is off.
         seed: fixes a sampled text; the text is the same by every method.
         stop: strings that end the answer.
+        logprobs: give each token's log probability by the target, before penalties and temperature, and those of so
+            many of the likeliest tokens, 0 to 20; None is off. See `hippo.TokenInfo`.
     """
 
     method: str = "hippo"
@@ -84,6 +87,7 @@ class SamplingParams:
     repetition_penalty: float | None = None
     seed: int | None = None
     stop: str | Sequence[str] = ()
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         _require_known("method", self.method, tuple(METHODS))
@@ -118,6 +122,8 @@ class SamplingParams:
             raise BadRequest(f"min_p {self.min_p} is not in [0, 1]", "use 0 for off")
         if self.repetition_penalty is not None and not 0 < self.repetition_penalty < math.inf:
             raise BadRequest(f"repetition_penalty {self.repetition_penalty} is not positive", "use 1 for off")
+        if self.logprobs is not None and (not _is_whole(self.logprobs) or not 0 <= self.logprobs <= 20):
+            raise BadRequest(f"logprobs {self.logprobs!r} is not in 0 to 20", "leave it out for off")
 
     @classmethod
     def of(cls, also: Sequence[str] = (), **options: Any) -> SamplingParams:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,6 +10,7 @@ from hippo.errors import BadRequest
 from hippo.inputs import MediaOptions, Messages, Source, messages_of
 from hippo.params import SamplingParams
 from hippo.stats import Stats
+from hippo.trace import Kept, Span, TokenInfo
 
 DEFAULT_PROMPT = "Describe the video in detail."
 Sources = Source | Sequence[Source] | tuple[Any, Any] | None
@@ -28,6 +29,8 @@ class Request:
         max_video_tokens: frames are scaled down, and then fewer are taken, where the videos would have more tokens;
             None: what memory and the model's context hold.
         media: what else is asked of every video and image; a part of the messages may ask differently.
+        on_read: called with the messages once their videos are read, whose frames are then those that the target is
+            given; in a thread that reads.
     """
 
     messages: Messages
@@ -36,6 +39,7 @@ class Request:
     fps: float | None = None
     max_video_tokens: int | None = None
     media: MediaOptions = field(default_factory=MediaOptions)
+    on_read: Callable[[Messages], None] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "media", replace(self.media, frames=self.frames, fps=self.fps))
@@ -62,3 +66,18 @@ class Output:
     token_ids: list[int]
     stats: Stats
     warnings: tuple[str, ...] = ()
+
+    @property
+    def tokens(self) -> tuple[TokenInfo, ...]:
+        """What is known of each token; see `SamplingParams.logprobs`."""
+        return tuple(self.stats.trace.tokens)
+
+    @property
+    def kept(self) -> Kept | None:
+        """The video tokens that the draft saw; None without a draft."""
+        return self.stats.trace.kept
+
+    @property
+    def timeline(self) -> tuple[Span, ...]:
+        """What target and draft did when, in order."""
+        return tuple(sorted(self.stats.trace.timeline, key=lambda span: span.began))

@@ -36,6 +36,7 @@ from hippo.params import SamplingParams
 from hippo.prefix_cache import Known, PrefixCache, media_end, media_key
 from hippo.pruning import AttentionRecorder, Pruner, pruner_named, recording, signals_of
 from hippo.stats import Stats
+from hippo.trace import Kept
 
 Progress = Callable[[str, float], None]
 Wanted = Check | Pause | list[int] | None
@@ -226,7 +227,9 @@ class Sequence:
         self._share(not (drafter.shared_vision or drafter.lost))  # the draft's vision tower works at the same time
         embeds = self.pair.family.embed(self.pair.target, inputs)
         self._share(False)
-        self.stats.seconds.vision = clock(self.pair.target.device) - began
+        ended = clock(self.pair.target.device)
+        self.stats.seconds.vision = ended - began
+        self.stats.trace.did("target", "vision", ended, ended - began, 0)
         return embeds
 
     def _prefill(
@@ -241,7 +244,7 @@ class Sequence:
             keeping.choose()
         before = None if known is None else (known.keys_and_values, begin)
         parts = target.reading(embeds, prompt, self._progress, self.part, before)
-        done = False
+        done, read = False, begin
         while not done:
             began = clock(device)
             with recording(*keeping.recorders):
@@ -249,7 +252,10 @@ class Sequence:
             done = target.length == len(embeds)
             if done:
                 keeping.finish()
-            stats.seconds.prefill += clock(device) - began
+            ended = clock(device)
+            stats.seconds.prefill += ended - began
+            stats.trace.did("target", "prefill", ended, ended - began, target.length - read)
+            read = target.length
             if not done:
                 yield []
         stats.seconds.scoring = keeping.seconds
@@ -264,7 +270,8 @@ class Sequence:
         verifier = Verifier(params, logits_processors(target, params, prompt.input_ids), prompt.input_ids)
         eos = target.generation_config.eos_token_id
         eos = [] if eos is None else [eos] if isinstance(eos, int) else eos
-        return Answer(verifier, StopRule(eos, params.max_new_tokens, params.stop, self._decode_text), self.stats)
+        stop = StopRule(eos, params.max_new_tokens, params.stop, self._decode_text)
+        return Answer(verifier, stop, self.stats, params.logprobs)
 
 
 def pruner_of(params: SamplingParams) -> Pruner:
@@ -325,4 +332,4 @@ class _Keeping:
             if drafter.shared_vision:
                 drafter.begin(self._inputs)
             drafter.prefill(kept, prompt.grids)
-        self._stats.kept_tokens = len(kept)
+        self._stats.kept_tokens, self._stats.trace.kept = len(kept), Kept(kept.cpu(), prompt.grids)

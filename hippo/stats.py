@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
+
+from hippo.trace import Trace
 
 
 @dataclass
@@ -29,7 +31,7 @@ class Stats:
     """Counts of one request. target_forwards: those after the prefill. draft_rounds: those of them beside which the
     draft worked. checked, accepted: drafted tokens. kept_tokens: of the target's video tokens. cached_tokens: of
     the prompt, read by an earlier request. kv_cache_mib: what the
-    target's keys and values take. warnings: what the user should know, beside a lost draft."""
+    target's keys and values take. warnings: what the user should know, beside a lost draft. trace: token by token."""
 
     method: str = ""
     new_tokens: int = 0
@@ -48,6 +50,7 @@ class Stats:
     finish: str = ""
     warnings: list[str] = field(default_factory=list)
     seconds: Seconds = field(default_factory=Seconds)
+    trace: Trace = field(default_factory=Trace, repr=False, compare=False)
 
     @property
     def acceptance_rate(self) -> float:
@@ -71,8 +74,9 @@ class Stats:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers, for JSON; draft_lost is a bool and draft_lost_reason says why."""
-        counts = asdict(self)
-        del counts["warnings"]  # no count; shown beside the answer
+        beside = ("warnings", "trace")  # no counts
+        counts = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in beside}
+        counts["seconds"] = asdict(self.seconds)
         counts["draft_lost_reason"] = counts["draft_lost"]
         counts["draft_lost"] = bool(self.draft_lost)
         for name in ("gamma", "acceptance_rate", "tokens_per_target_forward", "run_between_rejections"):

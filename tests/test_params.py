@@ -46,6 +46,8 @@ def test_one_stop_string():
         {"min_p": 2},
         {"repetition_penalty": 0},
         {"seed": "one"},
+        {"logprobs": 21},
+        {"logprobs": True},
         {"stop": ["a", ""]},
     ],
 )

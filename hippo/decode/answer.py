@@ -1,22 +1,26 @@
-"""The answer of one request so far: its tokens, its end, and its counts."""
+"""The answer of one request so far: its tokens, what is known of them, its end, and its counts."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from torch import Tensor
 
 from hippo.decode.stop import StopRule
-from hippo.decode.verify import Verdict, Verifier
+from hippo.decode.verify import Verdict, Verifier, logprobs_of
 from hippo.draft import Proposal
 from hippo.stats import Stats
+from hippo.trace import Logprob, TokenInfo
 
 
 class Answer:
-    """Tokens that were committed, with the verify rule and the stop rule that decide them."""
+    """Tokens that were committed, with the verify rule and the stop rule that decide them. logprobs: see
+    `SamplingParams`."""
 
-    def __init__(self, verifier: Verifier, stop: StopRule, stats: Stats) -> None:
-        self._verifier, self._stop, self._stats = verifier, stop, stats
+    def __init__(self, verifier: Verifier, stop: StopRule, stats: Stats, logprobs: int | None = None) -> None:
+        self._verifier, self._stop, self._stats, self._logprobs = verifier, stop, stats, logprobs
+        self._judged: list[Logprob] = []  # of the last verdict's tokens, if asked for
         self.tokens: list[int] = []
 
     @property
@@ -36,15 +40,17 @@ class Answer:
 
     def verify(self, logits: Tensor, drafted: Sequence[Proposal]) -> Verdict:
         """See `Verifier.verify`."""
-        return self._verifier.verify(logits, [proposal.id for proposal in drafted])
+        verdict = self._verifier.verify(logits, [proposal.id for proposal in drafted])
+        if self._logprobs is not None:
+            self._judged = logprobs_of(logits, verdict.tokens, self._logprobs)
+        return verdict
 
     def commit(self, verdict: Verdict) -> list[int]:
-        """Add a verdict's tokens as far as the stop rule lets them, and count the drafted ones that mattered.
+        """Add the last verdict's tokens as far as the stop rule lets them, and count the drafted ones that mattered.
 
         Returns the tokens that were added.
         """
-        bonus = [] if verdict.bonus_token is None else [verdict.bonus_token]
-        tokens = self._stop.cut(self.tokens, verdict.accepted + bonus)
+        tokens = self._stop.cut(self.tokens, verdict.tokens)
         accepted = min(len(tokens), len(verdict.accepted))
         rejected = verdict.rejected and len(tokens) > accepted
         self._stats.checked += accepted + rejected
@@ -52,4 +58,9 @@ class Answer:
         self._stats.rejections += rejected
         self._verifier.commit(tokens)
         self.tokens += tokens
+        trace = self._stats.trace
+        seconds = time.perf_counter() - trace.submitted
+        for place, token in enumerate(tokens):
+            known = self._judged[place] if self._judged else ()
+            trace.tokens.append(TokenInfo(token, place < accepted, seconds, *known))
         return tokens

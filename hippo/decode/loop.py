@@ -78,6 +78,7 @@ def decode(
         yield Pause.PROPOSED
         pending = broadcast(take(answer, drafter, schedule, mode, most))
         logits: Any = yield Check([answer.tokens[-1], *(proposal.id for proposal in pending)])
+        stats.trace.did("target", "verify", now(), target.seconds, 1 + len(pending))
         schedule.saw_target(1 + len(pending), target.seconds)
         if mode is not Mode.PARALLEL:
             verdict = verify(logits, pending, answer, schedule)

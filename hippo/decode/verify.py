@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import LogitsProcessorList
 
 from hippo.params import SamplingParams
+from hippo.trace import Logprob
 
 
 class Verdict(NamedTuple):
@@ -23,6 +24,11 @@ class Verdict(NamedTuple):
     accepted: list[int]
     bonus_token: int | None
     rejected: bool
+
+    @property
+    def tokens(self) -> list[int]:
+        """All of them: token i was judged by row i of the logits."""
+        return self.accepted + ([] if self.bonus_token is None else [self.bonus_token])
 
 
 class Verifier:
@@ -74,6 +80,16 @@ class Verifier:
         ids: Any = torch.cat([self._ids, self._ids.new_tensor(before)])[None]
         # A copy: processors may write into what they get.
         return self._processors(ids.to(row.device), row[None].float().clone())[0]
+
+
+def logprobs_of(logits: Tensor, tokens: Sequence[int], count: int) -> list[Logprob]:
+    """The log probability of each token by its row of logits, (n, vocabulary) with n at least the number of tokens, and
+    the `count` likeliest in its place."""
+    rows = logits[: len(tokens)].float().log_softmax(-1)
+    chosen = rows.gather(1, torch.tensor(tokens, device=rows.device)[:, None])[:, 0].tolist()
+    best = rows.topk(min(count, rows.shape[1]))
+    top = [tuple(zip(*row, strict=True)) for row in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+    return [Logprob(*one) for one in zip(chosen, top, strict=True)]
 
 
 def _prefixes(tokens: list[int]) -> Iterator[list[int]]:

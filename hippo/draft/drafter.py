@@ -140,12 +140,14 @@ class Drafter:
             self._lose(str(lost))
             return False
         match self._inbox.popleft():
-            case Ready(_, seconds, warning):
+            case Ready(_, seconds, warning, began, ended, tokens):
                 self._ready = True
+                self._stats.trace.did("draft", "prefill", ended, ended - began, tokens)
                 self._stats.seconds.draft_prefill = seconds
                 self._stats.warnings += [warning] if warning else []
-            case Token(_, epoch, token, prob, seconds):
+            case Token(_, epoch, token, prob, seconds, ended):
                 self._stats.draft_forwards += 1
+                self._stats.trace.did("draft", "propose", ended, seconds, 1)
                 if epoch == self._epoch:
                     self._on_step(seconds)
                     self._asked -= 1

@@ -79,22 +79,27 @@ class Loaded(NamedTuple):
 
 
 class Ready(NamedTuple):
-    """The prompt is read. seconds: vision tower and prefill. warning: what the user should know; may be empty."""
+    """The prompt is read. seconds: vision tower and prefill. warning: what the user should know; may be empty. began,
+    ended: of the prefill, by time.perf_counter, which all processes of a machine share. tokens: of the prompt."""
 
     request: int
     seconds: float
     warning: str
+    began: float = 0.0
+    ended: float = 0.0
+    tokens: int = 0
 
 
 class Token(NamedTuple):
     """A proposed token. epoch: Commit records that the worker had seen for this request. prob: the draft's probability
-    of it. seconds: of its forward."""
+    of it. seconds: of its forward. ended: by time.perf_counter."""
 
     request: int
     epoch: int
     id: int
     prob: float
     seconds: float
+    ended: float = 0.0
 
 
 class Failed(NamedTuple):

@@ -121,8 +121,9 @@ class Worker:
         seconds = (time.perf_counter() - began) / max(map(len, drafted))
         for (id, request), proposals in zip(wanting.items(), drafted, strict=True):
             request.take(proposals)
-            for token, prob in proposals:
-                self._transport.send(messages.Token(id, request.epoch, token, prob, seconds))
+            for place, (token, prob) in enumerate(proposals, 1):
+                ended = began + place * seconds
+                self._transport.send(messages.Token(id, request.epoch, token, prob, seconds, ended))
         return True
 
     def take_in(self, record: Any) -> None:
@@ -159,9 +160,11 @@ class Worker:
             reason = f"the draft cannot use the inputs ({_line(error)}): give it its own processor's, as draft_inputs"
             self._transport.send(messages.Failed(id, reason))
             return
-        request.seconds += time.perf_counter() - began
+        ended = time.perf_counter()
+        request.seconds += ended - began
         if request.cached is not None:
-            self._transport.send(messages.Ready(id, request.seconds, request.warning))
+            tokens = request.cached.length
+            self._transport.send(messages.Ready(id, request.seconds, request.warning, began, ended, tokens))
 
 
 @torch.inference_mode()

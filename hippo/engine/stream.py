@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hippo.engine.scheduler import Job, State
 from hippo.request import Output
 from hippo.stats import Stats
+from hippo.trace import Span, TokenInfo
 
 if TYPE_CHECKING:
     from hippo.engine.engine import Engine
@@ -107,6 +108,16 @@ class Stream:
     def state(self) -> State:
         """What the request is doing."""
         return self._job.state
+
+    @property
+    def tokens(self) -> list[TokenInfo]:
+        """What is known of the tokens so far."""
+        return list(self._job.stats.trace.tokens)
+
+    @property
+    def timeline(self) -> list[Span]:
+        """What target and draft did so far. What the draft did comes as the target gets to know of it."""
+        return list(self._job.stats.trace.timeline)
 
     @property
     def output(self) -> Output:
