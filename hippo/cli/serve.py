@@ -85,7 +85,7 @@ def serve(
         service = Service(llm, name, policy, max_waiting)
         app = make_app(service, tuple(api_key or ()), tuple(allow_origin or ()), not disable_page)
 
-        def ready() -> None:
+        def ready(port: int) -> None:
             what = "the API is at /v1" if disable_page else "a page to try it is at /, the API at /v1"
             common.say(f"hippo serves {name} at http://{host}:{port}: {what}\n")
 

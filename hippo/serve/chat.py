@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator
-from contextlib import ExitStack
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import ExitStack, aclosing
 from typing import Any
 from uuid import uuid4
 
@@ -37,6 +37,7 @@ async def chat_completions(service: Service, request: HttpRequest, given: Any) -
         raise ApiError(400, "n above 1 needs a temperature: greedy answers are all the same", "n")
     account = Account(service.llm.processor.tokenizer) if body.return_tokens else None
     with ExitStack() as unless_streamed:
+        completion = _Completion(service, body, account)
         unless_streamed.enter_context(service.admitted(body.n))
         submitting = service.submit(
             body,
@@ -47,7 +48,6 @@ async def chat_completions(service: Service, request: HttpRequest, given: Any) -
             stop=body.stop,
             logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         )
-        completion = _Completion(service, body, account)
         if not body.stream:
             return JSONResponse(await unless_gone(request, completion.whole(submitting)))
         # The first piece decides about the status, so that what is wrong with a request is no part of a stream.
@@ -57,18 +57,17 @@ async def chat_completions(service: Service, request: HttpRequest, given: Any) -
     return StreamingResponse(lines, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
 
 
-async def _lines(first: str, chunks: AsyncIterator[str], held: ExitStack) -> AsyncIterator[str]:
+async def _lines(first: str, chunks: AsyncGenerator[str], held: ExitStack) -> AsyncIterator[str]:
     """Server-sent events. held: closed at the end, whoever ends it."""
     with held:
-        try:
-            yield first
-            async for chunk in chunks:
-                yield chunk
-        except ApiError as error:
-            yield _event(error.body)
-            yield DONE
-        finally:
-            await chunks.aclose()  # type: ignore[attr-defined]
+        async with aclosing(chunks):
+            try:
+                yield first
+                async for chunk in chunks:
+                    yield chunk
+            except ApiError as error:
+                yield _event(error.body)
+                yield DONE
 
 
 class _Completion:
@@ -86,8 +85,9 @@ class _Completion:
         """The answer as one object."""
         answers = await submitting
         texts = [""] * self._body.n
-        async for place, piece in answers.pieces():
-            texts[place] += self._cuts[place].push(piece)
+        async with aclosing(answers.pieces()) as pieces:
+            async for place, piece in pieces:
+                texts[place] += self._cuts[place].push(piece)
         outputs = [stream.output for stream in answers.streams]
         choices = [
             {
@@ -101,11 +101,11 @@ class _Completion:
         ]
         return self._head | {"object": "chat.completion", "choices": choices, "usage": usage_of(outputs)}
 
-    async def chunks(self, answers: Answers) -> AsyncIterator[str]:
+    async def chunks(self, answers: Answers) -> AsyncGenerator[str]:
         """The lines of a stream."""
         options = self._body.stream_options or StreamOptions()
-        pieces, opened = answers.pieces(), False
-        try:
+        opened = False
+        async with aclosing(answers.pieces()) as pieces:
             async for place, piece in pieces:
                 if not opened:
                     opened = True
@@ -120,8 +120,6 @@ class _Completion:
             if options.include_usage:
                 yield _event(self._head | {"object": "chat.completion.chunk", "choices": [], "usage": _usage(answers)})
             yield DONE
-        finally:
-            await pieces.aclose()  # type: ignore[attr-defined]
 
     def _chunk(
         self,

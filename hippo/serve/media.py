@@ -69,7 +69,8 @@ class MediaPolicy:
 
     async def opened(self, url: str) -> str | bytes | Path:
         """What a URL names: the data: URL itself, fetched content, or a local file. Raises ApiError."""
-        match url.partition(":")[0].lower():
+        scheme, colon, _ = url.partition(":")
+        match scheme.lower() if colon else "":
             case "data":
                 if len(url) * 3 // 4 > self.max_bytes + 1024:
                     raise self._too_large()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import AsyncIterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, aclosing
 from typing import Any
 from uuid import uuid4
 
@@ -89,12 +89,13 @@ class _Response:
     async def whole(self, submitting: Any) -> dict[str, Any]:
         """The response as one object."""
         answers = await submitting
-        text = "".join([piece async for _, piece in answers.pieces() if piece])
+        async with aclosing(answers.pieces()) as pieces:
+            text = "".join([piece async for _, piece in pieces if piece])
         return self._done(answers, text)
 
     async def lines(self, answers: Answers, held: ExitStack) -> AsyncIterator[str]:
         """Server-sent events. held: closed at the end."""
-        pieces, text, number = answers.pieces(), "", 0
+        text, number = "", 0
         place = {"item_id": self._message, "output_index": 0, "content_index": 0}
 
         def event(kind: str, **fields: Any) -> str:
@@ -104,27 +105,29 @@ class _Response:
             return f"event: {kind}\ndata: {json.dumps(value, ensure_ascii=False)}\n\n"
 
         with held:
-            try:
-                begun = self._head | {"status": "in_progress", "output": [], "usage": None}
-                yield event("response.created", response=begun)
-                yield event("response.in_progress", response=begun)
-                yield event("response.output_item.added", output_index=0, item=self._item("in_progress", []))
-                yield event("response.content_part.added", **place, part=_text(""))
-                async for _, piece in pieces:
-                    if piece:
-                        text += piece
-                        yield event("response.output_text.delta", **place, delta=piece, logprobs=[])
-                yield event("response.output_text.done", **place, text=text, logprobs=[])
-                yield event("response.content_part.done", **place, part=_text(text))
-                done = self._done(answers, text)
-                yield event("response.output_item.done", output_index=0, item=done["output"][0])
-                yield event(f"response.{done['status']}", response=done)
-            except ApiError as error:
-                reason = {"code": "server_error" if error.status >= 500 else "invalid_prompt", "message": error.message}
-                failed = self._head | {"status": "failed", "output": [], "usage": None, "error": reason}
-                yield event("response.failed", response=failed)
-            finally:
-                await pieces.aclose()  # type: ignore[attr-defined]
+            async with aclosing(answers.pieces()) as pieces:
+                try:
+                    begun = self._head | {"status": "in_progress", "output": [], "usage": None}
+                    yield event("response.created", response=begun)
+                    yield event("response.in_progress", response=begun)
+                    yield event("response.output_item.added", output_index=0, item=self._item("in_progress", []))
+                    yield event("response.content_part.added", **place, part=_text(""))
+                    async for _, piece in pieces:
+                        if piece:
+                            text += piece
+                            yield event("response.output_text.delta", **place, delta=piece, logprobs=[])
+                    yield event("response.output_text.done", **place, text=text, logprobs=[])
+                    yield event("response.content_part.done", **place, part=_text(text))
+                    done = self._done(answers, text)
+                    yield event("response.output_item.done", output_index=0, item=done["output"][0])
+                    yield event(f"response.{done['status']}", response=done)
+                except ApiError as error:
+                    reason = {
+                        "code": "server_error" if error.status >= 500 else "invalid_prompt",
+                        "message": error.message,
+                    }
+                    failed = self._head | {"status": "failed", "output": [], "usage": None, "error": reason}
+                    yield event("response.failed", response=failed)
 
     def _item(self, status: str, content: list[dict[str, Any]]) -> dict[str, Any]:
         return {"type": "message", "id": self._message, "role": "assistant", "status": status, "content": content}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -14,9 +14,10 @@ from hippo.serve.service import Service
 
 
 class Server(uvicorn.Server):
-    """Stops when its last request has ended; a second signal stops it at once. on_ready: called when it listens."""
+    """Stops when its last request has ended; a second signal stops it at once. on_ready: called with the
+    port when it listens."""
 
-    def __init__(self, config: uvicorn.Config, service: Service, on_ready: Any) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service, on_ready: Callable[[int], None]) -> None:
         super().__init__(config)
         self._service, self._on_ready = service, on_ready
         service.on_idle = self._stop_if_drained
@@ -25,7 +26,7 @@ class Server(uvicorn.Server):
         """See uvicorn."""
         await super().startup(sockets)
         if self.started:
-            self._on_ready()
+            self._on_ready(self.servers[0].sockets[0].getsockname()[1])
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -49,7 +50,7 @@ class Server(uvicorn.Server):
             self.should_exit = True
 
 
-def serve(app: Any, service: Service, host: str, port: int, on_ready: Any) -> None:
-    """Serve until SIGTERM or SIGINT. on_ready: called when it listens. Raises OSError where the port is taken."""
+def serve(app: Any, service: Service, host: str, port: int, on_ready: Callable[[int], None]) -> None:
+    """Serve until SIGTERM or SIGINT. on_ready: called with the port when it listens."""
     config = uvicorn.Config(app, host=host, port=port, log_level="warning", access_log=False, lifespan="off")
     Server(config, service, on_ready).run()

@@ -126,7 +126,7 @@ def parsed(kind: type[Asked] | type[TokenizeBody], body: Any) -> Any:
     given = dict(body)
     for name in [name for name in given if name not in kind.model_fields]:
         value = given.pop(name)
-        if name in _UNUSED or any(value == one and type(value) is type(one) for one in _NEUTRAL.get(name, ())):
+        if name in _UNUSED or any(_same(value, one) for one in _NEUTRAL.get(name, ())):
             continue
         if name in _NEUTRAL:
             raise ApiError(400, f"{name} is not supported: leave it out", name)
@@ -137,6 +137,10 @@ def parsed(kind: type[Asked] | type[TokenizeBody], body: Any) -> Any:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ApiError(400, f"{where}: {first['msg']}", where) from None
+
+
+def _same(value: Any, other: Any) -> bool:
+    return value == other and isinstance(value, bool) == isinstance(other, bool)
 
 
 def exclusive(one: int | None, other: int | None) -> int | None:

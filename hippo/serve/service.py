@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -42,7 +42,7 @@ class Service:
     max_waiting: int = 64
     live: int = field(default=0, init=False)
     draining: bool = field(default=False, init=False)
-    on_idle: Callable[[], None] = field(default=lambda: None, init=False)
+    on_idle: Callable[[], None] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         scheduler = self.llm.engine.scheduler
@@ -65,7 +65,7 @@ class Service:
             yield
         finally:
             self.live -= count
-            if not self.live:
+            if not self.live and self.on_idle is not None:
                 self.on_idle()
 
     async def submit(
@@ -112,7 +112,7 @@ class Answers:
         self._service, self.streams, self._hidden = service, streams, hidden
         self._counted = [False] * len(streams)
 
-    async def pieces(self) -> AsyncIterator[tuple[int, str | None]]:
+    async def pieces(self) -> AsyncGenerator[tuple[int, str | None]]:
         """(which answer, a piece of its text, or None at its end) as they come. Cancels what is left when it is closed.
         Raises ApiError."""
         queue: asyncio.Queue[tuple[int, str | Exception | None]] = asyncio.Queue()

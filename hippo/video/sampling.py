@@ -35,8 +35,8 @@ class Sampling:
 
     frames, fps: see `pick`. start, end: only frames shown from `start` to `end` seconds after the clip's first frame;
     None is the clip's end. step: 0 for exactly these frames; else the count is made of whole steps of so many frames,
-    as transformers' processors and qwen-vl-utils make it. least, most: bounds of the count where it follows from fps,
-    counted in whole steps too.
+    as transformers' processors and qwen-vl-utils make it. least, most: bounds of the count where it follows from fps
+    or from nothing, counted in whole steps too.
     """
 
     frames: int | None = None
@@ -81,14 +81,18 @@ class Sampling:
         return (first, stop) if first < stop else (max(0, stop - 1), max(1, stop))
 
     def _request(self, timeline: Timeline) -> tuple[int | None, float | None]:
-        if not self.step or (self.frames is None and self.fps is None):
+        if self.frames is None and self.fps is None:
+            count = min(max(DEFAULT_FRAMES, self.least), self.most or max(DEFAULT_FRAMES, self.least))
+            step = self.step or 1
+            return (None if count == DEFAULT_FRAMES else max(step, count // step * step)), None
+        if not self.step:
             return self.frames, self.fps
-        count: float = self.frames or 0
+        wanted: float = self.frames or 0
         if self.fps is not None:
             most = min(len(timeline.times), self.most or len(timeline.times)) // self.step * self.step
-            count = min(max(timeline.duration * self.fps + 1e-6, -(-self.least // self.step) * self.step), most)
-            return max(1, int(count // self.step) * self.step), None
-        return max(self.step, round(count / self.step) * self.step), None
+            wanted = min(max(timeline.duration * self.fps + 1e-6, -(-self.least // self.step) * self.step), most)
+            return max(1, int(wanted // self.step) * self.step), None
+        return max(self.step, round(wanted / self.step) * self.step), None
 
 
 def pick(timeline: Timeline, frames: int | None, fps: float | None) -> list[int]:

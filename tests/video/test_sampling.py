@@ -87,3 +87,12 @@ def test_senseless_rate_is_refused(fps):
 def test_both_at_once_are_refused():
     with pytest.raises(HippoError, match="only one"):
         check_request(8, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "count"),
+    [({}, 16), ({"most": 4}, 4), ({"most": 5, "step": 2}, 4), ({"least": 20}, 20), ({"most": 40}, 16),
+     ({"least": 21, "step": 2}, 20), ({"most": 1, "step": 2}, 2)],
+)  # fmt: skip
+def test_bounds_count_where_neither_frames_nor_a_rate_is_asked_for(bounds, count):
+    assert len(Sampling(**bounds).pick(even(100, 10.0))) == count

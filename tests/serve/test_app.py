@@ -1,0 +1,144 @@
+"""Routes beside the answers; keys, bodies, and the command itself."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+
+import httpx2
+import pytest
+from openai import AuthenticationError, OpenAI
+
+import hippo
+from hippo.serve.media import MediaPolicy
+from hippo.serve.service import Service
+from tests.serve.conftest import asked, serving
+
+
+def test_what_a_client_may_look_up(url):
+    model = httpx2.get(f"{url}/v1/models").json()["data"][0]
+    assert model["id"] == "tiny" and model["max_model_len"] > 1000
+    assert httpx2.get(f"{url}/version").json() == {"version": hippo.__version__}
+    assert [httpx2.get(f"{url}/{path}").status_code for path in ("health", "ping")] == [200, 200]
+    words = httpx2.post(f"{url}/tokenize", json={"prompt": "The video shows"}).json()
+    assert words["count"] == len(words["tokens"]) == 3
+    for method, path, status in (("GET", "nope", 404), ("GET", "v1/chat/completions", 405)):
+        answer = httpx2.request(method, f"{url}/{path}")
+        assert answer.status_code == answer.json()["error"]["code"] == status
+
+
+def test_metrics_count_what_was_answered(client, url):
+    def read():
+        lines = httpx2.get(f"{url}/metrics").text.splitlines()
+        return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
+
+    before = read()
+    answer = client.chat.completions.create(model="tiny", messages=asked(), max_tokens=40)
+    after, of = read(), '{model_name="tiny"}'
+    grown = {name: after[name] - before[name] for name in after if name.startswith("hippo:")}
+    assert grown[f"hippo:generation_tokens_total{of}"] == 40
+    assert grown[f"hippo:prompt_tokens_total{of}"] == answer.usage.prompt_tokens
+    assert grown[f"hippo:prefix_cache_hits_total{of}"] == answer.usage.prompt_tokens_details.cached_tokens
+    assert grown[f"hippo:spec_decode_num_accepted_tokens_total{of}"] == answer.usage.speculative["accepted"]
+    assert grown['hippo:request_success_total{finished_reason="length",model_name="tiny"}'] == 1
+    for name in ("time_to_first_token_seconds", "inter_token_latency_seconds", "e2e_request_latency_seconds"):
+        assert grown[f"hippo:{name}_count{of}"] == 1 and grown[f"hippo:{name}_sum{of}"] > 0
+    assert after[f"hippo:num_requests_running{of}"] == after[f"hippo:num_requests_waiting{of}"] == 0
+
+
+def test_a_key_is_asked_for_where_models_are(locked):
+    with OpenAI(base_url=f"{locked}/v1", api_key="wrong", max_retries=0) as client, pytest.raises(AuthenticationError):
+        client.chat.completions.create(model="tiny", messages=asked())
+    for key in ("sesame", "other"):
+        with OpenAI(base_url=f"{locked}/v1", api_key=key) as client:
+            assert client.models.list().data[0].id == "tiny"
+    assert httpx2.post(f"{locked}/tokenize", json={"prompt": "x"}).status_code == 401
+    assert httpx2.get(f"{locked}/health").status_code == 200
+
+
+def test_bodies_that_are_none(url):
+    for content in (b"", b"{", b"[1]", b"\xff", b"[" * 100_000):
+        answer = httpx2.post(f"{url}/v1/chat/completions", content=content)
+        assert answer.status_code == 400 and answer.json()["error"]["message"]
+
+
+def test_a_body_that_is_too_large_is_not_read_to_its_end(llm):
+    with serving(Service(llm, "tiny", MediaPolicy(max_bytes=1000))) as url:
+        answer = httpx2.post(f"{url}/v1/chat/completions", content=b"x" * (3 << 20))
+        assert answer.status_code == 413
+        answer = httpx2.post(f"{url}/v1/chat/completions", json={"messages": asked()})
+        assert answer.status_code == 413 and "0.0009537 MiB" in answer.json()["error"]["message"]
+
+
+def test_other_sites_may_ask_only_if_they_are_allowed(llm, url):
+    headers = {"Origin": "https://a.example"}
+    assert "access-control-allow-origin" not in httpx2.get(f"{url}/version", headers=headers).headers
+    with serving(Service(llm, "tiny", MediaPolicy()), origins=("https://a.example",)) as open_to_one:
+        for origin, allowed in (("https://a.example", "https://a.example"), ("https://b.example", None)):
+            answer = httpx2.get(f"{open_to_one}/version", headers={"Origin": origin})
+            assert answer.headers.get("access-control-allow-origin") == allowed
+
+
+def test_the_page_may_be_left_out(llm, url):
+    assert "<html" in httpx2.get(url).text
+    with serving(Service(llm, "tiny", MediaPolicy()), with_page=False) as bare:
+        assert httpx2.get(bare).status_code == 404
+
+
+@pytest.fixture(scope="module")
+def command():
+    """`hippo serve` in a process of its own: (process, URL)."""
+    arguments = [sys.executable, "-m", "hippo", "serve", "--port", "0", "--max-running", "2"]
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    line = process.stdout.readline()
+    yield process, line.split(" at ")[1].partition(": ")[0]
+    if process.poll() is None:
+        process.kill()
+        process.wait()
+
+
+def test_sigterm_ends_the_command_after_its_answers(command):
+    process, url = command
+    with httpx2.Client(timeout=60) as client:
+        expected = client.post(f"{url}/v1/chat/completions", json={"messages": asked()}).json()
+        body, seen, begun = {"messages": asked(), "stream": True}, [], threading.Event()
+
+        def read():
+            with client.stream("POST", f"{url}/v1/chat/completions", json=body) as response:
+                for line in response.iter_lines():
+                    seen.append(line)
+                    begun.set()
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        begun.wait(30)
+        process.send_signal(signal.SIGTERM)
+        try:
+            answer = httpx2.post(f"{url}/v1/chat/completions", json={"messages": asked()}, timeout=60)
+            assert answer.status_code == 503 and "stopping" in answer.json()["error"]["message"]
+        except httpx2.TransportError:
+            pass  # it was already gone
+        reader.join()
+        assert process.wait(30) == 0 and process.stderr.read() == ""
+    text = "".join(
+        json.loads(line[6:])["choices"][0]["delta"].get("content", "") for line in seen if line.startswith("data: {")
+    )
+    assert text == expected["choices"][0]["message"]["content"] and seen[-2] == "data: [DONE]"
+
+
+def test_the_command_says_what_is_wrong_before_it_loads():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        for arguments, words in (
+            (("--port", port), "cannot be served at"),
+            (("--allowed-local-media-path", "/nowhere"), "/nowhere is no folder"),
+            (("--host", "999.1.1.1"), "cannot be served at"),
+        ):
+            command = [sys.executable, "-m", "hippo", "serve", *arguments]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=os.environ)
+            assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1
