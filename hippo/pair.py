@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from hippo import state, tensor_parallel
-from hippo.decode import Costs
+from hippo.decode import UNKNOWN, Costs
 from hippo.device import has_tiles
 from hippo.draft import Drafter, DraftWorker, vision_fingerprint
 from hippo.errors import BadRequest, CheckpointError, DraftLost
@@ -57,7 +57,7 @@ class Draft:
         self.source, self.device, self.dtype, self.timeout = source, device, dtype, timeout
         self.place, self.trust_remote_code, self.bits = place, trust_remote_code, bits
         self.has_worked = False
-        self.costs, self.acceptance = Costs(), 0.8  # what earlier answers measured
+        self.costs, self.acceptance = Costs(), UNKNOWN  # what earlier answers measured
         self._kept_by = pair and pair | {"bits": bits, "place": place, "threads": torch.get_num_threads()}
         self._recall()
         self.lock = threading.RLock()
@@ -117,8 +117,9 @@ class Pair:
             raise BadRequest("there is no draft model", "name one, or use method 'ar'")
         return self.draft
 
-    def drafter(self, stats: Stats, on_step: Any, own_inputs: bool) -> Drafter:
+    def drafter(self, stats: Stats, on_step: Any, own_inputs: bool, late: bool = False) -> Drafter:
         """A draft for one request. own_inputs: it has inputs of its own, so it cannot share what the target saw.
+        late: see `Drafter`.
 
         A draft that is lost while it loads leaves the request to the target. Raises CheckpointError if it cannot be
         loaded at all, BadRequest if there is none.
@@ -143,7 +144,7 @@ class Pair:
         vocabulary = min(loaded.vocabulary, self.target.get_output_embeddings().out_features)
         shared = tensor_parallel.world_size() == 1 and not own_inputs
         shared = shared and loaded.vision == vision_fingerprint(self.family, self.target)
-        return worker.drafter(stats, on_step=on_step, limit=vocabulary, shared_vision=shared)
+        return worker.drafter(stats, on_step=on_step, limit=vocabulary, shared_vision=shared, late=late)
 
     def fixed_width(self, params: SamplingParams) -> int:
         """The width that a request's target forwards are padded to, 0 for none; see `SamplingParams.verify_width`."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from hippo import tensor_parallel
 from hippo.decode import (
     LARGEST,
+    UNKNOWN,
     Answer,
     AutoSchedule,
     Check,
@@ -39,6 +40,7 @@ from hippo.trace import Kept
 
 Progress = Callable[[str, float], None]
 Wanted = Check | Pause | list[int] | None
+_FORGETS = 0.05  # share of what is known against a draft, in each answer that did not try it
 
 
 class Sequence:
@@ -156,18 +158,24 @@ class Sequence:
         if draft is None or params.decoder == "ar":
             return Schedule("ar", "auto")
         costs, beside = draft.costs, draft.place != "inline"
+        most = (self.pair.fixed_width(params) or LARGEST + 1) - 1
         if params.decoder == "auto":
-            return AutoSchedule(beside, params.gamma, costs, draft.acceptance)
+            return AutoSchedule(beside, params.gamma, costs, draft.acceptance, most)
         decoder = params.decoder
         if decoder == "parallel" and not beside:
             self.stats.warnings.append("a draft that works inline works in turns; --draft-worker process is parallel")
             decoder = "serial"
-        return Schedule(decoder, params.gamma, costs, draft.acceptance)
+        return Schedule(decoder, params.gamma, costs, draft.acceptance, most)
 
     def _learn(self) -> None:
         """Keep what this answer measured for the next one."""
-        if (draft := self.pair.draft) is not None and self.params.decoder != "ar":
-            draft.acceptance = self._schedule.acceptance.rate
+        if (draft := self.pair.draft) is None or self.params.decoder == "ar":
+            return
+        draft.acceptance = self._schedule.acceptance.rate
+        if self._schedule.acceptance.is_guess:
+            # Texts differ: a draft that had no chance in this answer gets one again after some more.
+            draft.acceptance += _FORGETS * max(0.0, UNKNOWN - draft.acceptance)
+        draft.costs.draft_prompt = self.stats.seconds.draft_prefill or draft.costs.draft_prompt
 
     @property
     def shares_cores(self) -> bool:
@@ -207,7 +215,9 @@ class Sequence:
     def _drafter(self) -> Drafter:
         if self.params.decoder == "ar":
             return Drafter(None, self.stats, on_step=self._schedule.saw_draft)
-        return self.pair.drafter(self.stats, self._schedule.saw_draft, own_inputs=self._draft_inputs is not None)
+        draft = self.pair.draft
+        late = self.params.decoder == "auto" and draft is not None and draft.place == "inline"
+        return self.pair.drafter(self.stats, self._schedule.saw_draft, self._draft_inputs is not None, late)
 
     def _embed(self, inputs: dict[str, Any], known: Known | None, drafter: Drafter) -> Embeds:
         """The vision tower and the text's embeddings, as far as they are not known."""

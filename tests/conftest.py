@@ -5,6 +5,7 @@ import torch
 import transformers
 
 import hippo
+from hippo.decode import AutoSchedule
 from hippo.device import cores
 from hippo.draft import Drafter
 
@@ -27,16 +28,17 @@ def tiny():
 
 @pytest.fixture
 def patient_targets(monkeypatch):
-    """Test targets are so small that they would often be done before the draft has read its prompt: they wait for it,
-    so that every test really drafts."""
+    """Test targets are so small that they would often be done before the draft has read its prompt, and so fast that a
+    draft is not worth it: they wait for it, and each answer begins with it, so that every test really drafts."""
     ready = Drafter.ready
 
     def patient(self):
-        while not self.lost and not self._ready:
+        while not self.lost and self._held is None and not self._ready:
             self._hear(wait=True)
         return ready(self)
 
     monkeypatch.setattr(Drafter, "ready", patient)
+    monkeypatch.setattr(AutoSchedule, "_has_rested", True)
 
 
 def pytest_terminal_summary(terminalreporter):

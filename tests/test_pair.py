@@ -14,6 +14,7 @@ import torch
 from scipy.stats import chisquare
 
 from hippo.bench.pruners import ABLATIONS
+from hippo.decode import AutoSchedule
 from hippo.draft import process
 from hippo.errors import HippoError
 from hippo.forward import cached_model
@@ -69,6 +70,19 @@ def test_every_decoder_pruner_and_gamma_equals_generate(family, kind):
                 assert stats.new_tokens == 24 and not stats.draft_lost
                 assert stats.checked > 0
     assert answer(pair(family, kind), request, method="ar")[0] == expected
+
+
+def test_a_draft_that_was_wrong_is_left_alone_and_gets_a_chance_again(monkeypatch):
+    monkeypatch.setattr(AutoSchedule, "_has_rested", False)
+    with closing(Pair(model("qwen2_5_vl"), Draft(draft("wrong", "qwen2_5_vl"), place="inline"))) as of:
+        request = inputs("qwen2_5_vl")
+        first, stats = answer(of, request)
+        assert stats.checked > 0
+        bad = of.draft.acceptance
+        assert bad < 0.5
+        again, stats = answer(of, request)
+        assert again == first and stats.checked == 0 and stats.seconds.draft_prefill == 0
+        assert bad < of.draft.acceptance < bad + 0.05
 
 
 @pytest.mark.parametrize("decoder", ["serial", "parallel"])

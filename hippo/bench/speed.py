@@ -31,6 +31,7 @@ from hippo.llm import VideoLLM, load
 from hippo.pair import Draft, Pair
 from hippo.params import METHODS, SamplingParams
 from hippo.report.baseline import generate_ids, transformers_generate
+from hippo.request import DEFAULT_PROMPT
 from hippo.stats import Stats
 
 GENERATE, STATIC, ASSISTED, WRONG = "generate", "static", "assisted", "wrong-draft"
@@ -40,6 +41,7 @@ FIGURES = (
     *("method", "cannot_run", "new_tokens", "seconds", "decode_seconds", "speedup_vs_transformers"),
     *("decode_vs_transformers", "speedup_vs_ar", "tokens_per_target_forward", "acceptance_rate", "target_forwards"),
     *("scoring_share_of_prefill", "efficiency", "efficiency_undisturbed", "peak_memory", "identical", "synthetic"),
+    *("identical_answers", "identical_to_ar"),
 )  # of a row; those that are not known are None
 _ALSO = {"specvlm": {"decoder": "serial", "pruner": "specvlm"}}
 
@@ -67,9 +69,11 @@ class Run:
 
 
 class Subject(Protocol):
-    """What is measured: a pair and a request. synthetic: why its figures are, or nothing."""
+    """What is measured: a pair and a request. synthetic: why its figures are, or nothing. run: the answers of each
+    method so far."""
 
     synthetic: str
+    run: int
 
     @property
     def pair(self) -> Pair:
@@ -86,38 +90,43 @@ class Subject(Protocol):
 
 
 class Clip:
-    """A pair's own words about a clip."""
+    """A pair's own words about a clip, or without one. prompts: each answers another, in turn."""
 
     synthetic = ""
 
-    def __init__(self, llm: VideoLLM, video: Path) -> None:
-        self._llm, self._video = llm, video
+    def __init__(self, llm: VideoLLM, video: Path | None, prompts: Sequence[str] = (DEFAULT_PROMPT,)) -> None:
+        self._llm, self._video, self._prompts = llm, video, prompts
+        self.run = 0
 
     @property
     def pair(self) -> Pair:
         return self._llm.pair
 
     def inputs(self) -> dict[str, Any]:
-        return self._llm.inputs(self._video)
+        return self._llm.inputs(**self._request)
 
     def library(self, tokens: int, also: dict[str, Any]) -> Run:
         options = SamplingParams.of(max_new_tokens=tokens)
-        answer = transformers_generate(self._llm, options, also, video=self._video)
+        answer = transformers_generate(self._llm, options, also, **self._request)
         return Run(answer.token_ids, answer.total, answer.decode)
 
     def ours(self, options: SamplingParams) -> Run:
-        stream = self._llm.stream(self._video, **_flat(options))
+        stream = self._llm.stream(**self._request, **_flat(options))
         for _ in stream:
             pass
         output = stream.output
         return Run(output.token_ids, output.stats.seconds.total, output.stats.seconds.decode, output.stats)
+
+    @property
+    def _request(self) -> dict[str, Any]:
+        return {"video": self._video, "prompt": self._prompts[self.run % len(self._prompts)]}
 
 
 class Rated:
     """A request that a pair answers with verdicts drawn at a given rate, at a fixed length."""
 
     def __init__(self, pair: SyntheticPair, inputs: dict[str, Any], why: str) -> None:
-        self._pair, self._inputs, self.synthetic = pair, inputs, why
+        self._pair, self._inputs, self.synthetic, self.run = pair, inputs, why, 0
 
     @property
     def pair(self) -> Pair:
@@ -162,6 +171,7 @@ def measure(
     seen: dict[str, list[Run]] = {name: [] for name in names}
     cannot: dict[str, str] = {}
     for run in range(runs + 1):
+        subject.run = wrong.run = max(0, run - 1)  # the first warms up
         for number, name in enumerate(names):
             progress(name, (run * len(names) + number) / ((runs + 1) * len(names)))
             if name in cannot:
@@ -173,7 +183,7 @@ def measure(
                     raise
                 cannot[name] = " ".join(str(error).split())[:160] or type(error).__name__
                 continue
-            if run:  # the first warms up
+            if run:
                 seen[name].append(one)
     return [_row(name, seen, bool(subject.synthetic), cannot.get(name)) for name in names]
 
@@ -201,7 +211,9 @@ def _row(name: str, seen: dict[str, list[Run]], synthetic: bool, cannot: str | N
         "speedup_vs_transformers": _spread([a.seconds / b.seconds for a, b in _pairs(library, answers)]),
         "decode_vs_transformers": _spread([a.decode / b.decode for a, b in _pairs(library, answers)]),
         "speedup_vs_ar": _spread([a.seconds / b.seconds for a, b in _pairs(alone, answers)]),
-        "identical": None if synthetic else all(a.token_ids == b.token_ids for a, b in _pairs(library, answers)),
+        "identical": None if synthetic else _equal(library, answers) == len(answers),
+        "identical_answers": None if synthetic else _equal(library, answers),
+        "identical_to_ar": None if synthetic else _equal(alone, answers),
     }
     if (stats := answers[-1].stats) is not None:
         row |= {
@@ -227,6 +239,10 @@ def _scoring(run: Run) -> float:
 
 def _pairs(one: list[Run], other: list[Run]) -> list[tuple[Run, Run]]:
     return list(zip(one, other, strict=True))
+
+
+def _equal(one: list[Run], other: list[Run]) -> int:
+    return sum(a.token_ids == b.token_ids for a, b in _pairs(one, other))
 
 
 def _spread(values: list[float]) -> dict[str, float]:
@@ -276,16 +292,19 @@ def machine() -> dict[str, Any]:
 def bench_pair(
     target: str,
     draft: str | None,
-    video: Path,
+    video: Path | None,
     methods: Sequence[str],
     runs: int,
     tokens: int,
     rate: float | None,
     draft_bits: int | str,
     progress: Callable[[str, float], None],
+    prompts: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The whole study of a trained pair on a clip; `rate` draws the verdicts instead. draft_bits: of the draft of every
-    method, transformers' own included."""
+    method, transformers' own included. prompts: one run for each, in place of `runs` answers to one; memory and
+    efficiency, which are those of one request, are then not measured."""
+    runs = len(prompts) or runs
     with ExitStack() as stack:
         llm = stack.enter_context(load(target, draft, start_draft=rate is None, cache_memory=0, draft_bits=draft_bits))
         dtype = str(llm.pair.target.dtype).removeprefix("torch.")
@@ -295,18 +314,20 @@ def bench_pair(
         say_the_least_likely(bad)
         quantize(bad, own.bits)
         if rate is None:
-            subject: Subject = Clip(llm, video)
+            subject: Subject = Clip(llm, video, prompts or (DEFAULT_PROMPT,))
             pair_of_bad = stack.enter_context(
                 closing(Pair(llm.pair.target, Draft(bad, device=own.device, place=own.place)))
             )
-            wrong: Subject = Clip(VideoLLM(pair_of_bad, llm.processor, llm.draft_processor), video)
+            of_bad = VideoLLM(pair_of_bad, llm.processor, llm.draft_processor)
+            wrong: Subject = Clip(of_bad, video, prompts or (DEFAULT_PROMPT,))
         else:
             inputs = llm.inputs(video)
             another = Draft(small, device=own.device, place=own.place)
             subject, wrong = _rated(stack, llm.pair.target, own, another, rate, inputs)
         rows = measure(subject, wrong, small, methods, runs, tokens, progress)
-        costs = {} if own.place == "inline" else efficiencies(subject, small, bad, rows, tokens, rate)
-    if rate is None:
+        skip = own.place == "inline" or bool(prompts)
+        costs = {} if skip else efficiencies(subject, small, bad, rows, tokens, rate)
+    if rate is None and not prompts:
         for row in rows:
             progress(f"memory of {row['method']}", 1.0)
             command = [row["method"], target, draft or "", str(video), str(tokens), str(draft_bits)]

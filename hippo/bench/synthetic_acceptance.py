@@ -29,9 +29,9 @@ class SyntheticPair(Pair):
         super().__init__(*models)
         self.rate, self.seed = rate, seed
 
-    def drafter(self, stats: Stats, on_step: Any, own_inputs: bool) -> Drafter:
+    def drafter(self, stats: Stats, on_step: Any, own_inputs: bool, late: bool = False) -> Drafter:
         """A draft whose probabilities are the rate."""
-        return _SyntheticDrafter(super().drafter(stats, on_step, own_inputs), self.rate)  # type: ignore[return-value]
+        return _SyntheticDrafter(super().drafter(stats, on_step, own_inputs, late), self.rate)  # type: ignore
 
     def sequence(self, inputs: dict[str, Any], params: SamplingParams, stats: Stats) -> Sequence:
         """A request, which ends only at its length."""

@@ -15,6 +15,7 @@ from hippo.cli.doctor import doctor
 from hippo.cli.explain import explain
 from hippo.cli.models import models
 from hippo.cli.plan import plan
+from hippo.cli.serve import serve
 from hippo.cli.verify import verify
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
@@ -35,6 +36,6 @@ def hippo(
     """HIPPO: the same words as your video-LLM, several times faster."""
 
 
-for command in (caption, chat, demo, doctor, explain, models, plan, verify, world):
+for command in (caption, chat, demo, doctor, explain, models, plan, serve, verify, world):
     app.command()(command)
 app.add_typer(bench.app, name="bench")

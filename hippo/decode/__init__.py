@@ -1,7 +1,7 @@
 """Decoding: one loop, one verify rule, one stop rule, and the policies that say how far to draft."""
 
 from hippo.decode.answer import Answer
-from hippo.decode.costs import LARGEST, Costs
+from hippo.decode.costs import LARGEST, UNKNOWN, Costs
 from hippo.decode.loop import Check, Pause, Rounds, alone, decode
 from hippo.decode.schedule import AutoSchedule, Mode, Schedule
 from hippo.decode.stop import StopRule
@@ -9,6 +9,7 @@ from hippo.decode.verify import Verdict, Verifier, logits_processors
 
 __all__ = [
     "LARGEST",
+    "UNKNOWN",
     "Answer",
     "AutoSchedule",
     "Check",

@@ -9,7 +9,9 @@ from typing import Any, TypeVar
 
 Number = TypeVar("Number", int, float)
 LARGEST = 24  # drafted tokens that may wait to be checked
+_WORTH = 4.0  # checked tokens that what earlier answers showed is worth
 SUREST = 0.995  # no drafted token counts as certain
+UNKNOWN = 0.8  # acceptance of a pair before it was measured
 _ENOUGH_FORWARDS, _ENOUGH_STEPS = 3, 3  # measurements that costs need
 _SLOPE = 0.04  # share of a forward that one more token costs, until two widths were measured
 _SLOWDOWN = 1.3  # of both models while they work at the same time, until it was measured
@@ -20,12 +22,12 @@ class Costs:
     """Seconds of a target forward by its width, and of a draft step: medians of the latest measurements.
 
     Each is kept apart for a model that works alone and for one beside which the other works, and for the number of
-    requests that one forward serves. batch: that number now, rounded down to a power of two. All requests of a pair
-    share one object.
+    requests that one forward serves. batch: that number now, rounded down to a power of two. draft_prompt: seconds that
+    the draft took for its last prompt. All requests of a pair share one object.
     """
 
     def __init__(self) -> None:
-        self.batch = 1
+        self.batch, self.draft_prompt = 1, 0.0
         self._targets: dict[int, dict[bool, dict[int, deque[float]]]] = {}
         self._drafts: dict[int, dict[bool, deque[float]]] = {}
 
@@ -83,7 +85,8 @@ class Costs:
         """All measurements of one request at a time, as JSON can hold them."""
         self.batch = 1
         target = {_WAYS[both]: {str(w): list(s) for w, s in seen.items()} for both, seen in self._target.items()}
-        return {"target": target, "draft": {_WAYS[both]: list(seconds) for both, seconds in self._draft.items()}}
+        draft = {_WAYS[both]: list(seconds) for both, seconds in self._draft.items()}
+        return {"target": target, "draft": draft, "draft_prompt": self.draft_prompt}
 
     @classmethod
     def of_dict(cls, kept: Any) -> Costs:
@@ -96,6 +99,7 @@ class Costs:
                         costs.saw_target(_in_range(int(width), 1, 1 << 20), _in_range(one, 0, 1e4), both)
                 for one in kept["draft"][way]:
                     costs.saw_draft(_in_range(one, 0, 1e4), both)
+            costs.draft_prompt = _in_range(kept["draft_prompt"], 0, 1e4)
         except (AttributeError, KeyError, TypeError, ValueError):
             raise ValueError("not the costs of a pair") from None
         return costs
@@ -110,17 +114,22 @@ def _in_range(value: Number, low: float, high: float) -> Number:
 class Acceptance:
     """How often drafted tokens are accepted, and how that compares with the draft's own probabilities.
 
-    prior: an acceptance that is worth four tokens.
+    prior: an acceptance that is worth _WORTH tokens.
     """
 
-    def __init__(self, prior: float = 0.8) -> None:
-        self._accepted, self._checked, self._promised = 4 * prior, 4.0, 4 * prior
+    def __init__(self, prior: float = UNKNOWN) -> None:
+        self._accepted, self._checked, self._promised = _WORTH * prior, _WORTH, _WORTH * prior
 
     def saw(self, accepted: int, probs: Sequence[float]) -> None:
         """The first `accepted` of the checked tokens were accepted; probs: the draft's probability of each."""
         self._accepted += accepted
         self._checked += len(probs)
         self._promised += sum(probs)
+
+    @property
+    def is_guess(self) -> bool:
+        """Whether nothing was checked yet."""
+        return self._checked == _WORTH
 
     @property
     def rate(self) -> float:
@@ -154,7 +163,7 @@ def in_turns_speed(costs: Costs, rate: float, most: int = LARGEST) -> tuple[floa
     return max((speed(gamma), gamma) for gamma in range(1, most + 1))
 
 
-def parallel_speed(costs: Costs, rate: float) -> tuple[float, int]:
+def parallel_speed(costs: Costs, rate: float, most: int = LARGEST) -> tuple[float, int]:
     """Tokens a second if both models work at the same time, and how many are checked at once for that.
 
     From one rejection to the next there are 1 / (1 - rate) tokens. The first forward checks one drafted token. Each
@@ -166,5 +175,5 @@ def parallel_speed(costs: Costs, rate: float) -> tuple[float, int]:
     def seconds(m: int) -> float:
         return fixed + slope + rate / (1 - rate**m) * max(fixed + slope * m, m * draft)
 
-    shortest, chunk = min((seconds(m), m) for m in range(1, LARGEST + 1))
+    shortest, chunk = min((seconds(m), m) for m in range(1, most + 1))
     return 1 / (1 - rate) / shortest, chunk

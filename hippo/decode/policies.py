@@ -62,15 +62,15 @@ class InTurns:
 
     _FIRST = 4  # tokens, before anything was measured
 
-    def __init__(self, costs: Costs, acceptance: Acceptance) -> None:
-        self._costs, self._acceptance = costs, acceptance
+    def __init__(self, costs: Costs, acceptance: Acceptance, most: int = LARGEST) -> None:
+        self._costs, self._acceptance, self._most = costs, acceptance, most
         self._gamma, self._draft, self._check = self._FIRST, 0.0, 0.0
 
     def begin_round(self) -> None:
         """See Lookahead."""
         if not self._costs.known(both=False):
             return
-        speed, self._gamma = in_turns_speed(self._costs, self._acceptance.rate)
+        speed, self._gamma = in_turns_speed(self._costs, self._acceptance.rate, self._most)
         slope = self._costs.target(False)[1]
         # The seconds that drafting and checking a token takes, in tokens at the best speed there is.
         self._draft, self._check = speed * (self._costs.draft(False) + slope), speed * slope

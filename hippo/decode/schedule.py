@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import Enum
 
-from hippo.decode.costs import Acceptance, Costs, in_turns_speed, parallel_speed, plain_speed
+from hippo.decode.costs import LARGEST, UNKNOWN, Acceptance, Costs, in_turns_speed, parallel_speed, plain_speed
 from hippo.decode.policies import AlwaysDraft, FixedGamma, InTurns, Lookahead, Rest, Threshold
 
 
@@ -20,14 +20,18 @@ class Mode(Enum):
 class Schedule:
     """The policies of one request with one way of decoding, and what they measure.
 
-    decoder: "ar", "serial" or "parallel". gamma: tokens at a time, or "auto".
+    decoder: "ar", "serial" or "parallel". gamma: tokens at a time, or "auto". costs, prior: what earlier requests
+    measured. most: drafted tokens that a target forward takes.
     """
 
-    def __init__(self, decoder: str, gamma: int | str, costs: Costs | None = None, prior: float = 0.8) -> None:
+    def __init__(
+        self, decoder: str, gamma: int | str, costs: Costs | None = None, prior: float = UNKNOWN, most: int = LARGEST
+    ) -> None:
+        self._most = most
         self.costs, self.acceptance = costs or Costs(), Acceptance(prior)
         self._mode = {"ar": Mode.PLAIN, "serial": Mode.IN_TURNS, "parallel": Mode.PARALLEL}.get(decoder, Mode.PLAIN)
         self._lookaheads: dict[Mode, Lookahead] = {
-            Mode.IN_TURNS: InTurns(self.costs, self.acceptance),
+            Mode.IN_TURNS: InTurns(self.costs, self.acceptance, most),
             Mode.PARALLEL: Threshold(self.costs, self.acceptance),
         }
         self._rest: AlwaysDraft = Rest(self.costs, self._mode is Mode.PARALLEL)
@@ -93,15 +97,24 @@ class AutoSchedule(Schedule):
     """Chooses between plain decoding, in turns and parallel, again in each round, by the speeds that costs and
     acceptance promise.
 
-    beside: whether the draft can work at the same time as the target. costs, prior: what earlier requests measured.
+    beside: whether the draft can work at the same time as the target; if not, it reads its prompt when it is first
+    asked. costs, prior, most: see Schedule.
     """
 
     _OPTIMISM = 1.05  # of the formula for parallel, beside that for in turns: it knows no token that waits
     _TRIALS = 0.015  # share of the target's time that trials of a draft which is not worth it may take
     _LONGEST_REST = 128  # rounds
+    _has_drafted = _has_rested = False
 
-    def __init__(self, beside: bool, gamma: int | str = "auto", costs: Costs | None = None, prior: float = 0.8) -> None:
-        super().__init__("ar", gamma, costs, prior)
+    def __init__(
+        self,
+        beside: bool,
+        gamma: int | str = "auto",
+        costs: Costs | None = None,
+        prior: float = UNKNOWN,
+        most: int = LARGEST,
+    ) -> None:
+        super().__init__("ar", gamma, costs, prior, most)
         self._beside = beside
         self._left, self._longer, self._behind = 0, 1, False
         self._batch = 1
@@ -118,6 +131,7 @@ class AutoSchedule(Schedule):
         if self._now is not Mode.PLAIN:
             self._lookaheads[self._now].begin_round()
         self._behind = before is Mode.PLAIN
+        self._has_drafted |= self._now is not Mode.PLAIN
         return self._now
 
     @property
@@ -130,9 +144,9 @@ class AutoSchedule(Schedule):
         speeds = {Mode.PLAIN: plain_speed(self.costs)}
         rate = self.acceptance.rate
         if self.costs.draft(False):
-            speeds[Mode.IN_TURNS] = in_turns_speed(self.costs, rate)[0]
+            speeds[Mode.IN_TURNS] = in_turns_speed(self.costs, rate, self._most)[0]
             if self._beside:
-                speeds[Mode.PARALLEL] = parallel_speed(self.costs, rate)[0]
+                speeds[Mode.PARALLEL] = parallel_speed(self.costs, rate, self._most)[0]
         return speeds
 
     def _choose(self) -> Mode:
@@ -150,6 +164,9 @@ class AutoSchedule(Schedule):
             self._longer = 1
             return best
         loses = speeds[Mode.PLAIN] / speeds[Mode.IN_TURNS] - 1  # rounds of the target, in a trial
+        if not self._beside and not self._has_drafted:
+            loses += self.costs.draft_prompt * speeds[Mode.PLAIN]
         self._left = min(self._LONGEST_REST, int(self._longer * loses / self._TRIALS))
         self._longer *= 2
-        return Mode.IN_TURNS if self._now is Mode.PLAIN else Mode.PLAIN  # after a rest: one more trial
+        tries, self._has_rested = self._has_rested and self._now is Mode.PLAIN, True
+        return Mode.IN_TURNS if tries else Mode.PLAIN

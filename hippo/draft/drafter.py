@@ -30,7 +30,8 @@ class Drafter:
 
     worker: None for a request without a draft. on_step: called with the seconds of each draft step. limit: ids from
     here on are never proposed. shared_vision: whether the draft has the target's vision tower, so that it is given
-    embeddings (`read`) and not pixels (`begin` and `prefill`).
+    embeddings (`read`) and not pixels (`begin` and `prefill`). late: the draft reads its prompt only when it is first
+    asked for tokens, because reading would hold the target up.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Drafter:
         on_step: Callable[[float], None],
         limit: int = 0,
         shared_vision: bool = False,
+        late: bool = False,
     ) -> None:
         self._worker, self._stats, self._on_step = worker, stats, on_step
         self._limit, self.shared_vision = limit, shared_vision and worker is not None
@@ -49,6 +51,7 @@ class Drafter:
         self._epoch = 0  # commits sent
         self._asked = 0  # tokens, not yet arrived
         self._arrived: deque[Proposal] = deque()
+        self._held: list[Any] | None = [] if late and worker is not None else None
 
     @property
     def lost(self) -> bool:
@@ -68,14 +71,22 @@ class Drafter:
         self._send(ReadPrompt(self._request, prompt, self._limit))
 
     def ready(self) -> bool:
-        """Whether the draft has read its prompt and can propose. Does not wait."""
+        """Whether the draft can propose: it has read its prompt, or does so when it is asked. Does not wait."""
+        if self._held is not None:
+            return True
         while not self._ready and self._hear(wait=False):
             pass
         return self._ready
 
     def propose(self, count: int) -> None:
         """Ask for `count` tokens after everything proposed so far. Does not wait."""
-        if count > 0 and self._ready:
+        if count <= 0:
+            return
+        if self._held is not None:
+            held, self._held = self._held, None
+            for record in held:
+                self._send(record)
+        if self.ready():
             self._asked += count
             self._send(Propose(self._request, count))
 
@@ -105,12 +116,15 @@ class Drafter:
 
     def end(self) -> None:
         """The request is over."""
-        self._send(End(self._request))
+        if self._held is None:
+            self._send(End(self._request))
         if self._worker is not None:
             self._worker.forget(self._request)
 
     def _send(self, record: Any) -> None:
-        if self._worker is not None:
+        if self._held is not None:
+            self._held.append(record)
+        elif self._worker is not None:
             try:
                 self._worker.send(record)
             except DraftLost as lost:
@@ -144,7 +158,7 @@ class Drafter:
 
     def _lose(self, reason: str) -> None:
         self._stats.draft_lost = reason
-        self._ready, self._asked = False, 0
+        self._ready, self._asked, self._held = False, 0, None
         if self._worker is not None:
             self._worker.forget(self._request)
             self._worker = None

@@ -118,9 +118,11 @@ class DraftWorker:
                 _remove(self._copy)
         return self.loaded
 
-    def drafter(self, stats: Stats, *, on_step: Callable[[float], None], limit: int, shared_vision: bool) -> Drafter:
+    def drafter(
+        self, stats: Stats, *, on_step: Callable[[float], None], limit: int, shared_vision: bool, late: bool = False
+    ) -> Drafter:
         """A new request's view; see `Drafter`. The model must be loaded."""
-        return Drafter(self, stats, on_step, limit, shared_vision)
+        return Drafter(self, stats, on_step, limit, shared_vision, late)
 
     def close(self) -> None:
         """End the worker, within a second if it does not go by itself."""

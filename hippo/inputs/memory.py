@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import os
 import threading
 import time
@@ -141,6 +142,9 @@ def _signature(part: dict[str, Any]) -> Key | None:
     """What identifies a video or image, and the state of its file. None if it is not known."""
     source = next(value for name, value in part.items() if name not in ("type", "keys"))
     rest = (part["type"], repr(part.get("keys")))
+    if isinstance(source, bytes) or (isinstance(source, str) and source.startswith("data:")):
+        content = source if isinstance(source, bytes) else source.encode()
+        return (*rest, len(content), hashlib.sha256(content).digest())
     if not isinstance(source, (str, os.PathLike)) or is_url(source):
         return None
     try:

@@ -1,0 +1,1 @@
+"""`hippo serve`: an OpenAI-compatible server for video, on `hippo.engine`."""

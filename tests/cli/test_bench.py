@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 
 from hippo.bench import speed
 from hippo.cli.app import app
+from hippo.cli.demo import CLIP
 from hippo.errors import HippoError
 
 
@@ -40,6 +41,24 @@ def test_speed_compares_words_and_counts_forwards(tmp_path, monkeypatch):
     assert (out / "speed.md").read_text().count("| yes |") == len(rows)
 
 
+@pytest.mark.parametrize("clip", [True, False])
+def test_speed_asks_each_prompt_once(tmp_path, monkeypatch, clip):
+    asked, file = [], tmp_path / "prompts.txt"
+    stream = speed.VideoLLM.stream
+
+    def watched(self, video, prompt, **options):
+        asked.append((options["decoder"], video is not None, prompt))
+        return stream(self, video, prompt, **options)
+
+    monkeypatch.setattr(speed.VideoLLM, "stream", watched)
+    file.write_text("What moves?\n\nWhat colour is it?\n")
+    also = ["--video", CLIP] if clip else []
+    text = bench("speed", "--prompts", file, *also, "--methods", "hippo", "--max-new-tokens", 4)
+    questions = ["What moves?", "What moves?", "What colour is it?"]
+    assert asked == [(decoder, clip, one) for one in questions for decoder in ("ar", "auto")]
+    assert "| hippo | 4 |" in text and text.count("| yes |") == 3
+
+
 @pytest.mark.usefixtures("patient_targets")
 def test_speed_with_drawn_verdicts_is_synthetic_and_may_have_any_context():
     result = json.loads(
@@ -61,6 +80,8 @@ def test_speed_with_drawn_verdicts_is_synthetic_and_may_have_any_context():
         (("--models", "shape:qwen2.5-vl-7b"), "no acceptance to measure"),
         (("--models", "some/target"), "no draft model"),
         (("--draft-bits", "5"), "draft_bits '5'"),
+        (("--prompts", "/nowhere.txt"), "/nowhere.txt cannot be read"),
+        (("--prompts", __file__, "--acceptance", "0.8"), "say nothing of prompts"),
     ],
 )
 def test_speed_says_what_it_cannot_do(arguments, cause):

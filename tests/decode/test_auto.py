@@ -89,6 +89,32 @@ def test_a_draft_that_is_always_wrong_costs_little(slope, ratio, slowdown):
     assert seconds(0.0, machine, lambda: AutoSchedule(True, costs=deepcopy(costs), prior=0.8), 256) <= 1.06 * plain
 
 
+@pytest.mark.parametrize("prompt, drafted", [(0.0, True), (0.5, False)])
+def test_a_draft_that_had_no_chance_before_is_first_left_alone(prompt, drafted):
+    """And within an answer of 128 tokens for good where reading its prompt alone takes longer than it may lose."""
+    costs = known(0.1, 0.05, (1.0, 1.0))
+    costs.draft_prompt = prompt
+    schedule = AutoSchedule(False, costs=costs, prior=0.1)
+    modes = []
+    for _ in range(TOKENS):
+        modes.append(schedule.begin_round())
+        schedule.saw_target(1 if modes[-1] is Mode.PLAIN else 2, 0.1)
+        if modes[-1] is not Mode.PLAIN:
+            schedule.saw_verdict(0, [0.9])
+        schedule.end_round(1, 0.1 if modes[-1] is Mode.PLAIN else 0.16)
+    assert set(modes[:20]) == {Mode.PLAIN}
+    assert (Mode.IN_TURNS in modes) is drafted
+    assert AutoSchedule(False, costs=costs, prior=0.8).begin_round() is Mode.IN_TURNS
+
+
+def test_no_more_is_drafted_than_a_forward_takes():
+    costs = known(0.0, 0.001, (1.0, 1.0))
+    assert in_turns_speed(costs, 0.95)[1] > 7 and in_turns_speed(costs, 0.95, 7)[1] == 7
+    assert parallel_speed(costs, 0.95, 7)[1] <= 7
+    schedule = AutoSchedule(False, costs=costs, most=7)
+    assert schedule.begin_round() is Mode.IN_TURNS and schedule.ask(0) == 7
+
+
 def test_a_draft_that_cannot_work_beside_the_target_never_does():
     schedule = AutoSchedule(False, costs=known(0.01, 0.001, (1.0, 1.0)))
     assert all(schedule.begin_round() is Mode.IN_TURNS for _ in range(3)) and Mode.PARALLEL not in schedule.speeds()

@@ -101,6 +101,47 @@ def test_tokens_come_in_order_and_no_more_than_asked_for(drafter):
     assert script.told[4:] == [Propose(1, 5), End(1)]
 
 
+def test_a_late_draft_reads_nothing_before_it_is_first_asked(worker):
+    script, stats = Script(Ready(1, 0.5, ""), Token(1, 2, 7, 0.9, 0.1)), Stats()
+    made = worker(script).drafter(stats, on_step=print, limit=10, shared_vision=False, late=True)
+    made.begin({})
+    made.prefill(kept := torch.tensor([1]), GRIDS)
+    made.commit(0, [5])
+    made.commit(1, [6])
+    made.propose(0)
+    assert made.ready() and script.told == []
+    made.propose(1)
+    assert script.told == [
+        Begin(1, {}, 10),
+        Prefill(1, kept, GRIDS),
+        Commit(1, 0, [5]),
+        Commit(1, 1, [6]),
+        Propose(1, 1),
+    ]
+    assert ids(made.take(1)) == [7] and stats.seconds.draft_prefill == 0.5
+    made.end()
+    assert script.told[5:] == [End(1)]
+
+
+def test_a_late_draft_that_was_never_asked_hears_nothing(worker):
+    script = Script()
+    made = worker(script).drafter(Stats(), on_step=print, limit=10, shared_vision=False, late=True)
+    made.begin({})
+    made.end()
+    assert script.told == [] and not made.lost
+
+
+def test_a_late_draft_that_cannot_use_its_inputs_is_lost_when_it_is_asked(worker):
+    script, stats = Script(Failed(1, "no")), Stats()
+    made = worker(script).drafter(stats, on_step=print, limit=10, shared_vision=False, late=True)
+    made.begin({})
+    made.commit(0, [5])
+    made.propose(2)
+    assert made.take(2) == [] and made.lost and stats.draft_lost == "no" and not made.ready()
+    made.commit(1, [6])
+    made.end()
+
+
 def test_a_draft_with_the_targets_vision_tower_is_sent_the_prompt(worker):
     script = Script(Ready(1, 0.5, ""))
     made = worker(script).drafter(Stats(), on_step=print, limit=10, shared_vision=True)

@@ -31,7 +31,12 @@ def speed(
     acceptance: Annotated[
         str, typer.Option(help="measured, or the chance in [0, 1] that a drafted token is drawn as accepted.")
     ] = "measured",
-    video: Annotated[Path, typer.Option(help="The clip to describe.")] = CLIP,
+    video: Annotated[
+        Path | None, typer.Option(help="The clip to describe; the demo's, unless --prompts are without a clip.")
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="A file of prompts, one a line; each is one run, in place of --runs.")
+    ] = None,
     runs: Annotated[int, typer.Option(min=1, help="Answers of each method, in turn; one more warms up.")] = 5,
     max_new_tokens: common.TokensOption = 256,
     draft_bits: common.BitsOption = "auto",
@@ -43,15 +48,19 @@ def speed(
 
     hippo bench speed
 
+    hippo bench speed --models TARGET,DRAFT --prompts questions.txt --max-new-tokens 128
+
     hippo bench speed --models shape:qwen2.5-vl-7b --context 16384 --acceptance 0.8 --max-new-tokens 128
     """
     with common.importing():
         from hippo.bench import speed as timing
         from hippo.bench.world import make_scene, write_clip
 
+    rate, questions = _rate(acceptance), _questions(prompts)
+    if questions and (rate is not None or models.startswith("shape:")):
+        raise HippoError("drawn verdicts say nothing of prompts", "leave --prompts or --acceptance out")
     names = [name.strip() for name in methods.split(",")]
     timing.require_methods(names)
-    rate = _rate(acceptance)
     if out is not None:
         common.make_folder(out)
     common.quieten()
@@ -68,11 +77,13 @@ def speed(
         else:
             target, _, draft = models.partition(",")
             common.require_draft(target, draft or None)
+            video = video or (None if questions else CLIP)
             if context is not None:
                 video = Path(folder) / "clip.mp4"
                 write_clip(make_scene(60020), video, side=28 * math.ceil(math.sqrt(context / 8)))
-            common.check_clips([video], None, None)
-            result = timing.bench_pair(target, draft or None, video, *how, rate, draft_bits, progress)
+            if video is not None:
+                common.check_clips([video], None, None)
+            result = timing.bench_pair(target, draft or None, video, *how, rate, draft_bits, progress, questions)
     text = table(result)
     if out is not None:
         (out / "speed.json").write_text(jsonlib.dumps(result, indent=1) + "\n")
@@ -81,6 +92,20 @@ def speed(
         common.print_json(result)
     else:
         common.say(text)
+
+
+def _questions(file: Path | None) -> list[str]:
+    """The lines of a file that hold something. Raises HippoError."""
+    if file is None:
+        return []
+    try:
+        lines = [line.strip() for line in file.read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "not UTF-8"
+        raise HippoError(f"{file} cannot be read ({why})", "name a text file") from None
+    if not lines:
+        raise HippoError(f"{file} holds no prompt", "write one a line")
+    return lines
 
 
 def _rate(acceptance: str) -> float | None:
@@ -124,12 +149,16 @@ def table(result: dict[str, Any]) -> str:
             "" if row["target_forwards"] is None else f"{row['acceptance_rate']:.1%}",
             *("" if efficiency is None else f"{efficiency:.2f}" for efficiency in efficiencies),
             "" if memory is None else f"{memory / 2**20:.0f}",
-            {True: "yes", False: "NO", None: ""}[row["identical"]],
+            {True: "yes", False: "NO" + _equals(row), None: ""}[row["identical"]],
         ]
         lines.append("| " + " | ".join(cells) + " |")
     lines += _steps(result["steps"]) if result["steps"] else []
     machine = ", ".join(f"{key} {value}" for key, value in result["machine"].items() if value)
     return "\n".join([*lines, "", machine]) + "\n"
+
+
+def _equals(row: dict[str, Any]) -> str:
+    return f" ({row['identical_answers']} answers are, {row['identical_to_ar']} to our ar)"
 
 
 def _steps(steps: dict[str, Any]) -> list[str]:

@@ -1,0 +1,200 @@
+"""What all routes share: the models, the rules, and the requests under way."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from starlette.requests import Request as HttpRequest
+
+from hippo.engine import State, Stream
+from hippo.errors import HippoError
+from hippo.inputs import MediaOptions, Messages
+from hippo.llm import VideoLLM
+from hippo.params import SamplingParams
+from hippo.request import Output, Request
+from hippo.serve.errors import ApiError, explained
+from hippo.serve.media import MediaPolicy
+from hippo.serve.metrics import Metrics
+from hippo.serve.schema import Sampling
+
+Done = TypeVar("Done")
+DEFAULT_TOKENS = 1024
+
+
+@dataclass
+class Service:
+    """One server's models and rules.
+
+    Args:
+        llm: a loaded pair.
+        model: the name it serves under.
+        media: which videos and images may be read.
+        max_waiting: requests that may wait beside those that run.
+    """
+
+    llm: VideoLLM
+    model: str
+    media: MediaPolicy
+    max_waiting: int = 64
+    live: int = field(default=0, init=False)
+    draining: bool = field(default=False, init=False)
+    on_idle: Callable[[], None] = field(default=lambda: None, init=False)
+
+    def __post_init__(self) -> None:
+        scheduler = self.llm.engine.scheduler
+        self.metrics = Metrics(self.model, lambda: len(scheduler.running), lambda: len(scheduler.waiting))
+
+    def require_model(self, name: str | None) -> None:
+        """Raises ApiError."""
+        if name not in (None, self.model):
+            raise ApiError(404, f"the model {name!r} does not exist: this server has {self.model!r}", "model")
+
+    @contextmanager
+    def admitted(self, count: int) -> Any:
+        """Room for so many answers. Raises ApiError where there is none."""
+        if self.draining:
+            raise ApiError(503, "the server is stopping: ask another one")
+        if self.live + count > self.llm.engine.scheduler.max_running + self.max_waiting:
+            raise ApiError(503, "too many requests wait already: ask again later")
+        self.live += count
+        try:
+            yield
+        finally:
+            self.live -= count
+            if not self.live:
+                self.on_idle()
+
+    async def submit(
+        self,
+        body: Sampling,
+        messages: list[dict[str, Any]],
+        count: int = 1,
+        on_read: Callable[[Messages], None] | None = None,
+        **options: Any,
+    ) -> Answers:
+        """Let the engine answer. options: of `SamplingParams`, beside those of the body. Raises ApiError and
+        HippoError."""
+        messages, hidden = await self.media.resolved(messages)
+        video = None if body.media_io_kwargs is None else body.media_io_kwargs.video
+        keys = {} if video is None else {name: one for name, one in video.model_dump().items() if one is not None}
+        media = MediaOptions(**MediaOptions.of(keys | _processor_keys(body.mm_processor_kwargs or {})), fetch=False)
+        given = {"max_new_tokens": DEFAULT_TOKENS} | body.params() | {k: v for k, v in options.items() if v is not None}
+        params = SamplingParams.of(**given)
+        seeds = [params.seed] if count == 1 or params.seed is None else [params.seed + place for place in range(count)]
+        requests = [
+            Request(messages, replace(params, seed=seed), frames=media.frames, media=media, on_read=on_read)
+            for seed in (seeds * count)[:count]
+        ]
+        self.llm.engine.start()
+        return Answers(self, [self.llm.engine.submit(request) for request in requests], hidden)
+
+
+def _processor_keys(given: Mapping[str, Any]) -> dict[str, Any]:
+    """vLLM's `mm_processor_kwargs`: `size` in Qwen's way, and keys of `MediaOptions`."""
+    size = given.get("size")
+    named = {"shortest_edge": "min_pixels", "longest_edge": "max_pixels"}
+    keys = {name: value for name, value in given.items() if name != "size" and value is not None}
+    if isinstance(size, Mapping):
+        keys |= {named.get(name, f"size.{name}"): value for name, value in size.items()}
+    elif size is not None:
+        keys["size"] = size
+    return keys
+
+
+class Answers:
+    """The answers to one HTTP request, on their way. hidden: paths that errors must not show."""
+
+    def __init__(self, service: Service, streams: list[Stream], hidden: tuple[str, ...]) -> None:
+        self._service, self.streams, self._hidden = service, streams, hidden
+        self._counted = [False] * len(streams)
+
+    async def pieces(self) -> AsyncIterator[tuple[int, str | None]]:
+        """(which answer, a piece of its text, or None at its end) as they come. Cancels what is left when it is closed.
+        Raises ApiError."""
+        queue: asyncio.Queue[tuple[int, str | Exception | None]] = asyncio.Queue()
+
+        async def pump(place: int, stream: Stream) -> None:
+            try:
+                async for piece in stream:
+                    queue.put_nowait((place, piece))
+                queue.put_nowait((place, None))
+            except Exception as error:
+                queue.put_nowait((place, error))
+
+        tasks = [asyncio.create_task(pump(place, stream)) for place, stream in enumerate(self.streams)]
+        left = len(tasks)
+        try:
+            while left:
+                place, piece = await queue.get()
+                if isinstance(piece, Exception):
+                    self._count(place, "error")
+                    raise explained(piece, self._hidden) from piece
+                if piece is None:
+                    left -= 1
+                    self._count(place, reason_of(self.streams[place].output), self.streams[place].output)
+                yield place, piece
+        finally:
+            for task in tasks:
+                task.cancel()
+            self.cancel()
+
+    def cancel(self) -> None:
+        """Stop at the next step what has not ended."""
+        for place, stream in enumerate(self.streams):
+            if stream.state is not State.DONE:
+                stream.cancel()
+            self._count(place, "abort", stream.output)
+
+    def _count(self, place: int, reason: str, output: Output | None = None) -> None:
+        if not self._counted[place]:
+            self._counted[place] = True
+            self._service.metrics.ended(reason, output)
+
+
+def reason_of(output: Output) -> str:
+    """Why an answer ended, in OpenAI's words."""
+    return "length" if output.stats.finish == "length" else "stop"
+
+
+def usage_of(outputs: list[Output]) -> dict[str, Any]:
+    """Token counts of the answers to one prompt, with ours: `speculative`."""
+    stats = [output.stats for output in outputs]
+    prompt, generated = stats[0].prompt_tokens, sum(len(output.token_ids) for output in outputs)
+    return {
+        "prompt_tokens": prompt,
+        "total_tokens": prompt + generated,
+        "completion_tokens": generated,
+        "prompt_tokens_details": {"cached_tokens": stats[0].cached_tokens, "video_tokens": stats[0].video_tokens},
+        "speculative": {
+            "accepted": sum(one.accepted for one in stats),
+            "drafted": sum(one.checked for one in stats),
+            "kept_video_tokens": stats[0].kept_tokens,
+            "draft_lost": any(one.draft_lost for one in stats),
+        },
+    }
+
+
+async def unless_gone(request: HttpRequest, work: Awaitable[Done]) -> Done:
+    """Wait for work; give it up when the client leaves. Raises ApiError."""
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_left(request))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ApiError(499, "the client has left")
+        return task.result()
+    finally:
+        for one in (task, gone):
+            one.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _left(request: HttpRequest) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+__all__ = ["Answers", "HippoError", "Service", "reason_of", "unless_gone", "usage_of"]
