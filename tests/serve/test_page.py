@@ -4,19 +4,26 @@ import base64
 import io
 import os
 import shutil
+import socket
+import threading
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
 import numpy as np
 import pytest
+import uvicorn
 from PIL import Image
 
 from hippo.bench.world import make_scene, write_clip
 from hippo.checkpoints import BUNDLED
+from hippo.serve.app import make_app
+from hippo.serve.media import MediaPolicy
+from hippo.serve.service import Service
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-from selenium.webdriver.chrome.service import Service  # noqa: E402
+from selenium.webdriver.chrome.service import Service as Driver  # noqa: E402
 from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
@@ -96,6 +103,27 @@ class Browser:
         return [(one["id"], [node["html"][:120] for node in one["nodes"]]) for one in found]
 
 
+@contextmanager
+def served(llm, *keys, **options):
+    """A server's URL."""
+    app = make_app(Service(llm, "tiny", MediaPolicy()), keys, **options)
+    listening = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
+    thread = threading.Thread(target=server.run, args=([listening],))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def url(tiny):
+    with served(tiny) as url:
+        yield url
+
+
 @pytest.fixture(scope="module")
 def chromium():
     options = webdriver.ChromeOptions()
@@ -103,7 +131,7 @@ def chromium():
     for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1280,1100"):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    driver = webdriver.Chrome(options=options, service=Driver(DRIVER))
     yield driver
     driver.quit()
 
@@ -212,12 +240,13 @@ def test_the_strip_is_drawn(page):
     assert (0x3D, 0x4C, 0x94) in colours and (0x0B, 0x6E, 0x5F) in colours  # both lanes, in light mode
 
 
-def test_stop_ends_the_answer(page):
+def test_stop_ends_the_answer(page, tiny):
     page.sample()
     page.driver.execute_script(STOP_AT_THE_FIRST_WORD)
     page.ask()
     page.answered()
     assert page.text("status") == "Stopped"
+    page.until(lambda: not tiny.engine.scheduler.jobs, 2)  # the server cancelled it
     begun = page.words()[0]
     page.ask()
     page.answered()
@@ -251,8 +280,13 @@ def test_what_the_server_refuses_is_shown_as_text(page):
     assert page.all(".turn img") == [] and page.all(".turn h3")[0].text == "<img src=x onerror=alert(1)>"
 
 
-def test_an_api_key_is_asked_for_and_kept_in_memory_only(chromium, locked):
-    page = Browser(chromium, locked)
+def test_an_api_key_is_asked_for_and_kept_in_memory_only(chromium, tiny):
+    with served(tiny, "secret") as url:
+        use_a_key(Browser(chromium, url))
+    chromium.get_log("browser")  # holds the refusals
+
+
+def use_a_key(page):
     assert page.by("key-form").is_displayed()
     page.by("key").send_keys("wrong" + Keys.ENTER)
     page.until(lambda: page.text("model") == "Not connected" and page.by("key-form").is_displayed())
@@ -267,7 +301,6 @@ def test_an_api_key_is_asked_for_and_kept_in_memory_only(chromium, locked):
         "",
     ]
     assert page.by("key").get_property("value") == ""
-    chromium.get_log("browser")  # the refusals
 
 
 def test_the_files_have_a_strict_policy_and_there_are_no_others(url):
@@ -278,6 +311,13 @@ def test_the_files_have_a_strict_policy_and_there_are_no_others(url):
     for name in ("page/__init__.py", "page/..%2f__init__.py", "page/%2e%2e/__init__.py", "page/index.html/x", "page/"):
         with pytest.raises(HTTPError, match="404"):
             urlopen(url + name)
+
+
+def test_a_server_without_the_page(tiny):
+    with served(tiny, with_page=False) as url:
+        for name in ("", "page/style.css", "page/sample.mp4"):
+            with pytest.raises(HTTPError, match="404"):
+                urlopen(url + name)
 
 
 @pytest.mark.parametrize("dark", [False, True])
@@ -304,13 +344,3 @@ def test_wide_it_is_accessible_and_not_blank(page):
     page.answered()
     assert page.violations() == []
     assert len(np.unique(page.picture().reshape(-1, 3), axis=0)) > 500
-
-
-@pytest.fixture
-def url():
-    return os.environ["PAGE_URL"]
-
-
-@pytest.fixture
-def locked():
-    return os.environ["LOCKED_URL"]
