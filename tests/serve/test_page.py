@@ -86,6 +86,11 @@ class Browser:
     def words(self):
         return [one.get_property("textContent") for one in self.all(".words")]
 
+    def numbers(self):
+        """Those of the last answer, by their names."""
+        rows = [one.text.splitlines() for one in self.all(".turn:last-child .answer:last-child .numbers div")]
+        return dict(rows)
+
     def picture(self, element=None):
         png = self.driver.get_screenshot_as_png() if element is None else element.screenshot_as_png
         return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
@@ -156,9 +161,13 @@ def test_the_sample_clip_answered_in_generates_words(page, tiny):
     lines = [one.value_of_css_property("text-decoration-line") for one in (drafted[0], own[0])]
     assert lines == ["underline", "none"]  # not by colour alone
     assert "Shaded and underlined" in page.text("legend")
-    numbers = page.all(".numbers")[0].text
-    for name in ("tokens a second", "time to first token", "from the draft", "accepted", "kept", "cached"):
-        assert name in numbers
+    numbers = page.numbers()
+    assert numbers["tokens"] == str(len(expected.token_ids))
+    assert float(numbers["tokens a second"]) > 1 and 0 < float(numbers["time to first token"].split()[0]) < 60
+    accepted, checked = map(int, numbers["accepted of checked"].split(" / "))
+    assert 0 < accepted <= checked
+    assert numbers["from the draft"] == f"{round(100 * accepted / len(expected.token_ids))} %"
+    assert numbers["video tokens kept"] == f"{expected.stats.kept_tokens} / {expected.stats.video_tokens}"
 
 
 def test_a_dropped_clip(page, tiny, tmp_path):
@@ -180,8 +189,7 @@ def test_a_chosen_file_and_a_follow_up_on_it(page, tiny, tmp_path):
         page.ask(question)
         page.answered()
         assert page.words()[-1] == chat.ask(question).text
-    (cached,) = [one.text for one in page.all(".turn:last-child .numbers div") if "cached" in one.text]
-    known, prompt = map(int, cached.splitlines()[-1].split(" / "))
+    known, prompt = map(int, page.numbers()["prompt tokens cached"].split(" / "))
     assert known > prompt // 2
     page.by("clear").click()
     assert page.all(".turn") == []
@@ -197,7 +205,7 @@ def test_compare_shows_both_with_the_same_words(page, tiny):
     assert [one.get_attribute("data-method") for one in page.all(".answer")] == ["ar", "hippo"]
     assert page.all(".answer")[0].find_elements(By.CSS_SELECTOR, ".drafted") == []
     verdict = page.all(".verdict")[0].text
-    assert verdict.startswith("The words are the same.") and "one after the other" in verdict
+    assert verdict.startswith("The words are the same. hippo made ") and "one after the other" in verdict
     left, right = (one.rect for one in page.all(".answer"))
     assert left["y"] == right["y"] and left["x"] + left["width"] <= right["x"]
 

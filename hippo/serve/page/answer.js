@@ -28,7 +28,7 @@ export class Answer {
     if (chunk.usage) this.usage = chunk.usage;
     const choice = chunk.choices[0];
     if (choice) {
-      this.add(choice.hippo?.tokens ?? [{ text: choice.delta?.content ?? "", drafted: false }]);
+      this.add(choice.hippo?.tokens ?? []);
       if (choice.hippo?.videos) this.videos = choice.hippo.videos;
       this.strip.add(choice.hippo?.timeline ?? []);
     }
