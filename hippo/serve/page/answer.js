@@ -68,6 +68,7 @@ export class Answer {
         rows["accepted of checked"] = `${speculative.accepted} / ${speculative.drafted}`;
         rows["video tokens kept"] = `${speculative.kept_video_tokens} / ${details?.video_tokens ?? "?"}`;
       }
+      if (speculative?.draft_lost) rows["the draft, so the target went on alone"] = "lost";
       rows["prompt tokens cached"] = `${details?.cached_tokens ?? 0} / ${prompt}`;
     }
     this.numbers.replaceChildren(
