@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -116,6 +117,8 @@ class _Completion:
                 if text:
                     yield self._chunk(place, {"content": text}, answers, options, output)
                 if ended:
+                    if self._account is not None:
+                        await asyncio.to_thread(self._account.draw, answers.streams[place])
                     yield self._chunk(place, {"content": ""} if not text else {}, answers, options, output, ended=True)
             if options.include_usage:
                 yield _event(self._head | {"object": "chat.completion.chunk", "choices": [], "usage": _usage(answers)})

@@ -35,6 +35,7 @@ def test_pieces_add_up_to_the_answer(tiny):
     content = [{"type": "video", "video": str(CLIP)}, {"type": "text", "text": "Describe the video in detail."}]
     stream = tiny.stream(hippo.Request([{"role": "user", "content": content}], on_read=account.on_read))
     pieces = [account.more(stream) for _ in stream]
+    account.draw(stream)
     pieces.append(account.last(stream))
     tokens = [token for piece in pieces for token in piece["tokens"]]
     output = stream.output

@@ -67,7 +67,7 @@ class Account:
     tokenizer: of transformers."""
 
     def __init__(self, tokenizer: Any) -> None:
-        self._text, self._videos = TextStream(tokenizer), list[Video]()
+        self._text, self._videos, self._shown = TextStream(tokenizer), list[Video](), list[dict[str, Any]]()
         self._tokens = self._spans = 0  # that were given
 
     def on_read(self, messages: Messages) -> None:
@@ -86,12 +86,16 @@ class Account:
             "timeline": [span._asdict() for span in spans],
         }
 
+    def draw(self, stream: Stream) -> None:
+        """Make the pictures for `last`, which takes time."""
+        self._shown, self._videos = shown_frames(self._videos, stream.output.kept), []
+
     def last(self, stream: Stream) -> dict[str, Any]:
         """What is left of both, and the frames that the models were given, with the cells that the draft saw."""
         account, tokens = self.more(stream), stream.tokens
         if rest := self._text.finish():  # bytes that never became a whole character
             account["tokens"].append({"text": rest, "drafted": False, "seconds": tokens[-1].seconds})
-        return account | {"videos": shown_frames(self._videos, stream.output.kept)}
+        return account | {"videos": self._shown}
 
 
 def shown_frames(videos: Sequence[Video], kept: Kept | None) -> list[dict[str, Any]]:

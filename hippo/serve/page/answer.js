@@ -28,7 +28,7 @@ export class Answer {
     if (chunk.usage) this.usage = chunk.usage;
     const choice = chunk.choices[0];
     if (choice) {
-      this.add(choice.hippo?.tokens ?? [{ text: choice.delta?.content ?? "", drafted: false }]);
+      this.add(choice.hippo?.tokens ?? []);
       if (choice.hippo?.videos) this.videos = choice.hippo.videos;
       this.strip.add(choice.hippo?.timeline ?? []);
     }
@@ -68,6 +68,7 @@ export class Answer {
         rows["accepted of checked"] = `${speculative.accepted} / ${speculative.drafted}`;
         rows["video tokens kept"] = `${speculative.kept_video_tokens} / ${details?.video_tokens ?? "?"}`;
       }
+      if (speculative?.draft_lost) rows["the draft, so the target went on alone"] = "lost";
       rows["prompt tokens cached"] = `${details?.cached_tokens ?? 0} / ${prompt}`;
     }
     this.numbers.replaceChildren(
