@@ -5,7 +5,7 @@ import math
 import pytest
 
 from hippo.errors import HippoError
-from hippo.video.sampling import check_request, pick
+from hippo.video.sampling import Sampling, check_request, pick
 from hippo.video.timeline import Timeline
 
 
