@@ -131,3 +131,23 @@ def test_a_long_clip_takes_memory_that_is_known_and_gets_the_same_words():
     assert hippo["video_tokens"] == 15 * 64 == alone["video_tokens"] and hippo["kept_tokens"] == 96
     assert hippo["peak_memory"] > hippo["above_weights"] > 100 << 20
     assert len(hippo["token_ids"]) == 8 and hippo["kv_cache_mib"] > 960 * 12 / 1024
+
+
+def test_serve_asks_the_library_and_a_server_the_same():
+    result = json.loads(bench("serve", "--concurrency", "1,2", "--requests", 2, "--max-new-tokens", 8, "--json"))
+    rows = result["rows"]
+    assert [(row["subject"], row["concurrency"]) for row in rows] == [
+        (name, at_once) for at_once in (1, 2) for name in ("library", "server")
+    ]
+    for row in rows:
+        assert row["same_texts"] and 0 < row["first_seconds"]["median"] < row["seconds"]["median"]
+        assert row["tokens_a_second"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cause"),
+    [(("--url", "http://127.0.0.1:9"), "does not answer"), (("--concurrency", "1,x"), "no whole numbers")],
+)
+def test_serve_says_what_it_cannot_do(arguments, cause):
+    with pytest.raises(HippoError, match=cause):
+        bench("serve", *arguments)

@@ -2,20 +2,26 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import httpx2
 import pytest
 from openai import AuthenticationError, OpenAI
 
 import hippo
+from hippo.cli.demo import CLIP
 from hippo.serve.media import MediaPolicy
 from hippo.serve.service import Service
 from tests.serve.conftest import asked, serving
+
+ROOT = Path(hippo.__file__).parents[1]
 
 
 def test_what_a_client_may_look_up(url):
@@ -86,6 +92,15 @@ def test_the_page_may_be_left_out(llm, url):
     assert "<html" in httpx2.get(url).text
     with serving(Service(llm, "tiny", MediaPolicy()), with_page=False) as bare:
         assert httpx2.get(bare).status_code == 404
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/serving.md"])
+def test_the_quick_start_runs_as_it_is_written(url, tmp_path, monkeypatch, capsys, page):
+    (code,) = re.findall(r"```python\n(import base64\n.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    shutil.copy(CLIP, tmp_path / "clip.mp4")
+    monkeypatch.chdir(tmp_path)
+    exec(code.replace("http://127.0.0.1:8000", url), {})
+    assert len(capsys.readouterr().out) > 20
 
 
 @pytest.fixture(scope="module")
