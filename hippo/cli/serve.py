@@ -42,6 +42,9 @@ def serve(
     media_timeout: Annotated[
         float, typer.Option(min=0.1, help="Seconds for fetching one.", rich_help_panel=_GROUP_MEDIA)
     ] = 30.0,
+    max_media: Annotated[
+        int, typer.Option(min=0, help="Videos and images of one request.", rich_help_panel=_GROUP_MEDIA)
+    ] = 16,
     allow_origin: Annotated[
         list[str] | None, typer.Option(help="Site whose pages may ask (CORS). Several times.")
     ] = None,
@@ -70,7 +73,7 @@ def serve(
         raise BadRequest(f"{allowed_local_media_path} is no folder", "name the folder whose files may be read")
     _require_free(host, port)
     domains = tuple(one.lower() for one in allowed_media_domains or ())
-    policy = MediaPolicy(allowed_local_media_path, domains, max_media_bytes, media_timeout)
+    policy = MediaPolicy(allowed_local_media_path, domains, max_media_bytes, media_timeout, max_media)
     where = {
         "device": device,
         "dtype": dtype,

@@ -96,13 +96,15 @@ async def _json(request: Request, service: Service) -> Any:
         if len(body) > most:
             raise ApiError(413, f"the body has more than {most >> 20} MiB")
     try:
-        return json.loads(body)
+        value = json.loads(body)
+        if b"\\ud" in body or b"\\uD" in body:
+            json.dumps(value, ensure_ascii=False).encode()  # half a character is no text
+        return value
     except (ValueError, RecursionError):
         raise ApiError(400, "the body is not JSON") from None
 
 
 def _model(service: Service, began: int) -> dict[str, Any]:
-    length = getattr(service.llm.pair.target.config.get_text_config(), "max_position_embeddings", None)
     return {
         "id": service.model,
         "object": "model",
@@ -110,7 +112,7 @@ def _model(service: Service, began: int) -> dict[str, Any]:
         "owned_by": "hippo",
         "root": service.model,
         "parent": None,
-        "max_model_len": length,
+        "max_model_len": service.context,
     }
 
 
@@ -118,4 +120,4 @@ async def _tokenize(service: Service, request: Request, given: Any) -> Response:
     body: TokenizeBody = parsed(TokenizeBody, given)
     service.require_model(body.model)
     ids = service.llm.processor.tokenizer(body.prompt, add_special_tokens=body.add_special_tokens).input_ids
-    return JSONResponse({"count": len(ids), "tokens": ids, "max_model_len": _model(service, 0)["max_model_len"]})
+    return JSONResponse({"count": len(ids), "tokens": ids, "max_model_len": service.context})

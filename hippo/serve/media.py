@@ -31,18 +31,24 @@ class MediaPolicy:
             every host with a public address.
         max_bytes: of one video or image.
         seconds: for fetching one.
+        most: videos and images of one request.
     """
 
     folder: Path | None = None
     domains: tuple[str, ...] = ()
     max_bytes: int = 64 << 20
     seconds: float = 30.0
+    most: int = 16
 
     async def resolved(self, messages: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
         """A copy in which every video and image is content or a file that may be read, and the paths of these files.
 
         A part's `{"url": ..., "fps": ...}` becomes keys of the part. Raises ApiError.
         """
+        contents = [content for one in messages if isinstance(content := one.get("content"), list)]
+        count = sum(isinstance(part, Mapping) and part.get("type") != "text" for one in contents for part in one)
+        if count > self.most:
+            raise ApiError(400, f"there are {count} videos and images: this server takes {self.most} in one request")
         turns, hidden = [], list[str]()
         for message in messages:
             turn = dict(message)

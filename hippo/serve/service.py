@@ -48,6 +48,11 @@ class Service:
         scheduler = self.llm.engine.scheduler
         self.metrics = Metrics(self.model, lambda: len(scheduler.running), lambda: len(scheduler.waiting))
 
+    @property
+    def context(self) -> int | None:
+        """Tokens that the model reads and writes at most."""
+        return getattr(self.llm.pair.target.config.get_text_config(), "max_position_embeddings", None)
+
     def require_model(self, name: str | None) -> None:
         """Raises ApiError."""
         if name not in (None, self.model):
@@ -58,7 +63,10 @@ class Service:
         """Room for so many answers. Raises ApiError where there is none."""
         if self.draining:
             raise ApiError(503, "the server is stopping: ask another one")
-        if self.live + count > self.llm.engine.scheduler.max_running + self.max_waiting:
+        room = self.llm.engine.scheduler.max_running + self.max_waiting
+        if count > room:
+            raise ApiError(400, f"n is {count} and this server takes {room} answers at a time", "n")
+        if self.live + count > room:
             raise ApiError(503, "too many requests wait already: ask again later")
         self.live += count
         try:
@@ -83,7 +91,11 @@ class Service:
         keys = {} if video is None else {name: one for name, one in video.model_dump().items() if one is not None}
         media = MediaOptions(**MediaOptions.of(keys | _processor_keys(body.mm_processor_kwargs or {})), fetch=False)
         given = {"max_new_tokens": DEFAULT_TOKENS} | body.params() | {k: v for k, v in options.items() if v is not None}
-        params = SamplingParams.of(**given)
+        params, context = SamplingParams.of(**given), self.context
+        if context is not None and params.max_new_tokens > context:
+            raise ApiError(
+                400, f"max_tokens is {params.max_new_tokens} and the model's context {context}", "max_tokens"
+            )
         seeds = [params.seed] if count == 1 or params.seed is None else [params.seed + place for place in range(count)]
         requests = [
             Request(messages, replace(params, seed=seed), frames=media.frames, media=media, on_read=on_read)

@@ -66,7 +66,7 @@ def test_a_key_is_asked_for_where_models_are(locked):
 
 
 def test_bodies_that_are_none(url):
-    for content in (b"", b"{", b"[1]", b"\xff", b"[" * 100_000):
+    for content in (b"", b"{", b"[1]", b"\xff", b"[" * 100_000, b'{"messages": "\\ud800"}'):
         answer = httpx2.post(f"{url}/v1/chat/completions", content=content)
         assert answer.status_code == 400 and answer.json()["error"]["message"]
 

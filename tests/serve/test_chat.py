@@ -183,6 +183,8 @@ def test_the_fields_are_those_of_vllm(url):
         ({"messages": asked("file:///etc/passwd")}, 400, None, "may not be read"),
         ({"messages": asked(speed=2)}, 400, None, "speed"),
         ({"messages": [{"role": "user", "content": [{"type": "movie", "movie": "x"}]}]}, 400, None, "movie"),
+        ({"messages": asked() * 17}, 400, None, "takes 16"),
+        ({"max_tokens": 10**6}, 400, "max_tokens", "context"),
         ({"max_tokens": 0}, 400, "max_tokens", "greater"),
         ({"max_tokens": 3, "max_completion_tokens": 4}, 400, None, "differ"),
         ({"temperature": -1}, 400, "temperature", "greater"),
@@ -250,6 +252,8 @@ def test_a_full_queue_answers_503(llm):
             full = client.post(f"{url}/v1/chat/completions", json=body)
             assert full.status_code == 503 and int(full.headers["retry-after"]) > 0
         assert client.post(f"{url}/v1/chat/completions", json=body).status_code == 200
+        never = client.post(f"{url}/v1/chat/completions", json=body | {"n": 2, "temperature": 1})
+        assert never.status_code == 400 and never.json()["error"]["param"] == "n"
 
 
 def test_a_draft_killed_under_load_changes_no_word(client, llm, expected):
