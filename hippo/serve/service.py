@@ -92,10 +92,8 @@ class Service:
         media = MediaOptions(**MediaOptions.of(keys | _processor_keys(body.mm_processor_kwargs or {})), fetch=False)
         given = {"max_new_tokens": DEFAULT_TOKENS} | body.params() | {k: v for k, v in options.items() if v is not None}
         params, context = SamplingParams.of(**given), self.context
-        if context is not None and params.max_new_tokens > context:
-            raise ApiError(
-                400, f"max_tokens is {params.max_new_tokens} and the model's context {context}", "max_tokens"
-            )
+        if context is not None and (longest := params.max_new_tokens) > context:
+            raise ApiError(400, f"max_tokens is {longest} and the model's context {context}", "max_tokens")
         seeds = [params.seed] if count == 1 or params.seed is None else [params.seed + place for place in range(count)]
         requests = [
             Request(messages, replace(params, seed=seed), frames=media.frames, media=media, on_read=on_read)

@@ -63,7 +63,7 @@ def _sent(path: Path) -> FileResponse:
 
 
 class Account:
-    """What `return_tokens` adds to the chunks of one answer, see docs/serving.md. `on_read` belongs into its `Request`.
+    """What `return_tokens` adds to the chunks of one answer, see docs/page.md. `on_read` belongs into its `Request`.
     tokenizer: of transformers."""
 
     def __init__(self, tokenizer: Any) -> None:

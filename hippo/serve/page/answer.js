@@ -23,7 +23,7 @@ export class Answer {
     return this.words.textContent;
   }
 
-  // A chunk of the stream, see docs/serving.md.
+  // A chunk of the stream, see docs/page.md.
   take(chunk) {
     if (chunk.usage) this.usage = chunk.usage;
     const choice = chunk.choices[0];

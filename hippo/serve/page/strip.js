@@ -1,4 +1,4 @@
-// What target and draft did when: a lane each, time from the request's arrival to the right.
+// What target and draft did when: a lane each, time from when the engine took the request to the right.
 import { colour, element, sized } from "./dom.js";
 
 const [LABELS, LANE, GAP, AXIS, PER_FORWARD, WIDEST, WORD] = [52, 22, 6, 18, 2, 12000, 46]; // pixels
