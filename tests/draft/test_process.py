@@ -15,7 +15,7 @@ import torch
 from hippo.bench.memory import with_children
 from hippo.draft import process as module
 from hippo.draft import worker as worker_module
-from hippo.draft.child import Forked, Threaded, may_fork, wait_for
+from hippo.draft.child import Forked, Threaded, may_fork
 from hippo.draft.messages import End
 from hippo.draft.process import LARGE, DraftWorker, placement
 from hippo.errors import BadRequest, CheckpointError, DraftLost
@@ -238,7 +238,7 @@ def test_a_handle_that_is_collected_ends_its_worker(way):
     child = worker._child
     del worker
     gc.collect()
-    assert wait_for(child, 10) is not None
+    assert module.wait_for(child, 10) is not None
     if way == "thread":
         child._thread.join(10)
 
