@@ -148,18 +148,6 @@ def test_a_process_that_is_stopped_while_it_loads_is_given_up(way, monkeypatch):
         worker.wait_loaded()
 
 
-@pytest.mark.parametrize("way", ["fresh"], indirect=True)
-def test_a_fresh_process_is_heard_before_it_has_imported_torch(way, monkeypatch):
-    """Each import is slowed down by the start of the interpreter itself where many run at once: a generous limit."""
-    worker = started(way)
-    began = time.monotonic()
-    assert type(worker._receive(20.0)).__name__ == "Loading"
-    first = time.monotonic() - began
-    worker.wait_loaded()
-    assert first < (time.monotonic() - began) / 2
-    ended(worker)
-
-
 @pytest.mark.parametrize("way", ["fork"], indirect=True)
 def test_a_fork_keeps_no_file_and_no_handler_of_its_parent(way):
     reading, writing = os.pipe()
@@ -176,16 +164,21 @@ def test_a_fork_keeps_no_file_and_no_handler_of_its_parent(way):
         worker.fetch(wait=True)
 
 
-def test_where_there_is_no_room_for_a_fork_a_fresh_process_is_started(monkeypatch):
+def test_a_fresh_process_where_there_is_no_room_for_a_fork_is_heard_before_it_has_imported_torch(monkeypatch):
+    """Each import is slowed down by the start of the interpreter itself where many run at once: a generous limit."""
     monkeypatch.setattr(module, "may_fork", lambda *_: True)
 
     def full():
         raise OSError(12, "Cannot allocate memory")
 
     monkeypatch.setattr(os, "fork", full)
-    worker = started("fresh")
-    assert isinstance(worker._child, subprocess.Popen) and worker.wait_loaded().vocabulary == 160
-    worker.close()
+    worker, began = started("fresh"), time.monotonic()
+    assert isinstance(worker._child, subprocess.Popen)
+    assert type(worker._receive(20.0)).__name__ == "Loading"
+    first = time.monotonic() - began
+    assert worker.wait_loaded().vocabulary == 160
+    assert first < (time.monotonic() - began) / 2
+    ended(worker)
 
 
 def test_a_fork_only_where_it_is_safe():
@@ -219,6 +212,7 @@ def test_a_thread_that_hangs_is_counted_as_ended(monkeypatch):
     worker._child._thread.join(10)
 
 
+@pytest.mark.parametrize("way", ["fork", "thread"], indirect=True)  # a fresh process has a fork's transport
 def test_close_from_another_thread_ends_a_wait(way):
     worker = started(way)
     worker.wait_loaded()
