@@ -136,7 +136,7 @@ def load_model(checkpoint: Checkpoint) -> nn.Module:
         atexit.register(tensor_parallel.shutdown)
     elif checkpoint.device == SPREAD:
         given["device_map"] = "auto"
-    elif _settings(checkpoint).get("quantization_config"):
+    elif _settings(checkpoint.source).get("quantization_config"):
         # Packed weights may not be moved, and some would go to a GPU by themselves.
         given["device_map"] = {"": checkpoint.device}
     else:
@@ -182,7 +182,7 @@ def require_room(target: Checkpoint, draft: Checkpoint, bits: int) -> None:
 
 def require_itself_packable(target: Checkpoint) -> None:
     """Refuse a quantised target as a draft in fewer bits: its weights cannot be packed again. Raises BadRequest."""
-    if _settings(target).get("quantization_config"):
+    if _settings(target.source).get("quantization_config"):
         raise no_self_draft(target.source)
 
 
@@ -207,7 +207,7 @@ def notes_on(target: Checkpoint, draft: Checkpoint | None, bits: int) -> tuple[s
 def _packing_note(draft: Checkpoint, bits: int) -> str:
     from hippo.forward.quantize import unpacked
 
-    if _settings(draft).get("quantization_config"):
+    if _settings(draft.source).get("quantization_config"):
         return f"the draft is quantised already: draft_bits {bits} changes nothing"
     try:
         left, every = unpacked(skeleton(draft.source), bits)
@@ -233,7 +233,7 @@ def skeleton(source: str) -> Any:
 def _needed(checkpoint: Checkpoint) -> int:
     """Bytes that its weights take at most once they are loaded; 0 if that is not known before."""
     weights = stored_bytes(checkpoint.source)
-    packed = bool(weights and _settings(checkpoint).get("quantization_config"))
+    packed = bool(weights and _settings(checkpoint.source).get("quantization_config"))
     grows = checkpoint.first_device == "cpu" and checkpoint.dtype == "float32" and not packed
     return weights * (2 if grows else 1)
 
@@ -281,7 +281,7 @@ def require_same_tokenizer(target: Any, draft: Any) -> None:
 def require_there(source: str) -> None:
     """Refuse a checkpoint that is neither a folder, nor cached, nor on the hub. Raises HippoError at once, where
     loading would first try for minutes."""
-    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
     if Path(source).is_dir():
@@ -291,7 +291,7 @@ def require_there(source: str) -> None:
             f"there is no checkpoint folder {source}", "name a folder that save_pretrained wrote, or a hub id"
         )
     try:
-        if not isinstance(try_to_load_from_cache(source, "config.json"), str):
+        if _cached(source) is None:
             HfApi().model_info(source, timeout=10)
     except GatedRepoError:
         raise HippoError(f"{source} is gated", "accept its terms on the hub and log in with `hf auth login`") from None
@@ -329,7 +329,7 @@ def _require_served(checkpoint: Checkpoint) -> Family:
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-    settings = _settings(checkpoint)
+    settings = _settings(checkpoint.source)
     model_type = settings.get("model_type")
     if model_type is None:  # transformers says why
         model_type = AutoConfig.from_pretrained(checkpoint.source, trust_remote_code=False).model_type
@@ -346,11 +346,7 @@ def _brings_code(source: str, of: str) -> HippoError:
     )
 
 
-def _settings(checkpoint: Checkpoint) -> dict[str, Any]:
-    return _settings_of(checkpoint.source)
-
-
-def _settings_of(source: str) -> dict[str, Any]:
+def _settings(source: str) -> dict[str, Any]:
     """Its config.json, whether or not transformers knows the type of model."""
     from transformers import PreTrainedConfig
 
@@ -364,7 +360,7 @@ def _dtype_on(device: str, dtype: str, source: str) -> str:
         return dtype
     if (weights := stored_bytes(source)) <= LARGE:
         return "float32"
-    settings = _settings_of(source)
+    settings = _settings(source)
     return cpu_dtype(stored_dtype(settings), weights, bool(settings.get("quantization_config")))
 
 
@@ -401,7 +397,7 @@ def bits_for(draft: Checkpoint, wanted: int | str, place: str) -> int:
 
     if bits := known_bits(wanted):
         return bits
-    settings = _settings(draft)
+    settings = _settings(draft.source)
     if place == "process" or draft.device != "cpu" or settings.get("quantization_config"):
         return 16
     text = settings.get("text_config", settings)

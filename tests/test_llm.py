@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -269,10 +270,35 @@ def test_a_dropped_stream_frees_what_it_holds(tiny):
     assert held() is None
 
 
-def test_a_stream_alive_at_interpreter_exit_prints_nothing(tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(f"import hippo\nllm = hippo.load('tiny')\nstream = llm.stream({str(CLIP)!r})\nnext(stream)\n")
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=False)
+SCRIPTS = {
+    "a stream that is alive at the end": (
+        f"import hippo\nllm = hippo.load('tiny')\nstream = llm.stream({str(CLIP)!r})\nnext(stream)\n"
+    ),
+    "an error, and no main guard": (
+        "import hippo, sys\n"
+        "llm = hippo.load('tiny')\n"
+        f"out = llm.generate({str(CLIP)!r}, max_new_tokens=5)\n"
+        "print(llm.pair.draft.worker().pid, len(out.token_ids), flush=True)\n"
+        "raise SystemExit(1 / 0)\n"
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def scripts(tmp_path_factory):
+    """What each of the scripts did. They run at the same time: most of it is imports."""
+
+    def run(text):
+        script = tmp_path_factory.mktemp("scripts") / "script.py"
+        script.write_text(text)
+        return subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=False)
+
+    with ThreadPoolExecutor(len(SCRIPTS)) as pool:
+        return dict(zip(SCRIPTS, pool.map(run, SCRIPTS.values()), strict=True))
+
+
+def test_a_stream_alive_at_interpreter_exit_prints_nothing(scripts):
+    done = scripts["a stream that is alive at the end"]
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
@@ -360,17 +386,9 @@ def test_running_out_of_memory_is_one_clear_error():
         raise RuntimeError("something else")
 
 
-def test_a_script_without_a_main_guard_leaves_nothing_behind(tmp_path):
+def test_a_script_without_a_main_guard_leaves_nothing_behind(scripts):
     """The draft's process must not run the user's script again, and must end with it, whatever ends it."""
-    script = tmp_path / "script.py"
-    script.write_text(
-        "import hippo, sys\n"
-        "llm = hippo.load('tiny')\n"
-        f"out = llm.generate({str(CLIP)!r}, max_new_tokens=5)\n"
-        "print(llm.pair.draft.worker().pid, len(out.token_ids), flush=True)\n"
-        "raise SystemExit(1 / 0)\n"
-    )
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=False)
+    done = scripts["an error, and no main guard"]
     pid, tokens = done.stdout.split()
     assert tokens == "5" and "ZeroDivisionError" in done.stderr
     with pytest.raises(ProcessLookupError):

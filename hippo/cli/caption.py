@@ -19,9 +19,7 @@ def caption(
     together: common.TogetherOption = False,
     target: common.TargetOption = "tiny",
     draft: common.DraftOption = None,
-    method: Annotated[
-        str, typer.Option(help="ar, sd (serial), pearl (parallel) or hippo (the fastest of these, pruned).")
-    ] = "hippo",
+    method: common.MethodOption = "hippo",
     decoder: Annotated[str, typer.Option(help="ar, serial, parallel or auto, instead of the method's own.")] = "",
     pruner: Annotated[str, typer.Option(help=f"Instead of the method's own: {common.PRUNERS}.")] = "",
     keep_ratio: common.KeepOption = 0.1,

@@ -21,9 +21,7 @@ def chat(
     system: common.SystemOption = "",
     target: common.TargetOption = "tiny",
     draft: common.DraftOption = None,
-    method: Annotated[
-        str, typer.Option(help="ar, sd (serial), pearl (parallel) or hippo (the fastest of these, pruned).")
-    ] = "hippo",
+    method: common.MethodOption = "hippo",
     keep_ratio: common.KeepOption = 0.1,
     max_new_tokens: common.TokensOption = 256,
     frames: common.FramesOption = None,

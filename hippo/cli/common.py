@@ -85,6 +85,9 @@ DtypeOption = Annotated[
         help="auto, float32, bfloat16 or float16. auto on a CPU: bfloat16 for large models if it is fast here."
     ),
 ]
+MethodOption = Annotated[
+    str, typer.Option(help="ar, sd (serial), pearl (parallel) or hippo (the fastest of these, pruned).")
+]
 TokensOption = Annotated[int, typer.Option(help="Longest answer, in tokens.")]
 KeepOption = Annotated[float, typer.Option(help="Share of the video tokens that the draft sees, in (0, 1].")]
 GammaOption = Annotated[str, typer.Option(help="Tokens drafted at a time; auto adapts it to measured speeds.")]

@@ -14,11 +14,9 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
-from typing import Protocol
 
 import torch
 
@@ -134,16 +132,3 @@ def fresh(pipe: int, arguments: list[str]) -> subprocess.Popen[bytes]:
         | {"OMP_NUM_THREADS": arguments[-1], "OMP_WAIT_POLICY": "PASSIVE", "TRANSFORMERS_VERBOSITY": "error"},
         process_group=0,  # Ctrl-C is for the process that talks to the user
     )
-
-
-class _Polled(Protocol):
-    def poll(self) -> int | None:
-        """The exit code, or None while it runs."""
-
-
-def wait_for(child: _Polled, seconds: float) -> int | None:
-    """The exit code of a child, or None if it still runs after so many seconds."""
-    deadline = time.monotonic() + seconds
-    while (code := child.poll()) is None and time.monotonic() < deadline:
-        time.sleep(0.005)
-    return code

@@ -21,7 +21,7 @@ from torch import nn
 
 from hippo.checkpoints import LARGE
 from hippo.device import shares
-from hippo.draft.child import Forked, Threaded, fresh, may_fork, wait_for
+from hippo.draft.child import Forked, Threaded, fresh, may_fork
 from hippo.draft.drafter import Drafter
 from hippo.draft.messages import Begin, Failed, Loaded, Prefill, ReadPrompt, Ready
 from hippo.draft.transport import ProcessTransport, ThreadTransport, Transport
@@ -86,9 +86,12 @@ class DraftWorker:
         if place == "inline":
             inline = Inline(source, dtype, device, trust_remote_code, bits)
             how = inline, inline, None
+        elif place == "thread":
+            ours, theirs = ThreadTransport.pair()
+            run = partial(work, theirs, source, dtype, device, 0, trust_remote_code, bits)
+            how = Threaded(run, device), ours, None
         else:
-            start = _in_thread if place == "thread" else _in_process
-            how = start(source, dtype, device, timeout, trust_remote_code, bits)
+            how = _in_process(source, dtype, device, timeout, trust_remote_code, bits)
         self._child, self._transport, self._copy = how
         self._end = weakref.finalize(self, _end, *how)
 
@@ -207,13 +210,6 @@ class DraftWorker:
         return f"the draft's process died with {f'signal {-code}' if code < 0 else f'code {code}'}"
 
 
-def _in_thread(
-    source: Any, dtype: str, device: str, timeout: float, trust: bool, bits: int
-) -> tuple[Child, Transport, str | None]:
-    ours, theirs = ThreadTransport.pair()
-    return Threaded(partial(work, theirs, source, dtype, device, 0, trust, bits), device), ours, None
-
-
 def _in_process(
     source: Any, dtype: str, device: str, timeout: float, trust: bool, bits: int
 ) -> tuple[Child, Transport, str | None]:
@@ -243,6 +239,14 @@ def _end(child: Child, transport: Transport, copy: str | None) -> None:
         child.kill()
         wait_for(child, 10.0)
     _remove(copy)
+
+
+def wait_for(child: Child, seconds: float) -> int | None:
+    """The exit code of a child, or None if it still runs after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while (code := child.poll()) is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return code
 
 
 def _remove(copy: str | None) -> None:

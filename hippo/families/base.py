@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -114,14 +115,14 @@ class Embeds:
         return {}
 
 
-def require_one_request(inputs: Mapping[str, Any]) -> Tensor:
-    """(1, L) input ids of a batch of one without padding. Raises HippoError."""
+def one_request(inputs: Mapping[str, Any], token: int) -> tuple[Tensor, Tensor]:
+    """(L,) input ids of a batch of one without padding, and where among them `token` is. Raises HippoError."""
     input_ids, mask = inputs["input_ids"], inputs.get("attention_mask")
     if len(input_ids) != 1:
         raise HippoError(f"a batch of {len(input_ids)} requests", "pass one request at a time")
     if mask is not None and not bool(mask.all()):
         raise HippoError("the prompt is padded", "pass it without padding")
-    return input_ids
+    return input_ids[0], (input_ids[0] == token).nonzero()[:, 0]
 
 
 def require_video_tokens(there: int, grids: Sequence[VideoGrid], beside: int = 0) -> None:
@@ -152,9 +153,8 @@ def prompt_of_images(inputs: Mapping[str, Any], token: int, count: int, side: in
     count as a video if no two are closer, and videos with almost no text between them count as one. A wrong guess only
     changes which tokens the draft sees.
     """
-    input_ids = require_one_request(inputs)[0]
-    frame = VideoGrid(1, side, side)
-    images_at = (input_ids == token).nonzero()[:, 0].cpu()
+    input_ids, images_at = one_request(inputs, token)
+    frame, images_at = VideoGrid(1, side, side), images_at.cpu()
     require_video_tokens(len(images_at), [frame] * count)
     runs = images_at.tensor_split((images_at.diff() > 1).nonzero()[:, 0] + 1)
     between = [int(after[0] - before[-1]) - 1 for before, after in pairwise(runs)]
@@ -236,19 +236,22 @@ class Card:
     notes: tuple[str, ...]
 
 
-class Family(Protocol):
+class Family(ABC):
     """What is specific to one video-LLM family. `inputs`: its processor's output, batch of one."""
 
     model_types: tuple[str, ...]
     card: Card
 
+    @abstractmethod
     def prepare_prompt(self, config: Any, inputs: Mapping[str, Any]) -> Prompt:
         """Token positions and video grids. Needs the configuration and no weights. Raises HippoError for inputs
         that the family cannot serve."""
 
+    @abstractmethod
     def embed(self, model: Any, inputs: Mapping[str, Any]) -> Embeds:
         """Input embeddings of the whole prompt, with the videos' projected tokens."""
 
     def language_model(self, model: Any) -> nn.Module:
         """The text stack: inputs_embeds, position_ids, attention_mask, a KV cache and `Embeds.arguments` ->
         last_hidden_state."""
+        return model.model.language_model

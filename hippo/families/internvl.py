@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from hippo.families.base import Card, Embeds, Prompt, Released, embedded, prompt_of_images, vision_chunks
+from hippo.families.base import Card, Embeds, Family, Prompt, Released, embedded, prompt_of_images, vision_chunks
 
 
-class InternVL:
+class InternVL(Family):
     model_types: tuple[str, ...] = ("internvl",)
     card = Card(
         "InternVL",
@@ -32,6 +32,3 @@ class InternVL:
             return [image for now in some for image in model.model.get_image_features(pixels[now]).pooler_output]
 
         return embedded(model, inputs, images)
-
-    def language_model(self, model: Any) -> nn.Module:
-        return model.model.language_model

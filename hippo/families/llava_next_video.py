@@ -6,22 +6,23 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hippo.families.base import (
     Card,
     Embeds,
+    Family,
     Prompt,
     VideoGrid,
     embedded,
+    one_request,
     plain_prompt,
-    require_one_request,
     require_video_tokens,
     vision_chunks,
 )
 
 
-class LlavaNextVideo:
+class LlavaNextVideo(Family):
     model_types: tuple[str, ...] = ("llava_next_video",)
     card = Card(
         "LLaVA-NeXT-Video",
@@ -34,15 +35,14 @@ class LlavaNextVideo:
     )
 
     def prepare_prompt(self, config: Any, inputs: Mapping[str, Any]) -> Prompt:
-        input_ids = require_one_request(inputs)
+        input_ids, video_at = one_request(inputs, config.video_token_id)
         pixels = inputs.get("pixel_values_videos")
         grids: tuple[VideoGrid, ...] = ()
         if pixels is not None:
             side = pixels.shape[-1] // config.vision_config.patch_size // config.spatial_pool_stride
             grids = (VideoGrid(pixels.shape[1], side, side),) * len(pixels)
-        video_at = (input_ids[0] == config.video_token_id).nonzero()[:, 0]
         require_video_tokens(len(video_at), grids)
-        return plain_prompt(input_ids[0], video_at, grids)
+        return plain_prompt(input_ids, video_at, grids)
 
     def embed(self, model: Any, inputs: Mapping[str, Any]) -> Embeds:
         of = model.model
@@ -65,6 +65,3 @@ class LlavaNextVideo:
             lambda: of.get_image_features(inputs["pixel_values"], inputs["image_sizes"]).pooler_output,
             videos,
         )
-
-    def language_model(self, model: Any) -> nn.Module:
-        return model.model.language_model

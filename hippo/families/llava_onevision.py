@@ -6,17 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hippo.families.base import (
     Card,
     Embeds,
+    Family,
     Prompt,
     Released,
     VideoGrid,
     embedded,
+    one_request,
     plain_prompt,
-    require_one_request,
     require_video_tokens,
     vision_chunks,
 )
@@ -24,7 +25,7 @@ from hippo.families.base import (
 _DRAFT = Released("llava-hf/llava-onevision-qwen2-0.5b-ov-hf", 0.89)
 
 
-class LlavaOnevision:
+class LlavaOnevision(Family):
     model_types: tuple[str, ...] = ("llava_onevision",)
     card = Card(
         "LLaVA-OneVision",
@@ -36,16 +37,15 @@ class LlavaOnevision:
     )
 
     def prepare_prompt(self, config: Any, inputs: Mapping[str, Any]) -> Prompt:
-        input_ids = require_one_request(inputs)
+        input_ids, tokens = one_request(inputs, config.video_token_id)
         pixels = inputs.get("pixel_values_videos")
         grids: tuple[VideoGrid, ...] = ()
         if pixels is not None:
             side = _side(config)
             grids = (VideoGrid(pixels.shape[1], side, side),) * len(pixels)
-        tokens = (input_ids[0] == config.video_token_id).nonzero()[:, 0]
         require_video_tokens(len(tokens), grids, beside=1)  # the newline
         video_at = tokens.view(len(grids), -1)[:, :-1].flatten() if grids else tokens
-        return plain_prompt(input_ids[0], video_at, grids)
+        return plain_prompt(input_ids, video_at, grids)
 
     def embed(self, model: Any, inputs: Mapping[str, Any]) -> Embeds:
         of = model.model
@@ -64,9 +64,6 @@ class LlavaOnevision:
             return torch.cat([*cells, newline], dim=1).flatten(0, 1)
 
         return embedded(model, inputs, images, videos)
-
-    def language_model(self, model: Any) -> nn.Module:
-        return model.model.language_model
 
 
 def _side(config: Any) -> int:

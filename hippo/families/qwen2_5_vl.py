@@ -12,12 +12,13 @@ from hippo.errors import HippoError
 from hippo.families.base import (
     Card,
     Embeds,
+    Family,
     Prompt,
     Released,
     VideoGrid,
     embedded,
+    one_request,
     plain_prompt,
-    require_one_request,
     require_video_tokens,
     vision_chunks_of_grids,
 )
@@ -25,7 +26,7 @@ from hippo.families.base import (
 _3B, _7B = Released("Qwen/Qwen2.5-VL-3B-Instruct", 3.75), Released("Qwen/Qwen2.5-VL-7B-Instruct", 8.29)
 
 
-class Qwen2_5VL:
+class Qwen2_5VL(Family):
     model_types: tuple[str, ...] = ("qwen2_5_vl",)
     card = Card(
         "Qwen2.5-VL",
@@ -38,23 +39,22 @@ class Qwen2_5VL:
     )
 
     def prepare_prompt(self, config: Any, inputs: Mapping[str, Any]) -> Prompt:
-        input_ids = require_one_request(inputs)
+        input_ids, video_at = one_request(inputs, config.video_token_id)
         images, videos = inputs.get("image_grid_thw"), inputs.get("video_grid_thw")
         merge = config.vision_config.spatial_merge_size
         grids = tuple(
             VideoGrid(frames, rows // merge, columns // merge)
             for frames, rows, columns in (videos.tolist() if videos is not None else [])
         )
-        video_at = (input_ids[0] == config.video_token_id).nonzero()[:, 0]
         require_video_tokens(len(video_at), grids)
         if images is None and videos is None:
-            return plain_prompt(input_ids[0], video_at, grids, axes=3)
+            return plain_prompt(input_ids, video_at, grids, axes=3)
         kinds = inputs.get("mm_token_type_ids")
         if kinds is None:
             # generate() would silently fall back to text positions.
             raise HippoError("the inputs lack mm_token_type_ids", "use the model's own processor, of this transformers")
         positions, _ = _without_weights(config).get_rope_index(
-            input_ids,
+            input_ids[None],
             mm_token_type_ids=kinds,
             image_grid_thw=images,
             video_grid_thw=videos,
@@ -62,7 +62,7 @@ class Qwen2_5VL:
             attention_mask=inputs.get("attention_mask"),
         )
         # generate() continues from the last prompt token's position. A long clip's temporal axis can exceed it.
-        return Prompt(input_ids[0], video_at, grids, positions[:, 0], positions[:, 0, -1] + 1)
+        return Prompt(input_ids, video_at, grids, positions[:, 0], positions[:, 0, -1] + 1)
 
     def embed(self, model: Any, inputs: Mapping[str, Any]) -> Embeds:
         of = model.model
@@ -79,9 +79,6 @@ class Qwen2_5VL:
             lambda: of.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"]).pooler_output,
             videos,
         )
-
-    def language_model(self, model: Any) -> nn.Module:
-        return model.model.language_model
 
 
 def _without_weights(config: Any) -> Any:

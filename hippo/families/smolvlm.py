@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hippo.families.base import Card, Embeds, Prompt, Released, embedded, prompt_of_images, vision_chunks
+from hippo.families.base import Card, Embeds, Family, Prompt, Released, embedded, prompt_of_images, vision_chunks
 
 
-class SmolVLM:
+class SmolVLM(Family):
     model_types: tuple[str, ...] = ("smolvlm",)
     card = Card(
         "SmolVLM2",

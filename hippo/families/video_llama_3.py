@@ -6,23 +6,24 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hippo.families.base import (
     Card,
     Embeds,
+    Family,
     Prompt,
     Released,
     VideoGrid,
     embedded,
+    one_request,
     plain_prompt,
-    require_one_request,
     require_video_tokens,
     vision_chunks_of_grids,
 )
 
 
-class VideoLlama3:
+class VideoLlama3(Family):
     model_types: tuple[str, ...] = ("video_llama_3",)
     card = Card(
         "VideoLLaMA3",
@@ -36,11 +37,10 @@ class VideoLlama3:
     )
 
     def prepare_prompt(self, config: Any, inputs: Mapping[str, Any]) -> Prompt:
-        input_ids = require_one_request(inputs)
+        input_ids, video_at = one_request(inputs, config.video_token_id)
         grids = _grids(inputs) if inputs.get("pixel_values_videos") is not None else ()
-        video_at = (input_ids[0] == config.video_token_id).nonzero()[:, 0]
         require_video_tokens(len(video_at), grids)
-        return plain_prompt(input_ids[0], video_at, grids)
+        return plain_prompt(input_ids, video_at, grids)
 
     def embed(self, model: Any, inputs: Mapping[str, Any]) -> Embeds:
         of = model.model
@@ -60,9 +60,6 @@ class VideoLlama3:
             return cells if has_token is None else cells[has_token]
 
         return embedded(model, inputs, images, videos)
-
-    def language_model(self, model: Any) -> nn.Module:
-        return model.model.language_model
 
 
 def _grids(inputs: Mapping[str, Any]) -> tuple[VideoGrid, ...]:

@@ -65,30 +65,25 @@ class Room:
     def __init__(self, layers: int, spare: int = _SPARE, clear: bool = False) -> None:
         self._layers, self._spare = layers, spare
         self._make = torch.zeros if clear else torch.empty
-        self._tensor: Tensor | None = None
+        self.tensor: Tensor | None = None  # (layers, 2, H_kv, capacity, d), once there is one
         self.expected = 0  # tokens that are known to come
         self.whole = False  # whether forwards see all of it, what is not written yet included: a mask hides that
 
     @property
-    def tensor(self) -> Tensor | None:
-        """The buffer, (layers, 2, H_kv, capacity, d), once there is one."""
-        return self._tensor
-
-    @property
     def size(self) -> int:
         """Bytes held."""
-        return 0 if self._tensor is None else self._tensor.nbytes
+        return 0 if self.tensor is None else self.tensor.nbytes
 
     def holding(self, end: int, like: Tensor) -> Tensor:
         """The buffer, (layers, 2, H_kv, capacity, d), with room for `end` tokens of keys `like` (1, H_kv, n, d)."""
-        if self._tensor is None or end > self._tensor.shape[-2]:
-            old = self._tensor
+        if self.tensor is None or end > self.tensor.shape[-2]:
+            old = self.tensor
             capacity = max(end, self.expected) + self._spare
             shape = self._layers, 2, like.shape[1], capacity, like.shape[-1]
-            self._tensor = self._make(shape, dtype=like.dtype, device=like.device)
+            self.tensor = self._make(shape, dtype=like.dtype, device=like.device)
             if old is not None:
-                self._tensor[..., : old.shape[-2], :] = old
-        return self._tensor
+                self.tensor[..., : old.shape[-2], :] = old
+        return self.tensor
 
 
 class RoomyLayer(DynamicLayer):

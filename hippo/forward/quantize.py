@@ -16,7 +16,6 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -32,49 +31,23 @@ _ROWS = 4096  # outputs packed at a time, which bounds the memory that packing t
 _TIMED, _COPIES = 1 << 20, 8  # numbers in a weight that is timed, and how many such: more than a core's own cache
 
 
-@dataclass
-class Quantized:
-    """What `quantize` did. layers: how many have packed weights; left: name -> why it stays as it is; before, after:
-    bytes of the text model and its head, embeddings included."""
-
-    bits: int
-    layers: int = 0
-    left: dict[str, str] = field(default_factory=dict)
-    before: int = 0
-    after: int = 0
-
-    def __str__(self) -> str:
-        size = f"{self.before / 1e6:,.1f} MB -> {self.after / 1e6:,.1f} MB"
-        done = f"{self.layers} linear layers in {self.bits} bits, {size}"
-        reasons = [f"{list(self.left.values()).count(why)} kept: {why}" for why in dict.fromkeys(self.left.values())]
-        return "; ".join([done, *reasons])
-
-
-def quantize(model: Any, bits: int) -> Quantized:
+def quantize(model: Any, bits: int) -> None:
     """Replace, in place, the linear layers of a model's text stack and its head by packed ones. Not the vision tower,
     not the embeddings.
 
     model: one that nobody else uses, of a known family, or a text model alone; on one device. bits: 4, 8, or 16, which
-    changes nothing. A layer that does not fit stays as it is, see `Quantized.left`. Raises CheckpointError if a GPU's
-    packed weights need a package that is not installed.
+    changes nothing. A layer that does not fit stays as it is, see `unpacked`. Raises CheckpointError if a GPU's packed
+    weights need a package that is not installed.
     """
-    report, chosen = Quantized(bits, before=_size(model)), dict[str, nn.Linear]()
     if bits == 16:
-        report.after = report.before
-        return report
-    for name, layer in _linears(model):
-        if why := _why_not(layer, bits):
-            report.left[name] = why
-        else:
-            chosen[name] = layer
+        return
+    chosen = {name: layer for name, layer in _linears(model) if not _why_not(layer, bits)}
     if any(layer.weight.is_cuda for layer in chosen.values()):
         _by_torchao(model, list(chosen.values()), bits)
     else:
         for name, layer in chosen.items():
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, _packed(layer, bits))
-    report.layers, report.after = len(chosen), _size(model)
-    return report
 
 
 def linear_shapes(model: Any) -> tuple[tuple[int, int], ...]:
@@ -85,36 +58,35 @@ def linear_shapes(model: Any) -> tuple[tuple[int, int], ...]:
 def unpacked(model: Any, bits: int) -> tuple[dict[str, str], int]:
     """Of the layers that `quantize` would pack: those it would leave, by name with the reason, and how many there are.
 
-    model: without weights, on the meta device; it is taken for one on a CPU.
+    model: may be without weights, on the meta device; it is then taken for one on a CPU.
     """
     layers = _linears(model)
     return {name: why for name, layer in layers if (why := _why_not(layer, bits))}, len(layers)
 
 
-def fastest_bits(shapes: Iterable[tuple[int, int]], dtype: torch.dtype = torch.bfloat16) -> int:
+def fastest_bits(shapes: Iterable[tuple[int, int]]) -> int:
     """4, 8 or 16: which makes the products of one token fastest on this CPU, with torch's current number of threads.
     Fewer bits must be worth their rounding: faster by a tenth."""
-    seconds = product_seconds(shapes, dtype)
+    seconds = product_seconds(shapes)
     return min((16, 8, 4), key=lambda bits: seconds[bits] * _WORTH ** {16: 0, 8: 1, 4: 2}[bits])
 
 
-def product_seconds(shapes: Iterable[tuple[int, int]], dtype: torch.dtype = torch.bfloat16) -> dict[int, float]:
-    """Seconds that the products of one token with weights of these shapes take on this CPU: bits -> seconds, 16 for the
-    dtype itself. Measured once for each shape, number of threads and process, some ten milliseconds each."""
+def product_seconds(shapes: Iterable[tuple[int, int]]) -> dict[int, float]:
+    """Seconds that the products of one token with weights of these shapes take on this CPU: bits -> seconds, 16 for
+    bfloat16. Measured once for each shape, number of threads and process, some ten milliseconds each."""
     threads, shapes = torch.get_num_threads(), list(shapes)
-    return {bits: sum(_measured(o, i, bits, dtype, threads) for o, i in shapes) for bits in (4, 8, 16)}
+    return {bits: sum(_measured(o, i, bits, threads) for o, i in shapes) for bits in (4, 8, 16)}
 
 
 class PackedLinear(nn.Module):
     """A linear layer (..., in_features) -> (..., out_features) whose packed weights are no parameters: they are neither
-    saved nor moved nor cast. Results have the input's dtype. nbytes: of the packed weights."""
+    saved nor moved nor cast. Results have the input's dtype."""
 
     bits: int
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.in_features, self.out_features, self.bias = linear.in_features, linear.out_features, linear.bias
-        self.nbytes = linear.weight.numel() * self.bits // 8
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.product(x.reshape(-1, self.in_features)).to(x.dtype)
@@ -142,7 +114,6 @@ class _FourBits(PackedLinear):
         blocks = [_four_bits(block) for block in linear.weight.detach().split(_ROWS)]
         self._weight = torch.cat([weight for weight, _ in blocks])
         self._affine = torch.cat([affine for _, affine in blocks], dim=1)
-        self.nbytes += self._affine.nbytes
 
     def product(self, x: Tensor) -> Tensor:
         # In float32 this kernel has no vector code: a hundred times slower.
@@ -255,27 +226,14 @@ def _by_torchao(model: nn.Module, layers: list[nn.Linear], bits: int) -> None:
     quantize_(model, config, filter_fn=lambda module, _: id(module) in chosen)
 
 
-def _size(model: nn.Module) -> int:
-    """Bytes of the text model's and its head's parameters and packed weights, each counted once."""
-    whole = nn.ModuleList(_parts(model))
-    packed = sum(module.nbytes for module in whole.modules() if isinstance(module, PackedLinear))
-    return packed + sum(_bytes(parameter) for parameter in whole.parameters())
-
-
-def _bytes(tensor: Any) -> int:
-    if not hasattr(tensor, "__tensor_flatten__"):
-        return tensor.nbytes
-    return sum(_bytes(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
-
-
 @cache
-def _measured(outputs: int, inputs: int, bits: int, dtype: torch.dtype, threads: int) -> float:
+def _measured(outputs: int, inputs: int, bits: int, threads: int) -> float:
     """Seconds of one token's product, from copies of a part of such a weight."""
     rows = min(outputs, max(64, _TIMED // inputs // 64 * 64))
-    plain = nn.utils.skip_init(nn.Linear, inputs, rows, bias=False, dtype=dtype)  # draws no random numbers
+    plain = nn.utils.skip_init(nn.Linear, inputs, rows, bias=False, dtype=torch.bfloat16)  # draws no random numbers
     nn.init.ones_(plain.weight)
     first = plain if bits == 16 or _why_not(plain, bits) else _packed(plain, bits)
-    x = torch.ones(1, inputs, dtype=dtype)
+    x = torch.ones(1, inputs, dtype=torch.bfloat16)
     copies = [first, *(copy.deepcopy(first) for _ in range(_COPIES - 1))]
     best = float("inf")
     with torch.inference_mode():

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from hippo.errors import BadRequest, MediaError
+from hippo.errors import MediaError
 from hippo.video.files import Stored, temporary
 
 MAX_BYTES = 2 << 30
@@ -51,11 +51,6 @@ def fetch(url: str, progress: Callable[[float], None] | None = None) -> Stored:
 def name_of(url: str) -> str:
     """What to call a URL's file: its last part."""
     return unquote(urlsplit(url).path.rstrip("/").rpartition("/")[2]) or url
-
-
-def forbid(url: str) -> BadRequest:
-    """What to raise where nothing may be fetched."""
-    return BadRequest(f"{name_of(url)} is a URL, and fetching is off", "download it, or leave --no-fetch out")
 
 
 def _require_media(response: Any, url: str) -> None:

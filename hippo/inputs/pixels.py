@@ -75,10 +75,6 @@ class Scaling:
         """How many tokens `count` frames of this size are."""
         return -(-count // self.step) * (size[0] // self.factor) * (size[1] // self.factor)
 
-    def floor(self, options: MediaOptions) -> int:
-        """Pixels of a frame that a budget does not go below."""
-        return options.min_pixels or LEAST * self.factor**2
-
     def _limits(self, count: int, options: MediaOptions, cap: float, image: bool) -> tuple[int, int]:
         token = self.factor**2
         if not options.scales and image:
@@ -91,8 +87,8 @@ class Scaling:
             least = options.min_pixels or min(LEAST * token, options.max_pixels or math.inf)
             most = max(min(MOST * token, (options.total_pixels or TOTAL * token) / count * 2), int(least * 1.05))
             most = min(options.max_pixels or most, most)
-        if cap < most:
-            most = max(cap, min(self.floor(options), most))
+        if cap < most:  # a budget does not go below a floor
+            most = max(cap, min(options.min_pixels or LEAST * token, most))
         return int(min(least, most)), int(most)
 
 

@@ -14,7 +14,7 @@ from urllib.request import urlopen
 from PIL import Image
 
 from hippo.errors import BadRequest, MediaError
-from hippo.inputs.fetch import fetch, forbid
+from hippo.inputs.fetch import fetch, name_of
 from hippo.video import Clip, Stored, Video, as_frames, is_picture
 from hippo.video.files import is_animated, readable, require_size, temporary
 from hippo.video.frames import is_array, picture
@@ -56,7 +56,7 @@ def stored(source: Any, fetching: bool = True, progress: Progress = None) -> Pat
     scheme = text.partition(":")[0].lower()
     if is_url(text):
         if not fetching:
-            raise forbid(text)
+            raise BadRequest(f"{name_of(text)} is a URL, and fetching is off", "download it, or leave --no-fetch out")
         return fetch(text, progress)
     if scheme == "file":
         # qwen-vl-utils cuts the first seven characters off, others escape what is no letter.

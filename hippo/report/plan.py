@@ -25,9 +25,8 @@ from hippo.device import UNKNOWN, free_memory
 from hippo.draft import placement
 from hippo.errors import BadRequest, HippoError
 from hippo.families import family_of, require_family
-from hippo.forward.quantize import GROUP
 from hippo.pair import free_width
-from hippo.report.rates import rates
+from hippo.report.rates import packed_bytes, rates
 
 ACCEPTANCES = (0.6, 0.7, 0.8, 0.9, 0.95)
 DRAFT_BITS = (16, 8, 4)
@@ -223,11 +222,6 @@ def plan(
     return Plan(
         target, draft, context, places, dtypes, place, bits, by_width, by_bits, choices, memory, short
     )  # fmt: skip
-
-
-def packed_bytes(bits: int) -> float:
-    """Of a number of a weight in 8 or 4 bits, with what its group has in common."""
-    return bits / 8 + (4 / GROUP if bits == 4 else 0)
 
 
 def _places(device: str, draft_device: str) -> tuple[str, str]:

@@ -46,13 +46,18 @@ def rates(device: str, dtype: str, bits: int = 16) -> Rates:
     """
     if bits != 16 and device != "cpu":
         plain = rates(device, dtype)
-        share = (bits / 8 + (4 / GROUP if bits == 4 else 0)) / getattr(torch, dtype).itemsize
+        share = packed_bytes(bits) / getattr(torch, dtype).itemsize
         return Rates({width: seconds * share for width, seconds in plain.seconds.items()}, plain.operation)
     of = {"device": device, "dtype": dtype, "bits": bits, "threads": torch.get_num_threads()}
     if (found := _kept(state.read("rates", of))) is None:
         found = _measured(device, dtype, bits, torch.get_num_threads())
         state.write("rates", of, {"seconds": found.seconds, "operation": found.operation})
     return found
+
+
+def packed_bytes(bits: int) -> float:
+    """Of a number of a weight in 8 or 4 bits, with what its group has in common."""
+    return bits / 8 + (4 / GROUP if bits == 4 else 0)
 
 
 def _kept(value: Any) -> Rates | None:

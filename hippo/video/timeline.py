@@ -24,11 +24,6 @@ class Timeline:
     duration: float
 
     @property
-    def rate(self) -> float:
-        """Average frames per second."""
-        return len(self.times) / self.duration
-
-    @property
     def interval(self) -> float:
         """Seconds between neighbouring frames (median); the duration if there is one frame."""
         gaps = [late - early for early, late in pairwise(self.times) if late > early]

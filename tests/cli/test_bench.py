@@ -1,6 +1,7 @@
 """hippo bench: short forms of the studies. They check words and counts, never seconds."""
 
 import json
+from functools import partial
 
 import pytest
 from typer.testing import CliRunner
@@ -19,7 +20,13 @@ def bench(*arguments):
     return done.stdout
 
 
-@pytest.mark.usefixtures("patient_targets")
+@pytest.fixture
+def few_steps(monkeypatch):
+    """Steps are timed a few times only: their seconds are not looked at."""
+    monkeypatch.setattr(speed, "steps", partial(speed.steps, count=2))
+
+
+@pytest.mark.usefixtures("patient_targets", "few_steps")
 def test_speed_compares_words_and_counts_forwards(tmp_path, monkeypatch):
     peak = speed.peak
     monkeypatch.setattr(speed, "peak", lambda command: peak(command) if command[2] == "hippo" else len(command[2]))
@@ -59,7 +66,7 @@ def test_speed_asks_each_prompt_once(tmp_path, monkeypatch, clip):
     assert "| hippo | 4 |" in text and text.count("| yes |") == 3
 
 
-@pytest.mark.usefixtures("patient_targets")
+@pytest.mark.usefixtures("patient_targets", "few_steps")
 def test_speed_with_drawn_verdicts_is_synthetic_and_may_have_any_context():
     result = json.loads(
         bench("speed", "--methods", "hippo", "--runs", 1, "--max-new-tokens", 16, "--acceptance", 1, "--context", 600,

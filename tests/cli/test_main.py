@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -36,8 +37,15 @@ def test_caption_prints_words_on_stdout_and_the_rest_on_stderr():
     assert "│" not in done.stdout
 
 
+def here(*arguments):
+    """hippo in this process, where what is tested is not the process itself."""
+    done = CliRunner().invoke(app, [*map(str, arguments)])
+    assert isinstance(done.exception, SystemExit | None), done.exception
+    return done
+
+
 def test_json_is_one_object():
-    done = hippo("caption", CLIP, "--max-new-tokens", 12, "--json", "--compare", "--method", "sd")
+    done = here("caption", CLIP, "--max-new-tokens", 12, "--json", "--compare", "--method", "sd")
     result = json.loads(done.stdout)
     assert {"text", "token_ids", "method", "stats", "baseline", "identical", "speedup"} <= set(result)
     assert result["method"] == "sd" and result["identical"] is True and len(result["token_ids"]) == 12
@@ -58,18 +66,18 @@ def test_caption_takes_videos_and_images_and_a_system_prompt(photo):
         "--frames",
         4,
     ]
-    result = json.loads(hippo(*arguments, "--max-new-tokens", 8, "--json", "--compare").stdout)
+    result = json.loads(here(*arguments, "--max-new-tokens", 8, "--json", "--compare").stdout)
     assert result["identical"] is True and result["stats"]["video_tokens"] == 2 * 2 * 64
     assert result["stats"]["kept_tokens"] == 2 * round(0.1 * 2 * 64)
     assert result["videos"] == [str(CLIP), str(photo), str(CLIP)]
-    plain = json.loads(hippo(*arguments[:7], "--frames", 4, "--max-new-tokens", 8, "--json").stdout)
+    plain = json.loads(here(*arguments[:7], "--frames", 4, "--max-new-tokens", 8, "--json").stdout)
     assert plain["stats"]["prompt_tokens"] < result["stats"]["prompt_tokens"], "the system prompt is in the prompt"
 
 
 def test_caption_without_a_video_is_an_error():
     for command in ("caption", "verify"):
-        done = hippo(command, "-p", "Say hello.")
-        assert done.returncode == 2 and done.stdout == "" and "Missing argument 'VIDEO" in done.stderr
+        done = here(command, "-p", "Say hello.")
+        assert done.exit_code == 2 and done.stdout == "" and "Missing argument 'VIDEO" in done.stderr
 
 
 @pytest.fixture
@@ -79,8 +87,8 @@ def photo(tmp_path):
 
 
 def test_a_draft_larger_than_the_target_is_told_on_stderr():
-    done = hippo("caption", CLIP, "--target", TINY / "draft", "--draft", TINY / "target", "--max-new-tokens", 4)
-    assert done.returncode == 0 and "larger" not in done.stdout
+    done = here("caption", CLIP, "--target", TINY / "draft", "--draft", TINY / "target", "--max-new-tokens", 4)
+    assert done.exit_code == 0 and "larger" not in done.stdout
     assert "warning: the draft is larger than the target (5." in " ".join(done.stderr.split())
 
 
@@ -140,8 +148,8 @@ def test_a_clip_cut_off_in_the_middle_is_used_as_far_as_it_goes(tmp_path):
         pytest.skip("the real clips are not beside this checkout")
     cut = tmp_path / "cut.mpg"
     cut.write_bytes(real.read_bytes()[: real.stat().st_size // 2])
-    done = hippo("caption", cut, "--max-new-tokens", 4)
-    assert done.returncode == 0 and done.stdout and "warning: cut.mpg" in done.stderr
+    done = here("caption", cut, "--max-new-tokens", 4)
+    assert done.exit_code == 0 and done.stdout and "warning: cut.mpg" in done.stderr
 
 
 def shell(redirected, *arguments):
@@ -152,29 +160,33 @@ def shell(redirected, *arguments):
     return subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=False)
 
 
+def shells(*calls):
+    """`shell` of several calls, two at a time: each spends most of its time on imports."""
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(lambda call: shell(*call), calls))
+
+
 LIST, HELP, CAPTION = ["models", "--json"], ["--help"], ["caption", CLIP, "--max-new-tokens", 4, "--method", "ar"]
 CLOSED, FULL = (">&-", "Bad file descriptor"), (">/dev/full", "No space left on device")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "place"),
-    [(LIST, CLOSED), (LIST, FULL), (HELP, CLOSED), (HELP, FULL), (CAPTION, FULL), ([*CAPTION, "--json"], CLOSED)],
+    ("place", "several"), [(CLOSED, [LIST, HELP, [*CAPTION, "--json"]]), (FULL, [LIST, HELP, CAPTION])]
 )
-def test_stdout_that_takes_nothing_is_one_line(arguments, place):
+def test_stdout_that_takes_nothing_is_one_line(place, several):
     redirection, reason = place
-    done = shell(redirection, *arguments)
-    assert (done.stdout, done.stderr) == ("2\n", f"hippo: stdout cannot be written ({reason})\n")
+    for done in shells(*([redirection, *arguments] for arguments in several)):
+        assert (done.stdout, done.stderr) == ("2\n", f"hippo: stdout cannot be written ({reason})\n"), done.args
 
 
-@pytest.mark.parametrize("arguments", [LIST, HELP, CAPTION])
-def test_a_reader_that_leaves_early_ends_it_without_a_word(arguments):
-    done = shell("| true", *arguments)
-    assert done.stdout == f"{128 + signal.SIGPIPE}\n" and not re.search("Traceback|Error|hippo:", done.stderr)
+def test_a_reader_that_leaves_early_ends_it_without_a_word():
+    for done in shells(*(["| true", *arguments] for arguments in (LIST, HELP, CAPTION))):
+        assert done.stdout == f"{128 + signal.SIGPIPE}\n", done.args
+        assert not re.search("Traceback|Error|hippo:", done.stderr), done.args
 
 
 def test_a_stderr_that_takes_nothing_costs_no_answer():
-    for redirection in ("2>&-", "2>/dev/full"):
-        assert shell(redirection, "models").stdout == "0\n"
+    assert [done.stdout for done in shells(["2>&-", "models"], ["2>/dev/full", "models"])] == ["0\n", "0\n"]
 
 
 @pytest.mark.parametrize("when", ["importing", "loading", "answering"])
@@ -202,7 +214,7 @@ def test_ctrl_c_leaves_nothing_behind(when):
 
 
 def test_doctor():
-    done = hippo("doctor", "--json")
+    done = here("doctor", "--json")
     facts = json.loads(done.stdout)
     assert facts["versions"]["transformers"] and "cpu" in facts["devices"]
     assert facts["video decoders"]["pyav"][0].isdigit() and facts["will use"]["bundled pair"] == "there"
@@ -210,9 +222,9 @@ def test_doctor():
 
 @pytest.mark.parametrize("others", [[], [CLIP, "--together", "--frames", 4, "--system", "Be brief."]])
 def test_verify(others):
-    done = hippo("verify", CLIP, *others, "--max-new-tokens", 20, "--json")
+    done = here("verify", CLIP, *others, "--max-new-tokens", 20, "--json")
     report = json.loads(done.stdout)
-    assert done.returncode == 0 and [row["method"] for row in report["methods"]] == ["ar", "sd", "pearl", "hippo"]
+    assert done.exit_code == 0 and [row["method"] for row in report["methods"]] == ["ar", "sd", "pearl", "hippo"]
     assert all(row["identical"] for row in report["methods"])
     assert {"hippo-video", "python", "torch", "transformers"} <= set(report["versions"]) and report["family"]
     assert report["dtype"] == "float32" and report["device"] == "cpu" and report["quantised"] == ""

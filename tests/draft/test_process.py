@@ -15,7 +15,7 @@ import torch
 from hippo.bench.memory import with_children
 from hippo.draft import process as module
 from hippo.draft import worker as worker_module
-from hippo.draft.child import Forked, Threaded, may_fork, wait_for
+from hippo.draft.child import Forked, Threaded, may_fork
 from hippo.draft.messages import End
 from hippo.draft.process import LARGE, DraftWorker, placement
 from hippo.errors import BadRequest, CheckpointError, DraftLost
@@ -148,18 +148,6 @@ def test_a_process_that_is_stopped_while_it_loads_is_given_up(way, monkeypatch):
         worker.wait_loaded()
 
 
-@pytest.mark.parametrize("way", ["fresh"], indirect=True)
-def test_a_fresh_process_is_heard_before_it_has_imported_torch(way, monkeypatch):
-    """Each import is slowed down by the start of the interpreter itself where many run at once: a generous limit."""
-    worker = started(way)
-    began = time.monotonic()
-    assert type(worker._receive(20.0)).__name__ == "Loading"
-    first = time.monotonic() - began
-    worker.wait_loaded()
-    assert first < (time.monotonic() - began) / 2
-    ended(worker)
-
-
 @pytest.mark.parametrize("way", ["fork"], indirect=True)
 def test_a_fork_keeps_no_file_and_no_handler_of_its_parent(way):
     reading, writing = os.pipe()
@@ -176,16 +164,21 @@ def test_a_fork_keeps_no_file_and_no_handler_of_its_parent(way):
         worker.fetch(wait=True)
 
 
-def test_where_there_is_no_room_for_a_fork_a_fresh_process_is_started(monkeypatch):
+def test_a_fresh_process_where_there_is_no_room_for_a_fork_is_heard_before_it_has_imported_torch(monkeypatch):
+    """Each import is slowed down by the start of the interpreter itself where many run at once: a generous limit."""
     monkeypatch.setattr(module, "may_fork", lambda *_: True)
 
     def full():
         raise OSError(12, "Cannot allocate memory")
 
     monkeypatch.setattr(os, "fork", full)
-    worker = started("fresh")
-    assert isinstance(worker._child, subprocess.Popen) and worker.wait_loaded().vocabulary == 160
-    worker.close()
+    worker, began = started("fresh"), time.monotonic()
+    assert isinstance(worker._child, subprocess.Popen)
+    assert type(worker._receive(20.0)).__name__ == "Loading"
+    first = time.monotonic() - began
+    assert worker.wait_loaded().vocabulary == 160
+    assert first < (time.monotonic() - began) / 2
+    ended(worker)
 
 
 def test_a_fork_only_where_it_is_safe():
@@ -219,6 +212,7 @@ def test_a_thread_that_hangs_is_counted_as_ended(monkeypatch):
     worker._child._thread.join(10)
 
 
+@pytest.mark.parametrize("way", ["fork", "thread"], indirect=True)  # a fresh process has a fork's transport
 def test_close_from_another_thread_ends_a_wait(way):
     worker = started(way)
     worker.wait_loaded()
@@ -238,23 +232,28 @@ def test_a_handle_that_is_collected_ends_its_worker(way):
     child = worker._child
     del worker
     gc.collect()
-    assert wait_for(child, 10) is not None
+    assert module.wait_for(child, 10) is not None
     if way == "thread":
         child._thread.join(10)
 
 
-@pytest.mark.parametrize("thread", [False, True])
-def test_an_interpreter_that_exits_leaves_no_traceback_and_no_process(tmp_path, thread):
+def test_an_interpreter_that_exits_leaves_no_traceback_and_no_process():
     script = (
+        "import sys\n"
         "from hippo.checkpoints import BUNDLED\n"
         "from hippo.draft import DraftWorker\n"
-        f"place = {'thread' if thread else 'process'!r}\n"
-        "worker = DraftWorker(BUNDLED / 'tiny' / 'draft', 'auto', 'cpu', 20.0, place=place)\n"
+        "worker = DraftWorker(BUNDLED / 'tiny' / 'draft', 'auto', 'cpu', 20.0, place=sys.argv[1])\n"
         "worker.wait_loaded()\n"
         "print(worker.pid)\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
-    assert "Traceback" not in done.stderr and not Path(f"/proc/{done.stdout.strip()}").exists()
+    both = [
+        subprocess.Popen([sys.executable, "-c", script, place], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for place in ("process", "thread")
+    ]
+    for process in both:
+        pid, errors = process.communicate(timeout=120)
+        assert process.returncode == 0 and b"Traceback" not in errors, errors
+        assert int(pid) and not Path(f"/proc/{int(pid)}").exists()
 
 
 def test_a_thread_only_where_both_models_are_on_one_gpu():

@@ -35,9 +35,8 @@ def test_joined_clips_are_laid_one_after_another():
     assert true_times([3.0, 4.0, 5.0, 3.0, 4.0], 1.0) == pytest.approx([0.0, 1.0, 2.0, 3.0, 4.0])
 
 
-def test_rate_is_the_average_and_interval_the_usual_gap():
+def test_interval_is_the_usual_gap():
     timeline = Timeline((0.0, 0.1, 0.2, 0.3, 1.6), 2.0)
-    assert timeline.rate == pytest.approx(2.5)
     assert timeline.interval == pytest.approx(0.1)
 
 
