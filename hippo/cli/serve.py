@@ -61,6 +61,9 @@ def serve(
 
     hippo serve --target Qwen/Qwen2.5-VL-7B-Instruct --draft Qwen/Qwen2.5-VL-3B-Instruct --device cuda
     """
+    if allowed_local_media_path is not None and not allowed_local_media_path.is_dir():
+        raise BadRequest(f"{allowed_local_media_path} is no folder", "name the folder whose files may be read")
+    _require_free(host, port)
     with common.importing():
         try:
             from hippo.serve.app import make_app
@@ -69,9 +72,6 @@ def serve(
             from hippo.serve.service import Service
         except ModuleNotFoundError as error:
             raise HippoError(f"{error.name} is not installed", "pip install 'hippo-video[server]'") from None
-    if allowed_local_media_path is not None and not allowed_local_media_path.is_dir():
-        raise BadRequest(f"{allowed_local_media_path} is no folder", "name the folder whose files may be read")
-    _require_free(host, port)
     domains = tuple(one.lower() for one in allowed_media_domains or ())
     policy = MediaPolicy(allowed_local_media_path, domains, max_media_bytes, media_timeout, max_media)
     where = {

@@ -62,6 +62,7 @@ class Engine:
         self._changed = threading.Condition()
         self._driver: int | None = None  # the thread that works
         self._thread: threading.Thread | None = None
+        self._started = False  # whether a thread shall work
         self._closed, self._process = False, os.getpid()
 
     def submit(self, request: Request, progress: Progress | None = None) -> Stream:
@@ -73,6 +74,8 @@ class Engine:
         with self._changed:
             self.scheduler.waiting.append(job)
             self._changed.notify_all()
+            if self._started:
+                self._work_beside()
         return Stream(self, job)
 
     def drive(self, until: Callable[[], bool]) -> None:
@@ -99,15 +102,15 @@ class Engine:
     def start(self) -> None:
         """Have a thread work whenever there are requests, until `close`."""
         with self._changed:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="hippo-engine", daemon=True)
-                self._thread.start()
+            self._started = True
+            if self.scheduler.jobs:
+                self._work_beside()
 
     def close(self) -> None:
         """End all requests. The engine can be used again."""
         with self._changed:
-            self._closed = True
-            jobs, thread, self._thread = self.scheduler.jobs, self._thread, None
+            self._closed, self._started = True, False
+            jobs, thread = self.scheduler.jobs, self._thread
             self._changed.notify_all()
         for job in jobs:
             job.end(Busy("the models were closed", "load them again"))
@@ -160,11 +163,19 @@ class Engine:
         if idle and reading:
             wait(reading, timeout=_POLL, return_when=FIRST_COMPLETED)
 
+    def _work_beside(self) -> None:
+        """Start the thread unless it runs. It ends when it has nothing to do: a process with threads cannot fork."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="hippo-engine", daemon=True)
+            self._thread.start()
+
     def _work(self) -> None:
-        while not self._closed:
-            with self._changed:
-                self._changed.wait_for(lambda: self._closed or bool(self.scheduler.jobs))
+        while True:
             self.drive(lambda: self._closed or not self.scheduler.jobs)
+            with self._changed:
+                if self._closed or not self.scheduler.jobs:
+                    self._thread = None
+                    return
 
     def _read_ahead(self) -> None:
         to_read = self.scheduler.to_read()

@@ -25,7 +25,7 @@ def asked(url=URL, question=QUESTION, **part):
     return [{"role": "user", "content": [clip, {"type": "text", "text": question}]}]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def llm():
     """A pair of its own: its engine has a thread."""
     with hippo.load("tiny", max_running=4) as loaded:
@@ -47,34 +47,34 @@ def serving(service, **options):
         thread.join()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def service(llm):
     """Local clips of the demo's folder may be read."""
     return Service(llm, "tiny", MediaPolicy(CLIP.parent))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def url(service):
     """Of a server without a key."""
     with serving(service) as address:
         yield address
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def locked(llm):
     """Of a server whose key is `sesame`."""
     with serving(Service(llm, "tiny", MediaPolicy()), keys=("other", "sesame")) as address:
         yield address
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def client(url):
     """OpenAI's own."""
     with OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as made:
         yield made
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def expected(llm):
     """The library's answer to `asked()`."""
     return llm.generate(CLIP, QUESTION)

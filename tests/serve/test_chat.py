@@ -222,8 +222,10 @@ def test_what_asks_for_nothing_is_taken(client):
     assert ask(client, max_tokens=2, **neutral).usage.completion_tokens == 2
 
 
-def test_a_client_that_leaves_cancels_its_request(url, llm, service):
-    body = {"model": "tiny", "messages": asked(), "max_tokens": 2000, "temperature": 1.0}
+def test_a_client_that_leaves_cancels_its_request(url, llm, service, monkeypatch):
+    step = llm.engine.step
+    monkeypatch.setattr(llm.engine, "step", lambda: (time.sleep(0.1), step()))  # it does not end before
+    body = {"model": "tiny", "messages": asked(), "temperature": 4.0}
     for stream in (True, False):
         before = service.metrics.registry.get_sample_value(
             "hippo:request_success_total", {"model_name": "tiny", "finished_reason": "abort"}
@@ -275,7 +277,11 @@ def test_a_draft_killed_under_load_changes_no_word(client, llm, expected):
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-3, 40) | st.floats(allow_nan=False, width=16) | st.text(max_size=8),
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 40)
+    | st.floats(allow_nan=False, allow_infinity=False, width=16)
+    | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=6,
 )

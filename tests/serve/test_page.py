@@ -4,8 +4,6 @@ import base64
 import io
 import os
 import shutil
-import socket
-import threading
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.error import HTTPError
@@ -13,14 +11,13 @@ from urllib.request import urlopen
 
 import numpy as np
 import pytest
-import uvicorn
 from PIL import Image
 
 from hippo.bench.world import make_scene, write_clip
 from hippo.checkpoints import BUNDLED
-from hippo.serve.app import make_app
 from hippo.serve.media import MediaPolicy
 from hippo.serve.service import Service
+from tests.serve.conftest import serving
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 from selenium.webdriver.chrome.service import Service as Driver  # noqa: E402
@@ -111,16 +108,8 @@ class Browser:
 @contextmanager
 def served(llm, *keys, **options):
     """A server's URL."""
-    app = make_app(Service(llm, "tiny", MediaPolicy()), keys, **options)
-    listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
-    thread = threading.Thread(target=server.run, args=([listening],))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
-    finally:
-        server.should_exit = True
-        thread.join()
+    with serving(Service(llm, "tiny", MediaPolicy()), keys=keys, **options) as url:
+        yield f"{url}/"
 
 
 @pytest.fixture(scope="module")
