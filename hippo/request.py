@@ -42,7 +42,9 @@ class Request:
     on_read: Callable[[Messages], None] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "media", replace(self.media, frames=self.frames, fps=self.fps))
+        given = {"frames": self.frames, "fps": self.fps}
+        given = {name: value for name, value in given.items() if value is not None}
+        object.__setattr__(self, "media", replace(self.media, **given))  # type: ignore[arg-type]
         if self.max_video_tokens is not None and self.max_video_tokens < 1:
             raise BadRequest(f"max_video_tokens {self.max_video_tokens} is not positive", "leave it out, or allow some")
 

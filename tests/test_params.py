@@ -6,7 +6,9 @@ import sys
 import pytest
 
 from hippo.errors import BadRequest
+from hippo.inputs import MediaOptions
 from hippo.params import METHODS, SamplingParams
+from hippo.request import Request
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -82,3 +84,11 @@ def test_parameters_are_read_without_torch():
         "import sys, hippo.params; hippo.SamplingParams(); sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_request_samples_as_its_media_options_say_unless_it_says_it_itself():
+    turns = [{"role": "user", "content": "x"}]
+    assert Request(turns, media=MediaOptions(fps=2.0)).media.fps == 2.0
+    assert Request(turns, frames=3, media=MediaOptions(frames=5)).media.frames == 3
+    with pytest.raises(BadRequest, match="both frames and fps"):
+        Request(turns, frames=3, media=MediaOptions(fps=2.0))

@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 from starlette.requests import Request as HttpRequest
 
 from hippo.engine import State, Stream
-from hippo.errors import HippoError
 from hippo.inputs import MediaOptions, Messages
 from hippo.llm import VideoLLM
 from hippo.params import SamplingParams
@@ -49,9 +48,9 @@ class Service:
         self.metrics = Metrics(self.model, lambda: len(scheduler.running), lambda: len(scheduler.waiting))
 
     @property
-    def context(self) -> int | None:
+    def context(self) -> int:
         """Tokens that the model reads and writes at most."""
-        return getattr(self.llm.pair.target.config.get_text_config(), "max_position_embeddings", None)
+        return getattr(self.llm.pair.target.config.get_text_config(), "max_position_embeddings", None) or 1 << 20
 
     def require_model(self, name: str | None) -> None:
         """Raises ApiError."""
@@ -90,13 +89,13 @@ class Service:
         video = None if body.media_io_kwargs is None else body.media_io_kwargs.video
         keys = {} if video is None else {name: one for name, one in video.model_dump().items() if one is not None}
         media = MediaOptions(**MediaOptions.of(keys | _processor_keys(body.mm_processor_kwargs or {})), fetch=False)
-        given = {"max_new_tokens": DEFAULT_TOKENS} | body.params() | {k: v for k, v in options.items() if v is not None}
-        params, context = SamplingParams.of(**given), self.context
-        if context is not None and (longest := params.max_new_tokens) > context:
-            raise ApiError(400, f"max_tokens is {longest} and the model's context {context}", "max_tokens")
+        given = {"max_new_tokens": min(DEFAULT_TOKENS, self.context)} | body.params()
+        params = SamplingParams.of(**given | {name: one for name, one in options.items() if one is not None})
+        if (longest := params.max_new_tokens) > self.context:
+            raise ApiError(400, f"max_tokens is {longest} and the model's context {self.context}", "max_tokens")
         seeds = [params.seed] if count == 1 or params.seed is None else [params.seed + place for place in range(count)]
         requests = [
-            Request(messages, replace(params, seed=seed), frames=media.frames, media=media, on_read=on_read)
+            Request(messages, replace(params, seed=seed), media=media, on_read=on_read)
             for seed in (seeds * count)[:count]
         ]
         self.llm.engine.start()
@@ -205,6 +204,3 @@ async def unless_gone(request: HttpRequest, work: Awaitable[Done]) -> Done:
 async def _left(request: HttpRequest) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-__all__ = ["Answers", "HippoError", "Service", "reason_of", "unless_gone", "usage_of"]

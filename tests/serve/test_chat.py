@@ -80,13 +80,15 @@ def test_every_way_to_give_a_clip(client, llm, expected):
         answer = ask(client, asked(url), max_tokens=64 if text is None else 256)
         assert answer.usage.prompt_tokens_details.video_tokens == 512
         assert text is None or answer.choices[0].message.content == text
-    short = llm.generate(CLIP, frames=4).text
-    for messages, extra in (
-        (asked(max_frames=4), {}),
-        (asked(), {"media_io_kwargs": {"video": {"num_frames": 4}}}),
+    for messages, extra, same in (
+        (asked(max_frames=4), {}, {"frames": 4}),
+        (asked(), {"media_io_kwargs": {"video": {"num_frames": 4}}}, {"frames": 4}),
+        (asked(), {"media_io_kwargs": {"video": {"fps": 1.5}}}, {"fps": 1.5}),
+        (asked(fps=3.0, max_frames=6), {}, {"fps": 3.0, "max_frames": 6}),
     ):
-        answer = ask(client, messages, extra_body=extra)
-        assert answer.usage.prompt_tokens_details.video_tokens == 128 and answer.choices[0].message.content == short
+        answer, own = ask(client, messages, extra_body=extra), llm.generate(CLIP, QUESTION, **same)
+        assert answer.usage.prompt_tokens_details.video_tokens == own.stats.video_tokens != 512
+        assert answer.choices[0].message.content == own.text
     smaller = ask(client, extra_body={"mm_processor_kwargs": {"max_pixels": 56 * 56}}, max_tokens=1)
     assert smaller.usage.prompt_tokens_details.video_tokens < 512
     picture = [{"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{pictures[0]}"}}]
