@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
 from functools import partial
 from typing import Any, BinaryIO
 
@@ -26,7 +27,16 @@ PARTS = {  # the keys that may hold what a part is of, and the others it may hav
     "image": (("image", "image_url", "url", "path"), IMAGE_KEYS),
 }
 _TYPES = {"video_url": "video", "image_url": "image"}
-_SOURCE = "source"  # the type of a part whose content, still to be fetched, decides whether it is a video or an image
+
+
+class _Undecided(Enum):
+    """SOURCE: the type of a part whose content, still to be fetched, decides whether it is a video or an image. No
+    string, so that no message from outside can have it."""
+
+    SOURCE = 0
+
+
+_SOURCE = _Undecided.SOURCE
 SHAPE = 'write {"role": "user", "content": "..."}, or a list of parts for the content'
 
 
@@ -63,8 +73,8 @@ def open_messages(
     turns = checked(messages)
     for part in (part for turn in turns for part in turn["content"] if part["type"] != "text"):
         keys = part["keys"]
-        if part["type"] == _SOURCE:
-            kind, source = kind_of(part.pop(_SOURCE), options.fetch, progress)
+        if part["type"] is _SOURCE:
+            kind, source = kind_of(part.pop("source"), options.fetch, progress)
             part |= {"type": kind, kind: source}
         kind = part["type"]
         part["options"] = mine = options.with_keys(keys, PARTS[kind][1])
@@ -143,7 +153,7 @@ def parts_of(messages: Messages, kind: str) -> list[Any]:
 
 def _part_of(source: Any) -> dict[str, Any]:
     if is_url(source):
-        return {"type": _SOURCE, _SOURCE: source}
+        return {"type": _SOURCE, "source": source}
     kind, value = kind_of(source)
     return {"type": kind, kind: value}
 
@@ -185,8 +195,8 @@ def _part(part: Any, where: str) -> dict[str, Any]:
         raise BadRequest(f"{where} lacks 'type'", f"use one of: {', '.join(PARTS)}")
     kind = part["type"]
     kind = _TYPES.get(kind, kind) if isinstance(kind, str) else kind
-    if kind == _SOURCE:
-        return {"type": kind, kind: part[kind], "keys": {}}
+    if kind is _SOURCE:
+        return {"type": kind, "source": part["source"], "keys": {}}
     if not isinstance(kind, str) or kind not in PARTS:
         raise unknown(f"type of {where}", kind, (*PARTS, *_TYPES))
     places, known = PARTS[kind]
@@ -198,8 +208,9 @@ def _part(part: Any, where: str) -> dict[str, Any]:
     if there[0].endswith("_url") and isinstance(value, Mapping):
         _require_known(value, ("url", "detail"), where)
         value = value.get("url")
-    keys = {name: part[name] for name in part if name not in ("type", there[0], "options", "keys")}
-    keys |= part.get("keys", {})  # of messages that were opened before
+    opened = isinstance(part.get("options"), MediaOptions) or isinstance(part.get("keys"), Mapping)
+    keys = {name: part[name] for name in part if name not in ("type", there[0], *(("options", "keys") * opened))}
+    keys |= part.get("keys", {}) if opened else {}  # of messages that were opened before
     _require_known(keys, known, where)
     if kind == "text" and not isinstance(value, str):
         raise BadRequest(f"{where} has a {type(value).__name__} for its text", "give it a string")

@@ -13,11 +13,14 @@ from urllib.parse import unquote, urljoin, urlsplit
 
 import httpx2
 
+from hippo.inputs.options import VIDEO_KEYS
+from hippo.params import unknown
 from hippo.serve.errors import ApiError
 
 MAX_REDIRECTS = 5
 _TEXT = ("text/", "application/json", "application/xhtml+xml", "application/xml")
 _NAT64 = ip_network("64:ff9b::/96")
+_TYPES = ("text", "video", "video_url", "image", "image_url")
 _PLACES = ("video", "video_url", "image", "image_url", "url", "path")
 
 
@@ -60,11 +63,19 @@ class MediaPolicy:
     async def _part(self, part: Any, hidden: list[str]) -> Any:
         if not isinstance(part, Mapping):
             return part  # refused with its place where messages are checked
+        if (kind := part.get("type")) not in _TYPES:
+            raise ApiError(400, str(unknown("type of a part", kind, _TYPES)), "messages")
+        for name in ("keys", "options"):  # of messages that the library has opened
+            if name in part:
+                raise ApiError(400, str(unknown("key of a part", name, VIDEO_KEYS)), "messages")
         part = dict(part)
         for place in [place for place in _PLACES if place in part]:
             value = part[place]
             if isinstance(value, Mapping):
-                part |= {name: one for name, one in value.items() if name not in ("url", "detail")}
+                for name in value:
+                    if name not in ("url", "detail", *VIDEO_KEYS):
+                        raise ApiError(400, str(unknown(f"key of {place}", name, VIDEO_KEYS)), place)
+                part |= {name: one for name, one in value.items() if name in VIDEO_KEYS}
                 value = value.get("url")
             if not isinstance(value, str):
                 raise ApiError(400, f"{place} is no URL: give a string", place)

@@ -61,7 +61,10 @@ def _part(part: Any, where: str) -> dict[str, Any]:
     if kind not in _PARTS:
         raise ApiError(400, f"{where} has a part of type {kind!r}: use one of {', '.join(_PARTS)}", "input")
     name, field = _PARTS[kind]
-    return {"type": name, name: part.get(field)}
+    others = {
+        key: value for key, value in part.items() if key not in ("type", field, "annotations", "detail", "logprobs")
+    }
+    return {"type": name, name: part.get(field)} | others
 
 
 class _Response:

@@ -171,6 +171,30 @@ def test_the_fields_are_those_of_vllm(url):
     assert last["choices"][0]["finish_reason"] == "length"
 
 
+SECRET = str(CLIP)  # of the server's own disk, and not by a file:// URL
+CONTENT = {"type": "video_url", "video_url": {"url": URL}}
+PARTS = [  # ways around the rules about media, and their errors
+    ({"type": "source", "source": SECRET}, "messages", "source"),
+    ({"type": "source", "source": f"file://{SECRET}"}, "messages", "source"),
+    ({"type": "source"}, "messages", "source"),
+    ({"type": None, "video": URL}, "messages", "None"),
+    ({"type": ["video"], "video": URL}, "messages", "video"),
+    ({"type": "video", "source": SECRET}, None, "no 'video'"),
+    ({"type": "video", "video": SECRET}, None, "named by"),
+    ({"type": "video", "path": SECRET}, None, "named by"),
+    ({"type": "video", "video": [URL, SECRET]}, "video", "no URL"),
+    ({"type": "image_url", "image_url": {"url": SECRET}}, None, "named by"),
+    ({"type": "video_url", "video_url": {"url": URL, "type": "source", "source": SECRET}}, "video_url", "type"),
+    ({"type": "video_url", "video_url": {"url": URL, "video": SECRET}}, "video_url", "video"),
+    ({"type": "video_url", "video_url": {"url": URL, "keys": {"video": SECRET}}}, "video_url", "keys"),
+    (CONTENT | {"keys": 3}, "messages", "keys"),
+    (CONTENT | {"keys": {"source": SECRET}}, "messages", "keys"),
+    (CONTENT | {"options": {"fetch": True}}, "messages", "options"),
+    (CONTENT | {"source": SECRET}, None, "source"),
+    (CONTENT | {"video": SECRET}, None, "named by"),
+]
+
+
 @pytest.mark.parametrize(
     ("change", "status", "param", "words"),
     [
@@ -185,6 +209,7 @@ def test_the_fields_are_those_of_vllm(url):
         ({"messages": asked("file:///etc/passwd")}, 400, None, "may not be read"),
         ({"messages": asked(speed=2)}, 400, None, "speed"),
         ({"messages": [{"role": "user", "content": [{"type": "movie", "movie": "x"}]}]}, 400, None, "movie"),
+        *(({"messages": [{"role": "user", "content": [part]}]}, 400, param, words) for part, param, words in PARTS),
         ({"messages": asked() * 17}, 400, None, "takes 16"),
         ({"max_tokens": 10**6}, 400, "max_tokens", "context"),
         ({"max_tokens": 0}, 400, "max_tokens", "greater"),
