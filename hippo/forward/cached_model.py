@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from hippo.device import clock
 from hippo.errors import BadRequest
 from hippo.families import Embeds, Family, Prompt
-from hippo.forward.cuda_graphs import RUN, Recorded, recorded_for, records
+from hippo.forward.cuda_graphs import RUN, NotRecorded, Recorded, recorded_for, records
 from hippo.forward.fused import FusedDecoder, fused
 from hippo.forward.kv_cache import KVCache, PassedOn, cache_argument
 from hippo.forward.observe import Attend, Observer, observing, wrapping
@@ -148,7 +149,7 @@ class CachedModel:
         self._next, self._first = next_position, first
         if self._may_fuse and self._together and records(next_position.device):
             self._fused = fused(self._language_model)
-            if self._fused is not None:
+            if self._fused is not None and not self._fused.unrecorded:
                 config, tokens = self._language_model.config, first + self._spare + RUN
                 self._recorded = recorded_for(self, self._fused, self._lookup, self._head, tokens)
                 self._recorded.begin(first, next_position)
@@ -162,11 +163,13 @@ class CachedModel:
         device = self._next.device
         began = clock(device)
         recording = 0.0
+        logits = None
         if self._recorded is not None and self._recorded.holds(self.length, len(ids)):
-            logits = self._recorded.extend(ids, self.length)
-            self._kv.lengthen(len(ids))
+            with suppress(NotRecorded):
+                logits = self._recorded.extend(ids, self.length)
+                self._kv.lengthen(len(ids))
             recording = self._recorded.recording
-        else:
+        if logits is None:
             logits = self._extend(ids)
         self.forwards += 1
         self.seconds = clock(device) - began - recording
@@ -176,15 +179,17 @@ class CachedModel:
     def draft(self, ids: Sequence[int], count: int, limit: int) -> list[tuple[int, float]]:
         """Append `ids`, then the likeliest tokens one by one. Returns these with their probabilities: at least one, at
         most `count`. All but the last are then in the cache. limit: only ids below it are proposed."""
-        if self._recorded is None or count < RUN or not self._recorded.holds(self.length + len(ids) - 1, RUN):
-            prob, token = (number.item() for number in self.extend(ids)[-1, :limit].float().softmax(-1).max(-1))
-            return [(int(token), prob)]
-        if len(ids) > 1:
-            self.extend(ids[:-1])
-        tokens, probs = self._recorded.draft(ids[-1], self.length, limit)
-        self._kv.lengthen(RUN)
-        self.forwards += RUN
-        return list(zip(tokens, probs, strict=True))
+        if self._recorded is not None and count >= RUN and self._recorded.holds(self.length + len(ids) - 1, RUN):
+            if len(ids) > 1:
+                self.extend(ids[:-1])
+                ids = ids[-1:]
+            with suppress(NotRecorded):
+                tokens, probs = self._recorded.draft(ids[0], self.length, limit)
+                self._kv.lengthen(RUN)
+                self.forwards += RUN
+                return list(zip(tokens, probs, strict=True))
+        prob, token = (number.item() for number in self.extend(ids)[-1, :limit].float().softmax(-1).max(-1))
+        return [(int(token), prob)]
 
     def _extend(self, ids: Sequence[int]) -> Tensor:
         """`extend` without CUDA graphs."""

@@ -3,11 +3,12 @@
 A recorded forward reads and writes the same memory each time. The KV cache is one room that later requests reuse, a
 forward's width is rounded up to one of WIDTHS, and attention covers the whole room under a mask. Token ids and the
 cache's length are written into fixed tensors before each replay. Draft steps are recorded RUN at a time; each step
-takes the likeliest token of the one before.
+takes the likeliest token of the one before. A model whose recording fails once goes on unrecorded.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
@@ -17,13 +18,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hippo.forward.fused import FusedDecoder
+from hippo.forward.fused import FusedDecoder, fused, why_not_fused
 from hippo.forward.kv_cache import FixedWindow, Room
 
 WIDTHS = (1, 2, 4, 8, 16, 32)  # tokens per recorded forward; other counts are padded
 RUN = 4  # draft steps recorded at a time
 _LONGEST = 4096 + WIDTHS[-1]  # tokens of an answer
 _STEP = 1024  # tokens; room sizes are multiples of it, so that the next request can often reuse one
+
+# A process can record one graph at a time, and to begin one synchronises the device and frees memory, which would break
+# another thread's.
+_recording = threading.Lock()
+
+
+class NotRecorded(Exception):
+    """Why a forward could not be recorded; str() is a short clause."""
 
 
 def records(device: torch.device) -> bool:
@@ -45,6 +54,7 @@ class Recorded:
         self.room.expected = capacity
         self._forwards: dict[tuple[int, int], Callable[[], tuple[Tensor, ...]]] = {}
         self._tensor: Tensor | None = None  # of the room, when forwards were recorded
+        self._place: Any = None  # the memory and the stream of all graphs: only one of them runs at a time
         self.recording = 0.0  # seconds that the last forward spent on recording
         self._ids = self._length = self._first = self._cos = self._sin = torch.empty(0)
 
@@ -69,7 +79,7 @@ class Recorded:
     def holds(self, length: int, count: int) -> bool:
         """Whether a forward over `count` tokens after `length` others can be a recorded one. If they do not fit the
         room, the next unrecorded forward makes it larger."""
-        if count > WIDTHS[-1]:
+        if count > WIDTHS[-1] or self._decoder.unrecorded:
             return False
         end = length + _width(count)
         if end > self.capacity:
@@ -77,7 +87,8 @@ class Recorded:
         return end <= self.capacity and end - self._begins <= _LONGEST
 
     def extend(self, ids: Sequence[int], length: int) -> Tensor:
-        """(n, vocabulary) logits of n ids after `length` tokens. They are overwritten by the next forward."""
+        """(n, vocabulary) logits of n ids after `length` tokens. They are overwritten by the next forward. Raises
+        NotRecorded, here and in `draft`, before anything has changed."""
         (logits,) = self._run(ids, length, _width(len(ids)), 0)
         return logits[: len(ids)]
 
@@ -94,11 +105,25 @@ class Recorded:
         self._ids[: len(ids)] = torch.tensor(ids)
         self._length.fill_(length)
         known, began = (width, limit), time.perf_counter()
-        if known not in self._forwards:
-            work = (lambda: self._drafting(limit)) if limit else (lambda: self._extending(width))
-            self._forwards[known] = recorded(work, self._ids.device)
-        self.recording = time.perf_counter() - began
+        try:
+            if known not in self._forwards:
+                work = (lambda: self._drafting(limit)) if limit else (lambda: self._extending(width))
+                self._forwards[known] = self._recorded(work)
+        finally:
+            self.recording = time.perf_counter() - began
         return self._forwards[known]()
+
+    def _recorded(self, work: Callable[[], tuple[Tensor, ...]]) -> Callable[[], tuple[Tensor, ...]]:
+        if self._decoder.unrecorded:
+            raise NotRecorded(self._decoder.unrecorded)
+        with _recording:
+            try:
+                run, self._place = record(work, self._ids.device, self._place)
+            except RuntimeError as error:  # of CUDA, of its allocator, or memory that is short
+                line = " ".join(str(error).split())[:160]
+                self._decoder.unrecorded = f"recording failed ({type(error).__name__}: {line})"
+                raise NotRecorded(self._decoder.unrecorded) from None
+        return run
 
     def _extending(self, width: int) -> tuple[Tensor]:
         return (self._logits(self._ids[:width], self._length + torch.arange(width, device=self._ids.device)),)
@@ -122,28 +147,45 @@ class Recorded:
         return self._head(self._decoder.forward_in(self._lookup(ids), rotary, (window, len(ids))))
 
 
-def recorded(work: Callable[[], tuple[Tensor, ...]], device: torch.device) -> Callable[[], tuple[Tensor, ...]]:
-    """`work` recorded as a CUDA graph; on other devices `work` itself. It must read and write tensors whose addresses
-    do not change."""
-    if device.type != "cuda":
-        return work
-    # The first run allocates the libraries' workspaces, which must not be recorded.
+def record(
+    work: Callable[[], tuple[Tensor, ...]], device: torch.device, place: Any = None
+) -> tuple[Callable[[], tuple[Tensor, ...]], Any]:
+    """`work` recorded as a CUDA graph, and its place: a memory pool and a stream, for other graphs that never run at
+    the same time. It must read and write tensors whose addresses do not change. Raises RuntimeError."""
     stream = torch.cuda.current_stream(device)
-    beside = torch.cuda.Stream(device, priority=stream.priority)  # the graph's priority
+    pool, beside = place or (
+        torch.cuda.graph_pool_handle(),
+        torch.cuda.Stream(device, priority=stream.priority),  # the graph's priority
+    )
     beside.wait_stream(stream)
     with torch.cuda.stream(beside):
-        work()
+        work()  # allocates the libraries' workspaces, which must not be recorded
     stream.wait_stream(beside)
     graph = torch.cuda.CUDAGraph()
-    # thread_local: the other model may use this GPU from its own thread meanwhile.
-    with torch.cuda.graph(graph, stream=beside, capture_error_mode="thread_local"):
-        results = work()
+    try:
+        # thread_local: the other model may use this GPU from its own thread meanwhile. torch.cuda.graph leaves its
+        # stream current if its end fails, so the outer context gives it back.
+        with torch.cuda.stream(beside), torch.cuda.graph(graph, pool, beside, capture_error_mode="thread_local"):
+            results = work()
+    except BaseException:
+        with suppress(Exception):  # else all memory freed from now on would wait for the end of this recording
+            torch._C._cuda_endAllocateToPool(device.index or 0, pool)
+        raise
 
     def replay() -> tuple[Tensor, ...]:
         graph.replay()
         return results
 
-    return replay
+    return replay, (pool, beside)
+
+
+def why_not_recorded(language_model: nn.Module) -> str:
+    """Why the short forwards of a text model are not recorded; empty if they are, as far as is known."""
+    device = next(language_model.parameters()).device
+    if not records(device):
+        return f"a {device.type} has no CUDA graphs"
+    decoder = fused(language_model)
+    return why_not_fused(language_model) if decoder is None else decoder.unrecorded
 
 
 def _width(count: int) -> int:

@@ -56,6 +56,7 @@ class FusedDecoder:
         self._sections: list[int] = (getattr(config, "rope_parameters", None) or {}).get("mrope_section") or []
         self._layers = [_parts(layer) for layer in language_model.layers]
         self.idle: list[Any] = []  # recorded forwards that no request uses, see `recorded_for`
+        self.unrecorded = ""  # why forwards are not recorded any more, see `cuda_graphs`
         _require_equal(self, language_model)
 
     @property

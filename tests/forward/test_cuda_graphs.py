@@ -2,36 +2,85 @@
 operations, which like a recording knows nothing but the tensors it was made with."""
 
 import gc
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hippo.families import Embeds, family_of
-from hippo.forward import CachedModel, cached_model, cuda_graphs, fused
+from hippo.forward import CachedModel, cached_model, cuda_graphs, fused, why_not_fused, why_not_recorded
 from tests.models import FAMILIES, model
 
 FUSABLE = [family for family in FAMILIES if family != "qwen3_vl_moe"]
 
 
-@pytest.fixture
-def traces(monkeypatch):
-    """Forwards are recorded on a CPU too; counts them."""
-    made = []
+def text_of(family):
+    return family_of(model(family)).language_model(model(family))
 
-    def traced(work, device):
-        made.append(make_fx(work)())
-        return made[-1]
+
+@pytest.fixture
+def recording(monkeypatch):
+    """Forwards are recorded on a CPU too, once `monkeypatch` has set `cuda_graphs.record`."""
 
     def forget():
         for family in FUSABLE:
-            fused(family_of(model(family)).language_model(model(family))).idle.clear()
+            fused(text_of(family)).idle.clear()
+            fused(text_of(family)).unrecorded = ""
 
-    monkeypatch.setattr(cached_model, "records", lambda device: True)
-    monkeypatch.setattr(cuda_graphs, "recorded", traced)
+    for module in (cached_model, cuda_graphs):
+        monkeypatch.setattr(module, "records", lambda device: True)
     forget()
-    yield made
+    yield monkeypatch
     forget()
+
+
+@pytest.fixture
+def traces(recording):
+    """Counts recorded forwards."""
+    made = []
+
+    def traced(work, device, place):
+        made.append(make_fx(work)())
+        return made[-1], None
+
+    recording.setattr(cuda_graphs, "record", traced)
+    return made
+
+
+class NothingSynchronises(TorchDispatchMode):
+    """Refuses what a GPU refuses while a graph is recorded: to wait for a value, and to bring one from the host."""
+
+    WAITS = ("item", "_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "lift_fresh", "_unique2")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket.__name__ in self.WAITS:
+            raise RuntimeError(f"operation not permitted when stream is capturing: {func}")
+        return func(*args, **(kwargs or {}))
+
+
+class Recorder:
+    """Records as a GPU does: one forward at a time in a process, and nothing may synchronise meanwhile. fails: which
+    recordings are broken off, by their number."""
+
+    def __init__(self, fails=()):
+        self.fails, self.count, self._busy = fails, 0, threading.Lock()
+
+    def __call__(self, work, device, place):
+        assert self._busy.acquire(blocking=False), "two recordings overlap"
+        try:
+            self.count += 1
+            time.sleep(0.01)
+            with NothingSynchronises():
+                work()
+            if self.count in self.fails:
+                raise RuntimeError("operation failed due to a previous error during capture")
+            return work, place
+        finally:
+            self._busy.release()
 
 
 def prompt_of(family, length=20):
@@ -113,3 +162,64 @@ def test_a_room_waits_for_the_next_request_of_its_size_and_no_other(traces):
     assert again._recorded is kept and again._recorded.room is room
     del again
     assert reader("qwen2_5_vl", length=2000)._recorded is not kept
+
+
+def test_two_models_in_two_threads_record_one_after_the_other(recording):
+    recorder = Recorder()
+    recording.setattr(cuda_graphs, "record", recorder)
+    together = threading.Barrier(2)
+
+    def answer(family):
+        one = reader(family)
+        together.wait(10)
+        for width in (1, 2, 4, 8):
+            one.extend([width] * width)
+        one.draft([3], cuda_graphs.RUN, limit=100)
+
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(answer, ("qwen2_5_vl", "llava_onevision")))
+    assert recorder.count == 10
+
+
+@pytest.mark.parametrize("fails", [1, 2])
+def test_a_recording_that_fails_leaves_the_answer_as_it_is_and_is_not_tried_again(recording, fails):
+    recorder = Recorder({fails})
+    recording.setattr(cuda_graphs, "record", recorder)
+    ours, theirs = reader("qwen2_5_vl"), reader("qwen2_5_vl", False)
+    assert why_not_recorded(text_of("qwen2_5_vl")) == ""
+    for ids, back in (([7], 0), ([3, 1, 4, 1, 5], 3), ([9, 2], 0)):
+        torch.testing.assert_close(ours.extend(ids), theirs.extend(ids), rtol=1e-3, atol=1e-3)
+        for one in (ours, theirs):
+            one.rollback(back)
+    assert recorder.count == fails and ours.length == theirs.length
+    assert "operation failed due to" in why_not_recorded(text_of("qwen2_5_vl"))
+    again = CachedModel.of(family_of(model("qwen2_5_vl")), model("qwen2_5_vl"))
+    again.prefill(*prompt_of("qwen2_5_vl"))
+    again.extend([7])
+    assert again._recorded is None and recorder.count == fails
+    assert why_not_recorded(text_of("llava_onevision")) == "", "the other model is still recorded"
+
+
+def test_a_draft_whose_recording_fails_proposes_step_by_step(recording):
+    recording.setattr(cuda_graphs, "record", Recorder({2}))  # the first is of the tokens before the last
+    one, other = reader("qwen2_5_vl"), reader("qwen2_5_vl", False)
+    ((token, sure),) = one.draft([5, 6, 7], 9, limit=100)
+    ((expected, chance),) = other.draft([5, 6, 7], 9, limit=100)
+    assert token == expected and abs(sure - chance) < 1e-4 and one.length == other.length == 23
+
+
+def test_a_forward_that_synchronises_is_found_out(recording):
+    recording.setattr(cuda_graphs, "record", Recorder())
+    one = reader("qwen2_5_vl")
+    recording.setattr(cuda_graphs.Recorded, "_extending", lambda self, width: (self._length + self._length.item(),))
+    one.extend([3])
+    assert "not permitted" in why_not_recorded(text_of("qwen2_5_vl"))
+
+
+def test_why_a_model_is_not_recorded():
+    assert why_not_recorded(text_of("qwen2_5_vl")) == "a cpu has no CUDA graphs"
+
+
+def test_one_that_is_not_fused_is_not_recorded_either(recording):
+    text = text_of("qwen3_vl_moe")
+    assert why_not_recorded(text) == why_not_fused(text) != ""
