@@ -49,7 +49,6 @@ class Recorded:
 
     def __init__(self, decoder: FusedDecoder, lookup: nn.Module, head: nn.Module, capacity: int) -> None:
         self._decoder, self._lookup, self._head = decoder, lookup, head
-        # Zeros: a NaN in uninitialised memory stays one under the mask.
         self.room = Room(decoder.layers, spare=0, clear=True)
         self.room.expected = capacity
         self._forwards: dict[tuple[int, int], Callable[[], tuple[Tensor, ...]]] = {}
@@ -70,6 +69,7 @@ class Recorded:
         self._sin.copy_(sin)
         self._first.fill_(first)
         self._begins = first
+        self.room.clear()
 
     @property
     def capacity(self) -> int:

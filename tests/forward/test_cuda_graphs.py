@@ -164,6 +164,19 @@ def test_a_room_waits_for_the_next_request_of_its_size_and_no_other(traces):
     assert reader("qwen2_5_vl", length=2000)._recorded is not kept
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_room_that_is_used_again_keeps_nothing_of_the_request_before(traces, value):
+    one = reader("qwen2_5_vl", length=33)
+    kept = one._recorded
+    one.extend([7])
+    with torch.inference_mode():
+        kept.room.tensor[..., 30:, :] = value  # as an overflow of half precision leaves it
+    del one
+    again, alone = reader("qwen2_5_vl"), reader("qwen2_5_vl", False)
+    assert again._recorded is kept
+    torch.testing.assert_close(again.extend([5, 6]), alone.extend([5, 6]), rtol=1e-3, atol=1e-3)
+
+
 def test_two_models_in_two_threads_record_one_after_the_other(recording):
     recorder = Recorder()
     recording.setattr(cuda_graphs, "record", recorder)
