@@ -23,9 +23,11 @@ def clock(device: torch.device) -> float:
 
 
 def free_memory(device: torch.device | str = "cpu") -> int:
-    """Bytes that can still be allocated on a device; UNKNOWN on a CPU whose system has no /proc/meminfo."""
+    """Bytes that can still be allocated on a device; UNKNOWN on a CPU whose system has no /proc/meminfo. On a GPU, what
+    torch keeps of freed tensors is free."""
     if torch.device(device).type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:

@@ -17,6 +17,33 @@ def test_free_memory_shrinks_when_some_is_taken():
     assert 1 << 20 < device.free_memory() < before - (300 << 20) and taken.any()
 
 
+class Allocator:
+    """As torch's on a GPU of so many bytes: what is freed stays reserved, and is given out again."""
+
+    def __init__(self, total):
+        self.total, self.reserved, self.allocated = total, 0, 0
+
+    def take(self, size):
+        self.allocated += size
+        self.reserved = max(self.reserved, self.allocated)
+
+    def free(self, size):
+        self.allocated -= size
+
+
+def test_memory_that_torch_keeps_is_free(monkeypatch):
+    gpu = Allocator(80 << 30)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (gpu.total - gpu.reserved, gpu.total))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: gpu.reserved)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: gpu.allocated)
+    gpu.take(16 << 30)  # the weights
+    assert device.free_memory("cuda:0") == 64 << 30
+    gpu.take(40 << 30)  # a long prompt
+    assert device.free_memory("cuda:0") == 24 << 30
+    gpu.free(40 << 30)
+    assert device.free_memory("cuda:0") == 64 << 30
+
+
 def test_the_two_never_want_more_than_there_is(monkeypatch):
     for count in (1, 2, 4, 16):
         monkeypatch.setattr(device, "cores", lambda count=count: count)
