@@ -214,6 +214,8 @@ def work(
     if threads:
         torch.set_num_threads(threads)
     try:
+        if torch.device(device).type == "cuda":
+            torch.cuda.set_device(device)  # of this thread: what names no device would go to the first GPU
         with messages.heartbeat(transport.send):
             model, loaded = prepared(source, dtype, device, trust, bits)
         transport.send(loaded)
