@@ -35,6 +35,11 @@ def free_memory(device: torch.device | str = "cpu") -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), UNKNOWN)
 
 
+def total_memory(device: torch.device | str) -> int:
+    """Bytes of a GPU."""
+    return torch.cuda.mem_get_info(device)[1]
+
+
 def bytes_per_token(config: Any, dtype: torch.dtype) -> int:
     """What the keys and values of a token take. config: the whole model's."""
     text = config.get_text_config()
