@@ -18,13 +18,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hippo.device import free_memory
 from hippo.forward.fused import FusedDecoder, fused, why_not_fused
 from hippo.forward.kv_cache import FixedWindow, Room
 
 WIDTHS = (1, 2, 4, 8, 16, 32)  # tokens per recorded forward; other counts are padded
 RUN = 4  # draft steps recorded at a time
 _LONGEST = 4096 + WIDTHS[-1]  # tokens of an answer
-_STEP = 1024  # tokens; room sizes are multiples of it, so that the next request can often reuse one
+_LEAST = 2048  # tokens of a room, at least
+_LOOSE = 1.5  # a request uses a room of up to so many times the tokens it needs, since all of it is attended to
+_IDLE = 0.1  # share of the free memory that rooms of no request may hold
 
 # A process can record one graph at a time, and to begin one synchronises the device and frees memory, which would break
 # another thread's.
@@ -83,7 +86,7 @@ class Recorded:
             return False
         end = length + _width(count)
         if end > self.capacity:
-            self.room.expected = end + _STEP
+            self.room.expected = room_size(end + 1)
         return end <= self.capacity and end - self._begins <= _LONGEST
 
     def extend(self, ids: Sequence[int], length: int) -> Tensor:
@@ -192,15 +195,26 @@ def _width(count: int) -> int:
     return next(width for width in WIDTHS if width >= count)
 
 
+def room_size(tokens: int) -> int:
+    """Tokens of a room for so many or up to a quarter less: few sizes, so that the next request can often reuse one."""
+    step = 1 << max(0, tokens.bit_length() - 3)
+    return max(_LEAST, -(-tokens // step) * step)
+
+
 def recorded_for(user: Any, decoder: FusedDecoder, lookup: nn.Module, head: nn.Module, tokens: int) -> Recorded:
-    """Recorded forwards with room for `tokens` tokens, reserved while `user` is alive. The next request reuses them:
-    recording takes longer than many answers."""
-    capacity = -(-tokens // _STEP) * _STEP
-    fitting: list[Recorded] = []
+    """Recorded forwards with room for `tokens` tokens, reserved while `user` is alive. Later requests reuse them:
+    recording takes longer than many answers. Those that no request has used for longest are freed where memory is
+    short."""
+    capacity, idle = room_size(tokens), list[Recorded]()  # the latest used first
     with suppress(IndexError):
-        while True:  # rooms of other sizes are freed, since they are large
-            one = decoder.idle.pop()  # atomic: two threads never get the same
-            fitting += [one] if one.capacity == capacity else []
-    taken = fitting[0] if fitting else Recorded(decoder, lookup, head, capacity)
+        while True:
+            idle.append(decoder.idle.pop())  # atomic: two threads never get the same
+    fitting = [one for one in idle if capacity <= one.capacity <= _LOOSE * capacity]
+    taken = min(fitting, key=lambda one: one.capacity, default=None)
+    held, most = 0, _IDLE * free_memory(next(head.parameters()).device)
+    kept = [one for one in idle if one is not taken and (held := held + one.room.size) <= most]
+    decoder.idle += reversed(kept)
+    if taken is None:
+        taken = Recorded(decoder, lookup, head, capacity)
     weakref.finalize(user, decoder.idle.append, taken)
     return taken

@@ -132,7 +132,7 @@ def test_the_limit_is_kept(traces):
 
 
 def test_an_answer_longer_than_the_room_makes_it_larger(traces, monkeypatch):
-    monkeypatch.setattr(cuda_graphs, "_STEP", 32)
+    monkeypatch.setattr(cuda_graphs, "_LEAST", 32)
     ours, theirs = reader("qwen2_5_vl", spare=1), reader("qwen2_5_vl", False)
     size = ours.size
     for step in range(60):
@@ -154,14 +154,47 @@ def test_two_requests_of_one_model_do_not_share_a_room(traces):
         torch.testing.assert_close(one.extend([step]), alone.extend([step]), rtol=1e-3, atol=1e-3)
 
 
-def test_a_room_waits_for_the_next_request_of_its_size_and_no_other(traces):
-    one = reader("qwen2_5_vl")
+def test_a_room_waits_for_the_next_request_that_it_is_not_too_large_for(traces):
+    one = reader("qwen2_5_vl", length=2000)
     room, kept = one._recorded.room, one._recorded
     del one
-    again = reader("qwen2_5_vl", length=30)
+    again = reader("qwen2_5_vl", length=2100)
     assert again._recorded is kept and again._recorded.room is room
-    del again
-    assert reader("qwen2_5_vl", length=2000)._recorded is not kept
+    other = reader("qwen2_5_vl", length=2000)
+    assert other._recorded is not kept, "it is in use"
+    del again, other
+    assert reader("qwen2_5_vl", length=20)._recorded is not kept
+
+
+def test_prompts_of_five_lengths_record_no_more_than_two_rooms(recording):
+    recorder = Recorder()
+    recording.setattr(cuda_graphs, "record", recorder)
+    for length in (1000, 2000, 1900, 1500, 2100, 1000):
+        one = reader("qwen2_5_vl", length=length)
+        for width in (1, 2, 4):
+            one.extend([7] * width)
+        del one
+    assert recorder.count == 2 * 3
+
+
+def test_sizes_are_few_and_waste_a_quarter_at_most():
+    sizes = {tokens: cuda_graphs.room_size(tokens) for tokens in range(1, 40000)}
+    assert all(tokens <= size <= max(2048, 1.25 * tokens + 1) for tokens, size in sizes.items())
+    assert len(set(sizes.values())) < 20
+
+
+@pytest.mark.parametrize("plenty", [True, False])
+def test_rooms_of_no_request_are_freed_where_memory_is_short(traces, monkeypatch, plenty):
+    long, short = reader("qwen2_5_vl", length=5000), reader("qwen2_5_vl")
+    size = short.size
+    del long, short
+    monkeypatch.setattr(cuda_graphs, "free_memory", lambda device: (100 if plenty else 15) * size)
+    decoder = fused(text_of("qwen2_5_vl"))
+    assert len(decoder.idle) == 2
+    reader("qwen2_5_vl", length=2500)
+    gc.collect()
+    assert len(decoder.idle) == (3 if plenty else 2)
+    assert [one.room.size for one in decoder.idle][-2] == size, "the one used longest ago is gone"
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
