@@ -217,7 +217,12 @@ class Sequence:
             return Drafter(None, self.stats, on_step=self._schedule.saw_draft)
         draft = self.pair.draft
         late = self.params.decoder == "auto" and draft is not None and draft.place == "inline"
-        return self.pair.drafter(self.stats, self._schedule.saw_draft, self._draft_inputs is not None, late)
+        drafter = self.pair.drafter(self.stats, self._schedule.saw_draft, self._draft_inputs is not None, late)
+        penalty = self.params.repetition_penalty
+        if penalty is None:
+            penalty = self.pair.target.generation_config.repetition_penalty
+        drafter.penalty = penalty or 1.0
+        return drafter
 
     def _embed(self, inputs: dict[str, Any], known: Known | None, drafter: Drafter) -> Embeds:
         """The vision tower and the text's embeddings, as far as they are not known."""

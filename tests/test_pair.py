@@ -216,6 +216,18 @@ def test_penalties_of_the_checkpoint_are_those_of_generate():
     assert plain != expected
 
 
+@pytest.mark.parametrize("place", ["process", "inline"])
+def test_a_draft_proposes_with_the_penalty_that_the_target_chooses_with(place):
+    request, options = inputs("qwen2_5_vl", seed=7), {"repetition_penalty": 1.8, "gamma": 4}
+    expected = generated(model("qwen2_5_vl"), request, repetition_penalty=1.8)
+    for method in ("sd", "hippo"):
+        of = pair("qwen2_5_vl", "same", place=place)
+        tokens, stats = answer(of, request, method=method, decoder="serial", keep_ratio=1.0, **options)
+        assert tokens == expected and stats.accepted == stats.checked > 10
+    tokens, stats = answer(of, request, decoder="serial", pruner="none", gamma=4)
+    assert tokens == generated(model("qwen2_5_vl"), request) and stats.rejections == 0, "the next request has none"
+
+
 @pytest.mark.parametrize("decoder", ["serial", "parallel"])
 def test_sampled_answers_follow_the_target(decoder):
     """The first two tokens of many answers against their exact joint distribution: chi-square, fixed seeds."""

@@ -45,6 +45,7 @@ class Drafter:
     ) -> None:
         self._worker, self._stats, self._on_step = worker, stats, on_step
         self._limit, self.shared_vision = limit, shared_vision and worker is not None
+        self.penalty = 1.0  # for repetition, that the target's choice is made with
         self._inbox: deque[Any] = deque()
         self._request = 0 if worker is None else worker.register(self._inbox)
         self._ready = False
@@ -60,7 +61,7 @@ class Drafter:
 
     def begin(self, inputs: dict[str, Any]) -> None:
         """Send the inputs, a processor's output. The draft encodes the video at once."""
-        self._send(Begin(self._request, inputs, self._limit))
+        self._send(Begin(self._request, inputs, self._limit, self.penalty))
 
     def prefill(self, kept: Tensor, grids: tuple[VideoGrid, ...]) -> None:
         """Let the draft read its prompt. kept: (K,) indices into the tokens of the target's grids."""
@@ -68,7 +69,7 @@ class Drafter:
 
     def read(self, prompt: dict[str, Tensor]) -> None:
         """In place of `begin` and `prefill` with a shared vision tower. prompt: see `kept_prompt`."""
-        self._send(ReadPrompt(self._request, prompt, self._limit))
+        self._send(ReadPrompt(self._request, prompt, self._limit, self.penalty))
 
     def ready(self) -> bool:
         """Whether the draft can propose: it has read its prompt, or does so when it is asked. Does not wait."""

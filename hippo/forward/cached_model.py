@@ -18,6 +18,7 @@ from hippo.families import Embeds, Family, Prompt
 from hippo.forward.cuda_graphs import RUN, NotRecorded, Recorded, recorded_for, records
 from hippo.forward.fused import FusedDecoder, fused
 from hippo.forward.kv_cache import KVCache, PassedOn, cache_argument
+from hippo.forward.likeliest import Repetition, likeliest
 from hippo.forward.observe import Attend, Observer, observing, wrapping
 
 _MOST_SPARE = 4096  # tokens; upper bound of the room made in advance for an answer
@@ -180,19 +181,22 @@ class CachedModel:
         return logits
 
     @torch.inference_mode()
-    def draft(self, ids: Sequence[int], count: int, limit: int) -> list[tuple[int, float]]:
+    def draft(
+        self, ids: Sequence[int], count: int, limit: int, repetition: Repetition | None = None
+    ) -> list[tuple[int, float]]:
         """Append `ids`, then the likeliest tokens one by one. Returns these with their probabilities: at least one, at
-        most `count`. All but the last are then in the cache. limit: only ids below it are proposed."""
+        most `count`. All but the last are then in the cache. limit: only ids below it are proposed. repetition: of the
+        text, `ids` included."""
         if self._recorded is not None and count >= RUN and self._recorded.holds(self.length + len(ids) - 1, RUN):
             if len(ids) > 1:
                 self.extend(ids[:-1])
                 ids = ids[-1:]
             with suppress(NotRecorded):
-                tokens, probs = self._recorded.draft(ids[0], self.length, limit)
+                tokens, probs = self._recorded.draft(ids[0], self.length, limit, repetition)
                 self._kv.lengthen(RUN)
                 self.forwards += RUN
                 return list(zip(tokens, probs, strict=True))
-        prob, token = (number.item() for number in self.extend(ids)[-1, :limit].float().softmax(-1).max(-1))
+        token, prob = (number.item() for number in likeliest(self.extend(ids)[-1:], limit, repetition))
         return [(int(token), prob)]
 
     def _extend(self, ids: Sequence[int]) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from hippo.device import free_memory
 from hippo.forward.fused import FusedDecoder, fused, why_not_fused
 from hippo.forward.kv_cache import FixedWindow, Room
+from hippo.forward.likeliest import Repetition, likeliest
 
 WIDTHS = (1, 2, 4, 8, 16, 32)  # tokens per recorded forward; other counts are padded
 RUN = 4  # draft steps recorded at a time
@@ -54,7 +55,8 @@ class Recorded:
         self._decoder, self._lookup, self._head = decoder, lookup, head
         self.room = Room(decoder.layers, spare=0, clear=True)
         self.room.expected = capacity
-        self._forwards: dict[tuple[int, int], Callable[[], tuple[Tensor, ...]]] = {}
+        self._forwards: dict[tuple[int, int, bool], Callable[[], tuple[Tensor, ...]]] = {}
+        self._repetition: Repetition | None = None  # at a fixed address
         self._tensor: Tensor | None = None  # of the room, when forwards were recorded
         self._place: Any = None  # the memory and the stream of all graphs: only one of them runs at a time
         self.recording = 0.0  # seconds that the last forward spent on recording
@@ -95,22 +97,32 @@ class Recorded:
         (logits,) = self._run(ids, length, _width(len(ids)), 0)
         return logits[: len(ids)]
 
-    def draft(self, token: int, length: int, limit: int) -> tuple[list[int], list[float]]:
+    def draft(
+        self, token: int, length: int, limit: int, repetition: Repetition | None = None
+    ) -> tuple[list[int], list[float]]:
         """The RUN likeliest tokens, one after the other, after `token` behind `length` others, and their probabilities.
-        limit: only ids below it are taken."""
-        ids, probs = self._run([token], length, RUN, limit)
+        limit: only ids below it are taken. repetition: of the text up to `token`."""
+        if repetition is not None:
+            if self._repetition is None or len(self._repetition.seen) != limit:
+                self._repetition = Repetition(*(tensor.clone() for tensor in repetition))
+                self._forwards = {known: run for known, run in self._forwards.items() if not known[2]}
+            for kept, new in zip(self._repetition, repetition, strict=True):
+                kept.copy_(new)
+        ids, probs = self._run([token], length, RUN, limit, repetition is not None)
         return ids.tolist(), probs.tolist()
 
-    def _run(self, ids: Sequence[int], length: int, width: int, limit: int) -> tuple[Tensor, ...]:
+    def _run(
+        self, ids: Sequence[int], length: int, width: int, limit: int, penalised: bool = False
+    ) -> tuple[Tensor, ...]:
         if self._tensor is not self.room.tensor:  # it has grown and moved
             self._forwards.clear()
             self._tensor = self.room.tensor
         self._ids[: len(ids)] = torch.tensor(ids)
         self._length.fill_(length)
-        known, began = (width, limit), time.perf_counter()
+        known, began = (width, limit, penalised), time.perf_counter()
         try:
             if known not in self._forwards:
-                work = (lambda: self._drafting(limit)) if limit else (lambda: self._extending(width))
+                work = (lambda: self._drafting(limit, penalised)) if limit else (lambda: self._extending(width))
                 self._forwards[known] = self._recorded(work)
         finally:
             self.recording = time.perf_counter() - began
@@ -131,14 +143,16 @@ class Recorded:
     def _extending(self, width: int) -> tuple[Tensor]:
         return (self._logits(self._ids[:width], self._length + torch.arange(width, device=self._ids.device)),)
 
-    def _drafting(self, limit: int) -> tuple[Tensor, Tensor]:
+    def _drafting(self, limit: int, penalised: bool) -> tuple[Tensor, Tensor]:
         token, at = self._ids[:1], self._length
+        repetition = self._repetition if penalised else None
         ids, probs = [], []
         for _ in range(RUN):
-            best = self._logits(token, at)[:, :limit].float().softmax(-1).max(-1)
-            probs.append(best.values)
-            ids.append(best.indices)
-            token, at = best.indices, at + 1
+            token, prob = likeliest(self._logits(token, at), limit, repetition)
+            repetition = repetition and repetition.followed_by(token)
+            probs.append(prob)
+            ids.append(token)
+            at = at + 1
         return torch.cat(ids), torch.cat(probs)
 
     def _logits(self, ids: Tensor, at: Tensor) -> Tensor:

@@ -122,6 +122,24 @@ def test_two_requests_at_a_time_are_served_in_turn_and_get_the_tokens_they_get_a
     assert [t.id for t in proposals(pipe, 3, 2)] == expected[2][4:7]
 
 
+def test_each_of_two_requests_has_a_penalty_of_its_own(pipe):
+    expected, penalties = {}, {1: 1.0, 2: 1.7}
+    request = inputs("qwen2_5_vl", seed=1)
+    for id, penalty in penalties.items():
+        expected[id] = generated(model("qwen2_5_vl"), request, repetition_penalty=penalty)
+        pipe.send(Begin(id, request, 160, penalty))
+        pipe.send(Prefill(id, torch.arange(24), (VideoGrid(4, 2, 3),)))
+        assert isinstance(pipe.receive(20), Ready)
+    for id in penalties:
+        pipe.send(Commit(id, 0, expected[id][:1]))
+        pipe.send(Propose(id, 8))
+    drafted = [pipe.receive(20) for _ in range(16)]
+    for id in penalties:
+        assert [t.id for t in drafted if t.request == id] == expected[id][1:9]
+        pipe.send(Commit(id, 2, [expected[id][2]]))  # what was drafted after it is no part of the text
+    assert [t.id for t in proposals(pipe, 6, 2)] == expected[2][3:9] != expected[1][3:9]
+
+
 def test_inputs_that_cannot_be_used_lose_only_their_request(pipe):
     request = inputs("qwen2_5_vl")
     expected = generated(model("qwen2_5_vl"), request)

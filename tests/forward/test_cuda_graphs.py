@@ -12,7 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hippo.families import Embeds, family_of
-from hippo.forward import CachedModel, cached_model, cuda_graphs, fused, why_not_fused, why_not_recorded
+from hippo.forward import CachedModel, Repetition, cached_model, cuda_graphs, fused, why_not_fused, why_not_recorded
 from tests.models import FAMILIES, model
 
 FUSABLE = [family for family in FAMILIES if family != "qwen3_vl_moe"]
@@ -121,6 +121,23 @@ def test_a_draft_runs_several_steps_at_once(traces):
         ids = [token]
     assert one.length == other.length
     assert len(one.draft([drafted[-1][0]], 2, limit=100)) == 1, "fewer are wanted than a run has"
+
+
+def test_a_penalty_counts_for_the_tokens_of_the_same_run(traces):
+    one, other = reader("qwen2_5_vl"), reader("qwen2_5_vl", False)
+    drafted = {}
+    for limit, penalty in ((160, 3.0), (160, 1.5), (100, 3.0)):
+        start = Repetition(torch.zeros(limit, dtype=torch.bool), torch.tensor(penalty)).followed_by(torch.tensor([5]))
+        ids, seen = [5], start
+        drafted[limit, penalty] = one.draft(ids, cuda_graphs.RUN, limit, start)
+        for expected, chance in drafted[limit, penalty]:
+            ((token, sure),) = other.draft(ids, 1, limit, seen)
+            assert token == expected and abs(sure - chance) < 1e-4
+            ids, seen = [token], seen.followed_by(torch.tensor([token]))
+        for each in (one, other):
+            each.rollback(cuda_graphs.RUN)
+    assert one.draft([5], cuda_graphs.RUN, 160) != drafted[160, 3.0] != drafted[160, 1.5]
+    assert len(traces) == 3, "without a penalty, and with one for each limit"
 
 
 def test_the_limit_is_kept(traces):
