@@ -187,8 +187,10 @@ class Sequence:
         try:
             here = on_device(self._inputs, self.pair.target.device)
             prompt = self.pair.prepare_prompt(here)
-            if not drafter.shared_vision:
-                drafter.begin(self._inputs if self._draft_inputs is None else self._draft_inputs)
+            # Vision towers start many small operations: in two threads of one process they wait for each other.
+            after = self.pair.draft is not None and self.pair.draft.place == "thread"
+            if not after:
+                self._begin(drafter)
             spare = self.params.max_new_tokens + LARGEST + 1
             target = CachedModel.of(
                 self.pair.family, self.pair.target, spare=spare, fixed_width=self.pair.fixed_width(self.params)
@@ -197,7 +199,9 @@ class Sequence:
             if self._cache is not None:
                 media = media_key(self._inputs)
                 known = self._cache.find(prompt, media, self.pair.target.get_input_embeddings())
-            embeds = self._embed(here, known, drafter)
+            embeds = self._embed(here, known, beside=not (after or drafter.shared_vision or drafter.lost))
+            if after:
+                self._begin(drafter)
             logits = yield from self._prefill(embeds, prompt, known, target, drafter)
             answer = self.answer(prompt)
             first = answer.commit(answer.verify(logits[None], []))
@@ -224,12 +228,18 @@ class Sequence:
         drafter.penalty = penalty or 1.0
         return drafter
 
-    def _embed(self, inputs: dict[str, Any], known: Known | None, drafter: Drafter) -> Embeds:
-        """The vision tower and the text's embeddings, as far as they are not known."""
+    def _begin(self, drafter: Drafter) -> None:
+        """Let the draft encode the video, if its vision tower is its own."""
+        if not drafter.shared_vision:
+            drafter.begin(self._inputs if self._draft_inputs is None else self._draft_inputs)
+
+    def _embed(self, inputs: dict[str, Any], known: Known | None, beside: bool) -> Embeds:
+        """The vision tower and the text's embeddings, as far as they are not known. beside: whether the draft's vision
+        tower works at the same time."""
         if known is not None and known.embeds is not None:
             return known.embeds
         began = clock(self.pair.target.device)
-        self._share(not (drafter.shared_vision or drafter.lost))  # the draft's vision tower works at the same time
+        self._share(beside)
         embeds = self.pair.family.embed(self.pair.target, inputs)
         self._share(False)
         ended = clock(self.pair.target.device)

@@ -4,6 +4,7 @@ import copy
 import os
 import resource
 import signal
+import threading
 import time
 from collections import Counter
 from contextlib import closing
@@ -201,6 +202,25 @@ def test_a_draft_with_a_padded_vocabulary_works():
         tokens, stats = answer(pair("qwen2_5_vl", "padded"), request, **options)
         assert not stats.draft_lost and len(tokens) == 24
     assert answer(pair("qwen2_5_vl", "padded"), request)[0] == generated(model("qwen2_5_vl"), request)
+
+
+@pytest.mark.parametrize("method", ["sd", "hippo"])
+def test_two_vision_towers_in_one_process_work_one_after_the_other(method, monkeypatch):
+    of, request, spans = pair("qwen2_5_vl", "other", place="thread"), inputs("qwen2_5_vl", seed=3), []
+    embed = of.family.embed
+
+    def slow(model, inputs):
+        began = time.perf_counter()
+        time.sleep(0.1)
+        embeds = embed(model, inputs)
+        spans.append((began, time.perf_counter(), threading.current_thread().name))
+        return embeds
+
+    monkeypatch.setattr(of.family, "embed", slow)
+    tokens, stats = answer(of, request, method=method, decoder="parallel")
+    (_, ended, here), (began, _, there) = sorted(spans)
+    assert ended <= began and here != there == "hippo-draft"
+    assert tokens == generated(model("qwen2_5_vl"), request) and not stats.draft_lost
 
 
 def test_penalties_of_the_checkpoint_are_those_of_generate():
