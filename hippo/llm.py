@@ -17,6 +17,7 @@ from hippo import tensor_parallel
 from hippo.chat import Chat
 from hippo.checkpoints import (
     bits_for,
+    known_attention,
     load_processor,
     load_target,
     notes_on,
@@ -265,6 +266,7 @@ def load(
     max_running: int = 8,
     cache_memory: int | None = None,
     trust_remote_code: bool = False,
+    attn_implementation: str | Mapping[str, str] | None = None,
 ) -> VideoLLM:
     """Load a target and a draft with one tokenizer.
 
@@ -286,13 +288,17 @@ def load(
         cache_memory: bytes for what later requests on the same video use again, 0 for none; None: a fifth of the free
             memory.
         trust_remote_code: let code run that a checkpoint brings; never otherwise.
+        attn_implementation: of both models, as transformers' from_pretrained takes it: "sdpa", "eager",
+            "flash_attention_2", ..., or a mapping such as {"vision_config": "flash_attention_2"}; None: transformers'
+            own choice. Forwards over a few tokens of layers laid out like Llama's have an attention of their own.
 
     Raises:
         HippoError: BadRequest, CheckpointError, OutOfMemory or DraftLost.
     """
     itself = draft is not None and str(draft) == "self"
     draft = target if itself else draft
-    target_point, draft_point = resolve(target, draft, device, dtype, draft_device, trust_remote_code)
+    attention = known_attention(attn_implementation)
+    target_point, draft_point = resolve(target, draft, device, dtype, draft_device, trust_remote_code, attention)
     with out_of_memory_explained(), quiet(), ExitStack() as unless_loaded:
         processor = load_processor(target_point)
         source = draft_processor = worker = None
@@ -314,6 +320,7 @@ def load(
                 place=place,
                 bits=bits,
                 trust_remote_code=trust_remote_code,
+                attention=attention,
                 pair={"target": target_point.identity, "draft": draft_point.identity},
             )
             if start_draft and tensor_parallel.is_leader():  # first, so that both load at the same time

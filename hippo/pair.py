@@ -39,6 +39,7 @@ class Draft:
         place: "process", "thread" or "inline", see `hippo.draft.placement`.
         bits: of its weights: 16, 8 or 4.
         trust_remote_code: whether code that the checkpoint brings may run.
+        attention: see `hippo.checkpoints.known_attention`.
         pair: what names both models; with it, what answers measured is kept on disk, see `hippo.state`.
     """
 
@@ -52,10 +53,12 @@ class Draft:
         place: str = "process",
         trust_remote_code: bool = False,
         bits: int = 16,
+        attention: str = "",
         pair: dict[str, Any] | None = None,
     ) -> None:
         self.source, self.device, self.dtype, self.timeout = source, device, dtype, timeout
         self.place, self.trust_remote_code, self.bits = place, trust_remote_code, bits
+        self.attention = attention
         self.has_worked = False
         self.costs, self.acceptance = Costs(), UNKNOWN  # what earlier answers measured
         self._kept_by = pair and pair | {"bits": bits, "place": place, "threads": torch.get_num_threads()}
@@ -74,6 +77,7 @@ class Draft:
                 trust_remote_code=self.trust_remote_code,
                 place=self.place,
                 bits=self.bits,
+                attention=self.attention,
             )
         return self._worker
 

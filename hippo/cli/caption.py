@@ -51,6 +51,7 @@ def caption(
     draft_bits: common.BitsOption = "auto",
     draft_device: common.DraftDeviceOption = "auto",
     trust_remote_code: common.TrustOption = False,
+    attn_implementation: common.AttentionOption = None,
     compare: Annotated[bool, typer.Option("--compare", help="Also run transformers' generate() and compare.")] = False,
     json: common.JsonOption = False,
 ) -> None:

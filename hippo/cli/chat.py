@@ -35,6 +35,7 @@ def chat(
         typer.Option(min=0, help="MiB for what further questions use again; by default a share of the free."),
     ] = None,
     trust_remote_code: common.TrustOption = False,
+    attn_implementation: common.AttentionOption = None,
 ) -> None:
     """Talk about a clip, or about several together. A further question reads only its own words.
 
@@ -53,6 +54,7 @@ def chat(
     common.check_clips([], frames, fps)
     memory = None if cache_memory is None else cache_memory << 20
     where = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code, "cache_memory": memory}
+    where["attn_implementation"] = attn_implementation
     with common.loaded(target, draft, start_draft=method != "ar", **where) as llm:
         media = {name: value for name, value in asked.items() if value is not None}
         talk = llm.open(videos, system=system, **options, **media)

@@ -39,6 +39,7 @@ OPTIONS = (
 )  # of `VideoLLM.generate`
 WHERE = (  # of `hippo.load`
     *("device", "dtype", "draft_timeout", "draft_worker", "draft_bits", "draft_device", "trust_remote_code"),
+    "attn_implementation",
 )
 BUNDLED = Path(__file__).parents[1] / "bundled"
 
@@ -113,6 +114,16 @@ WidthOption = Annotated[
 ]
 TrustOption = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run code that a checkpoint brings. Only if you trust it.")
+]
+AttentionOption = Annotated[
+    str | None,
+    typer.Option(
+        "--attn-implementation",
+        help=escape(
+            "Attention of both models, as transformers has it: sdpa, eager, flash_attention_2, ..., or JSON such as "
+            '{"vision_config": "eager"}. [default: transformers\' own choice]'
+        ),
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text and tables: one object per line.")]
 

@@ -36,6 +36,7 @@ def explain(
     device: common.DeviceOption = "auto",
     dtype: common.DtypeOption = "auto",
     trust_remote_code: common.TrustOption = False,
+    attn_implementation: common.AttentionOption = None,
     json: common.JsonOption = False,
 ) -> None:
     """Show which video tokens the draft would see, and why: kept.png, scores.png, kept.mp4, caption.txt.
@@ -56,6 +57,7 @@ def explain(
     chosen = [pruner_named(name) for name in dict.fromkeys(name.strip() for name in pruners.split(","))]
     with all_or_nothing(out) as folder:
         where = {"device": device, "dtype": dtype, "start_draft": False, "trust_remote_code": trust_remote_code}
+        where["attn_implementation"] = attn_implementation
         with common.loaded(target, None, **where) as llm, common.answering() as (_, progress):
             clip = read_video(
                 video, frames=frames, fps=fps, start=start or 0.0, end=end, progress=partial(progress, "reading frames")

@@ -54,6 +54,7 @@ def serve(
     draft_device: common.DraftDeviceOption = "auto",
     draft_bits: common.BitsOption = "auto",
     trust_remote_code: common.TrustOption = False,
+    attn_implementation: common.AttentionOption = None,
 ) -> None:
     """Serve the OpenAI API for questions about videos, and a page at / to try it. Needs hippo-video[server].
 
@@ -80,6 +81,7 @@ def serve(
         "draft_device": draft_device,
         "draft_bits": draft_bits,
         "trust_remote_code": trust_remote_code,
+        "attn_implementation": attn_implementation,
         "max_running": max_running,
         "cache_memory": None if cache_memory is None else cache_memory << 20,
     }

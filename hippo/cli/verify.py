@@ -38,6 +38,7 @@ def verify(
     draft_bits: common.BitsOption = "auto",
     draft_device: common.DraftDeviceOption = "auto",
     trust_remote_code: common.TrustOption = False,
+    attn_implementation: common.AttentionOption = None,
     json: common.JsonOption = False,
 ) -> None:
     """Run transformers' generate() and every method on each clip: identical, or the first difference.

@@ -73,6 +73,7 @@ class DraftWorker:
         trust_remote_code: bool = False,
         place: str = "process",
         bits: int = 16,
+        attention: str = "",
     ) -> None:
         self.timeout = timeout
         self.loaded: Loaded | None = None
@@ -84,14 +85,14 @@ class DraftWorker:
         self.beside = place != "inline"  # whether it can work at the same time as the target
         how: tuple[Child, Transport, str | None]
         if place == "inline":
-            inline = Inline(source, dtype, device, trust_remote_code, bits)
+            inline = Inline(source, dtype, device, trust_remote_code, bits, attention)
             how = inline, inline, None
         elif place == "thread":
             ours, theirs = ThreadTransport.pair()
-            run = partial(work, theirs, source, dtype, device, 0, trust_remote_code, bits)
+            run = partial(work, theirs, source, dtype, device, 0, trust_remote_code, bits, attention)
             how = Threaded(run, device), ours, None
         else:
-            how = _in_process(source, dtype, device, timeout, trust_remote_code, bits)
+            how = _in_process(source, dtype, device, timeout, trust_remote_code, bits, attention)
         self._child, self._transport, self._copy = how
         self._end = weakref.finalize(self, _end, *how)
 
@@ -211,14 +212,15 @@ class DraftWorker:
 
 
 def _in_process(
-    source: Any, dtype: str, device: str, timeout: float, trust: bool, bits: int
+    source: Any, dtype: str, device: str, timeout: float, trust: bool, bits: int, attention: str
 ) -> tuple[Child, Transport, str | None]:
     """A fork, or else a fresh interpreter, with the folder that it loads a model in memory from."""
     threads = shares()[1]
     ours, theirs = ProcessTransport.pair(timeout)
 
     def run() -> int:
-        return work(ProcessTransport(Connection(theirs.detach())), source, dtype, device, threads, trust, bits)
+        transport = ProcessTransport(Connection(theirs.detach()))
+        return work(transport, source, dtype, device, threads, trust, bits, attention)
 
     with theirs:
         pipe = theirs.fileno()
@@ -230,7 +232,8 @@ def _in_process(
             copy = tempfile.mkdtemp(prefix="hippo-draft-")
             source.save_pretrained(copy)  # type: ignore[operator]
         trusted = "trust" if trust else "no code"
-        return fresh(pipe, [copy or str(source), dtype, device, trusted, str(bits), str(threads)]), ours, copy
+        how = [dtype, device, trusted, str(bits), attention, str(threads)]
+        return fresh(pipe, [copy or str(source), *how]), ours, copy
 
 
 def _end(child: Child, transport: Transport, copy: str | None) -> None:

@@ -203,27 +203,33 @@ def draft_together(requests: list[DraftRequest]) -> list[list[tuple[int, float]]
 
 
 def load_draft(
-    source: str | Path | nn.Module, dtype: str, device: str, trust_remote_code: bool = False, bits: int = 16
+    source: str | Path | nn.Module,
+    dtype: str,
+    device: str,
+    trust_remote_code: bool = False,
+    bits: int = 16,
+    attention: str = "",
 ) -> Any:
     """The draft model of a checkpoint folder, a hub id or a model in memory, in evaluation mode on its device.
 
-    bits: of its weights, see `hippo.forward.quantize`. A model in memory is somebody else's and stays as it is.
+    bits: of its weights, see `hippo.forward.quantize`. attention: see `hippo.checkpoints.known_attention`. A model in
+    memory is somebody else's and stays as it is.
     """
     if isinstance(source, nn.Module):
         return source.eval()
     from transformers import logging
 
     logging.disable_progress_bar()
-    model = load_model(Checkpoint(str(source), device, dtype, trust_remote_code))
+    model = load_model(Checkpoint(str(source), device, dtype, trust_remote_code, attention))
     quantize(model, bits)
     return model
 
 
 def prepared(
-    source: str | Path | nn.Module, dtype: str, device: str, trust: bool, bits: int
+    source: str | Path | nn.Module, dtype: str, device: str, trust: bool, bits: int, attention: str = ""
 ) -> tuple[Any, messages.Loaded]:
     """The draft model, ready to draft, and what the target must know of it."""
-    model = load_draft(source, dtype, device, trust, bits)
+    model = load_draft(source, dtype, device, trust, bits, attention)
     family = family_of(model)
     fused(family.language_model(model))  # now rather than in the first answer
     vocabulary, size = model.get_output_embeddings().out_features, model.get_memory_footprint()
@@ -231,7 +237,14 @@ def prepared(
 
 
 def work(
-    transport: Transport, source: str | Path | nn.Module, dtype: str, device: str, threads: int, trust: bool, bits: int
+    transport: Transport,
+    source: str | Path | nn.Module,
+    dtype: str,
+    device: str,
+    threads: int,
+    trust: bool,
+    bits: int,
+    attention: str = "",
 ) -> int:
     """Load the draft and serve until the transport closes. threads: of torch, 0 to leave them. Returns an exit code."""
     if threads:
@@ -240,7 +253,7 @@ def work(
         if torch.device(device).type == "cuda":
             torch.cuda.set_device(device)  # of this thread: what names no device would go to the first GPU
         with messages.heartbeat(transport.send):
-            model, loaded = prepared(source, dtype, device, trust, bits)
+            model, loaded = prepared(source, dtype, device, trust, bits, attention)
         transport.send(loaded)
         Worker(transport, model).serve()
     except ConnectionError:
@@ -261,13 +274,15 @@ class Inline:
     It is both ends of a transport, and a child that ends when it is closed.
     """
 
-    def __init__(self, source: str | Path | nn.Module, dtype: str, device: str, trust: bool, bits: int) -> None:
+    def __init__(
+        self, source: str | Path | nn.Module, dtype: str, device: str, trust: bool, bits: int, attention: str = ""
+    ) -> None:
         self.pid = os.getpid()
         self._outbox: deque[Any] = deque()
         self._worker: Worker | None = None
         self._code: int | None = None
         try:
-            model, loaded = prepared(source, dtype, device, trust, bits)
+            model, loaded = prepared(source, dtype, device, trust, bits, attention)
         except Exception as error:
             self._outbox.append(messages.Failed(0, _line(error)))
             return

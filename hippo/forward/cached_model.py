@@ -125,6 +125,9 @@ class CachedModel:
         forward reads. progress: called with a phase and its share, if the prompt is long. part: tokens that one
         forward reads, unless the question is longer; None: as many as memory allows. known, begin: keys and values
         whose first `begin` tokens are this prompt's. Yields (vocabulary,) logits after each part."""
+        if self._fixed_width and self._attention and self._attention not in _MASKED:
+            hint = "leave verify_width out, or attn_implementation"
+            raise BadRequest(f"attention {self._attention!r} takes no mask, which a fixed width needs", hint)
         self._begin(len(embeds), next_position)
         if known is not None:
             self._kv.load(known[..., :begin, :])

@@ -248,6 +248,17 @@ def test_verify_tells_rounding_from_a_bug(capsys):
 
 
 @pytest.mark.parametrize("command", ["caption", "verify", "explain"])
+def test_attention_is_passed_on(monkeypatch, tmp_path, command):
+    def load(*_, attn_implementation, **__):
+        raise HippoError(f"attention: {attn_implementation}")
+
+    monkeypatch.setattr("hippo.llm.load", load)
+    out = ["--out", str(tmp_path / "out")] if command == "explain" else []
+    with pytest.raises(HippoError, match="attention: eager"):
+        CliRunner().invoke(app, [command, str(CLIP), *out, "--attn-implementation", "eager"], catch_exceptions=False)
+
+
+@pytest.mark.parametrize("command", ["caption", "verify", "explain"])
 @pytest.mark.parametrize("flags", [[], ["--trust-remote-code"]])
 def test_code_of_checkpoints_runs_only_if_asked(monkeypatch, tmp_path, command, flags):
     def load(*_, trust_remote_code, **__):

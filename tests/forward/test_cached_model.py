@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn.attention.bias import CausalBias
 
+from hippo.errors import BadRequest
 from hippo.families import Embeds, family_of
 from hippo.forward import CachedModel, cached_model
 from hippo.forward.cached_model import prefill_parts
@@ -21,6 +22,14 @@ def test_parts_cover_a_prompt_and_the_last_holds_the_question():
         parts = prefill_parts(length, question, 8192)
         assert [i for part in parts for i in range(length)[part]] == list(range(length))
         assert length - parts[-1].start >= question
+
+
+def test_a_fixed_width_needs_attention_that_takes_a_mask(monkeypatch):
+    net = model("qwen2_5_vl")
+    monkeypatch.setattr(family_of(net).language_model(net).config, "_attn_implementation_internal", "flash_attention_2")
+    one = CachedModel.of(family_of(net), net, fixed_width=8)
+    with pytest.raises(BadRequest, match="'flash_attention_2' takes no mask, which a fixed width needs"):
+        one.prefill(Embeds(torch.zeros(3, 64)), torch.arange(3).expand(3, -1), torch.full((3,), 3))
 
 
 @pytest.mark.parametrize("whole", [True, False])
