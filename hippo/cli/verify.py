@@ -64,7 +64,7 @@ def verify(
 
 def _report(llm: VideoLLM, request: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
     from hippo.checkpoints import quantisation_of
-    from hippo.forward import why_not_fused
+    from hippo.forward import why_not_fused, why_not_recorded
     from hippo.params import METHODS
     from hippo.report.baseline import transformers_generate
     from hippo.report.difference import first_difference
@@ -88,7 +88,8 @@ def _report(llm: VideoLLM, request: dict[str, Any], options: dict[str, Any]) -> 
                 row["draft_lost"] = output.stats.draft_lost
             rows.append(row)
     model, family = llm.pair.target, llm.pair.family
-    reason = why_not_fused(family.language_model(model))
+    reason, unrecorded = (why(family.language_model(model)) for why in (why_not_fused, why_not_recorded))
+    recorded = f"not recorded: {unrecorded}" if unrecorded else "recorded as CUDA graphs"
     return {
         "versions": common.versions(),
         "family": family.card.name,
@@ -97,7 +98,7 @@ def _report(llm: VideoLLM, request: dict[str, Any], options: dict[str, Any]) -> 
         "device": str(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),
         "quantised": quantisation_of(model),
-        "forwards": f"transformers' own, since {reason}" if reason else "fused",
+        "forwards": f"transformers' own, since {reason}" if reason else f"fused, {recorded}",
         "video_tokens": output.stats.video_tokens,
         "baseline_tokens": len(baseline.token_ids),
         "methods": rows,

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hippo import state
 from hippo.device import free_memory
 from hippo.forward.fused import FusedDecoder, fused, why_not_fused
 from hippo.forward.kv_cache import FixedWindow, Room
@@ -33,6 +34,9 @@ _IDLE = 0.1  # share of the free memory that rooms of no request may hold
 # A process can record one graph at a time, and to begin one synchronises the device and frees memory, which would break
 # another thread's.
 _recording = threading.Lock()
+
+
+_KEPT = "recording-failed"  # on disk, for `hippo doctor`
 
 
 class NotRecorded(Exception):
@@ -135,9 +139,9 @@ class Recorded:
             try:
                 run, self._place = record(work, self._ids.device, self._place)
             except RuntimeError as error:  # of CUDA, of its allocator, or memory that is short
-                line = " ".join(str(error).split())[:160]
-                self._decoder.unrecorded = f"recording failed ({type(error).__name__}: {line})"
-                raise NotRecorded(self._decoder.unrecorded) from None
+                self._decoder.unrecorded = reason = _line(error)
+                state.write(_KEPT, {}, {"day": time.strftime("%Y-%m-%d"), "reason": reason})
+                raise NotRecorded(reason) from None
         return run
 
     def _extending(self, width: int) -> tuple[Tensor]:
@@ -203,6 +207,30 @@ def why_not_recorded(language_model: nn.Module) -> str:
         return f"a {device.type} has no CUDA graphs"
     decoder = fused(language_model)
     return why_not_fused(language_model) if decoder is None else decoder.unrecorded
+
+
+def why_no_graphs(device: torch.device) -> str:
+    """Why nothing can be recorded on a device, found out by recording a sum; empty if something can."""
+    if not records(device):
+        return f"a {device.type} has no CUDA graphs"
+    try:
+        x = torch.zeros(1, device=device)
+        with _recording:
+            run, _ = record(lambda: (x + 1,), device)
+        x.fill_(1)
+        return "" if run()[0].item() == 2 else "what was recorded gives another result"
+    except (RuntimeError, AssertionError) as error:  # the latter where torch is built without CUDA
+        return _line(error)
+
+
+def last_failure() -> str:
+    """When and why recording last failed on this machine, with these versions; empty if it never did."""
+    kept = state.read(_KEPT, {})
+    return f"{kept['day']}: {kept['reason']}" if isinstance(kept, dict) and {"day", "reason"} <= kept.keys() else ""
+
+
+def _line(error: Exception) -> str:
+    return f"recording failed ({type(error).__name__}: {' '.join(str(error).split())[:160]})"
 
 
 def _width(count: int) -> int:

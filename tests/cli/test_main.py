@@ -11,10 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
 from hippo.checkpoints import BUNDLED
+from hippo.cli import doctor
 from hippo.cli.app import app
 from hippo.cli.demo import CLIP
 from hippo.cli.verify import _show
@@ -218,6 +220,14 @@ def test_doctor():
     facts = json.loads(done.stdout)
     assert facts["versions"]["transformers"] and "cpu" in facts["devices"]
     assert facts["video decoders"]["pyav"][0].isdigit() and facts["will use"]["bundled pair"] == "there"
+    assert facts["will use"]["CUDA graphs"] == "not used, there is no GPU"
+
+
+def test_doctor_says_whether_a_gpu_records_forwards(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    told = doctor._plan(torchcodec=False)["CUDA graphs"]
+    assert told.startswith("not used, recording failed (") and "\n" not in told, "there is none"
 
 
 @pytest.mark.parametrize("others", [[], [CLIP, "--together", "--frames", 4, "--system", "Be brief."]])

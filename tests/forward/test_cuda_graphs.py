@@ -11,6 +11,7 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from hippo.cli.doctor import _graphs
 from hippo.families import Embeds, family_of
 from hippo.forward import CachedModel, Repetition, cached_model, cuda_graphs, fused, why_not_fused, why_not_recorded
 from tests.models import FAMILIES, model
@@ -69,7 +70,7 @@ class Recorder:
     def __init__(self, fails=()):
         self.fails, self.count, self._busy = fails, 0, threading.Lock()
 
-    def __call__(self, work, device, place):
+    def __call__(self, work, device, place=None):
         assert self._busy.acquire(blocking=False), "two recordings overlap"
         try:
             self.count += 1
@@ -281,6 +282,36 @@ def test_a_forward_that_synchronises_is_found_out(recording):
 
 def test_why_a_model_is_not_recorded():
     assert why_not_recorded(text_of("qwen2_5_vl")) == "a cpu has no CUDA graphs"
+
+
+@pytest.fixture
+def kept(monkeypatch, tmp_path):
+    """What is kept on disk is kept there."""
+    monkeypatch.setenv("HIPPO_STATE", "on")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+def test_a_failure_is_remembered_for_doctor(recording, kept):
+    assert cuda_graphs.last_failure() == ""
+    recording.setattr(cuda_graphs, "record", Recorder({2}))
+    one = reader("qwen2_5_vl")
+    one.extend([3])
+    assert cuda_graphs.last_failure() == ""
+    one.extend([3, 4])
+    assert "operation failed due to a previous error" in cuda_graphs.last_failure()
+    assert _graphs("cpu").startswith("can be recorded; a model went on without them on 2")
+
+
+def test_whether_anything_can_be_recorded_is_found_out_by_trying(recording, kept):
+    cpu = torch.device("cpu")
+    recording.setattr(cuda_graphs, "record", Recorder())
+    assert cuda_graphs.why_no_graphs(cpu) == "" and _graphs("cpu") == "can be recorded"
+    recording.setattr(cuda_graphs, "record", Recorder({1}))
+    assert cuda_graphs.why_no_graphs(cpu).startswith("recording failed (RuntimeError: operation failed")
+    recording.setattr(cuda_graphs, "record", lambda work, device: (lambda: (torch.zeros(1),), None))
+    assert _graphs("cpu") == "not used, what was recorded gives another result"
+    recording.undo()
+    assert cuda_graphs.why_no_graphs(cpu) == "a cpu has no CUDA graphs"
 
 
 def test_one_that_is_not_fused_is_not_recorded_either(recording):
