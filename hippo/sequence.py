@@ -183,7 +183,7 @@ class Sequence:
         return self.params.decoder != "ar" and self.pair.target.device.type == "cpu"
 
     def _story(self) -> Rounds:
-        drafter, media, embeds = self._drafter(), b"", None
+        drafter, media, read = self._drafter(), b"", None
         try:
             here = on_device(self._inputs, self.pair.target.device)
             prompt = self.pair.prepare_prompt(here)
@@ -199,6 +199,9 @@ class Sequence:
                 known = self._cache.find(prompt, media, self.pair.target.get_input_embeddings())
             embeds = self._embed(here, known, drafter)
             logits = yield from self._prefill(embeds, prompt, known, target, drafter)
+            if self._cache is not None:
+                read = embeds[: media_end(prompt, embeds, self.pair.target.get_input_embeddings())]
+                self._cache.put(prompt, [], media, read, target)  # requests on the same video may come next
             answer = self.answer(prompt)
             first = answer.commit(answer.verify(logits[None], []))
             drafter.commit(0, first)
@@ -208,9 +211,8 @@ class Sequence:
         finally:
             drafter.end()
             self._learn()
-            if self._cache is not None and self._answer is not None and embeds is not None:
-                end = media_end(prompt, embeds, self.pair.target.get_input_embeddings())
-                self._cache.put(prompt, self._answer.tokens, media, embeds[:end], target)
+            if self._cache is not None and self._answer is not None and read is not None:
+                self._cache.put(prompt, self._answer.tokens, media, read, target)
 
     def _drafter(self) -> Drafter:
         if self.params.decoder == "ar":
