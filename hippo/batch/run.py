@@ -6,6 +6,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from typing import Any
@@ -111,12 +112,11 @@ def answer_all(
             asked[len(asked)] = row
             yield request
 
-    coming = llm.as_completed(requests())
-    for index, answer in coming:
-        ended(asked[index], answer)
-        if summary.stopped:
-            coming.close()
-            break
+    with closing(llm.as_completed(requests())) as coming:
+        for index, answer in coming:
+            ended(asked[index], answer)
+            if summary.stopped:
+                break
     return summary
 
 

@@ -108,7 +108,9 @@ def batch(
             where = common.loading_options(given)
             with common.loaded(target, draft, **where) as llm, _Progress(len(rows), len(answers.done)) as progress:
                 summary = answer_all(llm, rows, answers, defaults, max_failures, progress.ended)
-            common.stderr.print(common.facts_table({f"{out}": _facts(summary, len(rows), answers.failures)}))
+            common.stderr.print(
+                common.facts_table({"batch": {"answers": str(out)} | _facts(summary, len(rows), answers.failures)})
+            )
             if summary.stopped:
                 common.warn(f"stopped after {summary.failures.total()} failures")
         if answers.failures:
