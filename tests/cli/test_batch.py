@@ -3,10 +3,13 @@
 import json
 import os
 import random
+import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -15,6 +18,7 @@ from hippo.cli.app import app
 from hippo.cli.demo import CLIP
 from hippo.errors import BadRequest
 
+PAGE = Path(__file__).parents[2] / "docs" / "batch.md"
 SHORT = ["--max-new-tokens", "4", "--method", "ar"]
 
 
@@ -92,6 +96,18 @@ def test_what_cannot_be_is_said_before_anything_is_loaded(clips, tmp_path, monke
         with pytest.raises(BadRequest, match=message):
             run(*arguments)
     assert not (tmp_path / "answers.jsonl").exists()
+
+
+def test_the_quick_start_of_the_documentation(loaded_once, clips, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    commands, lines = re.findall(r"```(?:json)?\n(.*?)```", PAGE.read_text(), re.DOTALL)[:2]
+    (tmp_path / "questions.jsonl").write_text(lines)
+    for command in commands.splitlines():
+        words = shlex.split(command)
+        assert words[:2] == ["hippo", "batch"] and run(*words[2:], *SHORT[2:]).exit_code == 0, command
+    assert len(answers(tmp_path / "answers.jsonl")) == len(answers(tmp_path / "moves.jsonl")) == 3
+    answered = {line["custom_id"]: line for line in answers(tmp_path / "questions-answered.jsonl")}
+    assert sorted(answered) == ["q1", "q2", "questions.jsonl:3"] and answered["q1"]["label"] == "circle"
 
 
 def test_killed_at_any_moment_it_goes_on_to_the_same_answers(loaded_once, tmp_path):
