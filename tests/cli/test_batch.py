@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from hippo.bench.world import make_scene, write_clip
 from hippo.cli.app import app
 from hippo.cli.demo import CLIP
 from hippo.errors import BadRequest
@@ -110,27 +111,29 @@ def test_the_quick_start_of_the_documentation(loaded_once, clips, tmp_path, monk
     assert sorted(answered) == ["q1", "q2", "questions.jsonl:3"] and answered["q1"]["label"] == "circle"
 
 
-def test_killed_at_any_moment_it_goes_on_to_the_same_answers(loaded_once, tmp_path):
-    lines = [
-        json.dumps({"custom_id": str(number), "video": str(CLIP), "prompt": f"What is number {number}?"})
-        for number in range(12)
-    ]
-    (tmp_path / "job.jsonl").write_text("\n".join(lines))
-    assert run(tmp_path / "job.jsonl", "--out", tmp_path / "whole.jsonl", *SHORT).exit_code == 0
-    out, rng = tmp_path / "out.jsonl", random.Random(0)
-    command = [sys.executable, "-m", "hippo", "batch", "job.jsonl", "--out", "out.jsonl", *SHORT]
-    for _ in range(2):
+def test_killed_at_any_moment_it_goes_on_to_the_same_answers(loaded_once, tmp_path, monkeypatch):
+    """HIPPO_KILLS=20 is twenty kills and a hundred clips."""
+    kills, rng = int(os.environ.get("HIPPO_KILLS", 2)), random.Random(0)
+    (tmp_path / "clips").mkdir()
+    for number in range(5 * kills):
+        write_clip(make_scene(7000 + number), tmp_path / "clips" / f"{number}.mp4", 64)
+    command = [sys.executable, "-m", "hippo", "batch", "clips", "--out", "out.jsonl", *SHORT]
+    out = tmp_path / "out.jsonl"
+    for _ in range(kills):
         with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL, start_new_session=True) as process:
             seen = out.stat().st_size if out.exists() else 0
             while process.poll() is None and not (out.exists() and out.stat().st_size > seen):
                 time.sleep(0.005)
             time.sleep(0.2 * rng.random())
             os.killpg(process.pid, signal.SIGKILL)
+    killed = len(out.read_text().splitlines())
     subprocess.run(command, cwd=tmp_path, stderr=subprocess.DEVNULL, check=True)
+    monkeypatch.chdir(tmp_path)
+    assert run("clips", "--out", "whole.jsonl", *SHORT).exit_code == 0
 
     def words(path):
-        return sorted(
-            (line["custom_id"], line["response"]["body"]["choices"][0]["message"]["content"]) for line in answers(path)
-        )
+        bodies = {line["custom_id"]: line["response"]["body"] for line in answers(path)}
+        return {name: body["choices"][0]["message"]["content"] for name, body in bodies.items()}
 
-    assert words(out) == words(tmp_path / "whole.jsonl") and len(answers(out)) == 12
+    assert kills // 2 <= killed and len(answers(out)) == len(words(out)) == 5 * kills
+    assert words(out) == words(tmp_path / "whole.jsonl")
