@@ -177,7 +177,8 @@ def loading_options(given: dict[str, Any]) -> dict[str, Any]:
         options["draft_bits"] = int(options["draft_bits"])
     if "cache_memory" in given:
         options["cache_memory"] = None if given["cache_memory"] is None else given["cache_memory"] << 20
-    return options | {"start_draft": params_of(sampling_options(given)).decoder != "ar"}
+    drafts = params_of(sampling_options(given)).decoder != "ar"
+    return options | {"start_draft": given.get("start_draft", drafts)}
 
 
 class Requests:
@@ -191,8 +192,8 @@ class Requests:
         self.given = given
         self.options = sampling_options(given)
         self._where = loading_options(given)
-        clips = given["videos"]
-        self.groups = [clips] if given["together"] else [[clip] for clip in clips]
+        self.clips = clips = given["videos"]
+        self.groups = [clips] if given.get("together") else [[clip] for clip in clips]
         self.several, self._failed = len(self.groups) > 1, False
         for clip in clips:
             if Path(clip).is_dir():
@@ -205,7 +206,7 @@ class Requests:
     def run(self, act: Callable[[VideoLLM, dict[str, Any], list[str]], T]) -> list[T]:
         """What `act` returns for each request, given the pair, what `VideoLLM.generate` takes, and the clips."""
         if self.groups:
-            with loaded(self.given["target"], self.given["draft"], **self._where) as llm:
+            with loaded(self.given["target"], self.given.get("draft"), **self._where) as llm:
                 results = self._each(lambda clips: act(llm, self._request(clips), clips))
         if self._failed:
             raise typer.Exit(2)
