@@ -1,4 +1,4 @@
-"""transformers' generate() as the front door: `model.generate(**inputs, custom_generate=hippo.custom_generate(draft))`."""
+"""transformers' generate() as the front door: `generate(**inputs, custom_generate=hippo.custom_generate(draft))`."""
 
 from __future__ import annotations
 
@@ -56,8 +56,7 @@ class CustomOptions(TypedDict, total=False):
 
 
 class CustomGenerate:
-    """What `hippo.custom_generate` returns. Close it, use it as a context manager, or let it be collected: the draft ends
-    with it.
+    """What `hippo.custom_generate` returns. The draft ends when it is closed, or collected; it is a context manager.
 
     stats: of the last answer.
     """
@@ -131,7 +130,7 @@ class CustomGenerate:
                         streamer.put(torch.tensor([token]))
         if streamer is not None:
             streamer.end()
-        ids = torch.cat([input_ids, input_ids.new_tensor(tokens)[None]], dim=-1)
+        ids: Any = torch.cat([input_ids, input_ids.new_tensor(tokens)[None]], dim=-1)
         return GenerateDecoderOnlyOutput(sequences=ids) if generation_config.return_dict_in_generate else ids
 
     def close(self) -> None:
@@ -151,10 +150,8 @@ class CustomGenerate:
         """length: of the prompt, in tokens."""
         options = {**self._options, **given}
         del options["streamer"]
-        if (
-            config.do_sample and options.get("seed") is None
-        ):  # so that torch.manual_seed fixes the text, as in generate()
-            options["seed"] = int(torch.randint(2**62, ()))
+        if config.do_sample and options.get("seed") is None:
+            options["seed"] = int(torch.randint(2**62, ()))  # torch.manual_seed fixes the text, as in generate()
         # The processors that generate() made have the temperature and what else bends the distribution.
         return SamplingParams.of(
             **options, max_new_tokens=config.max_length - length, temperature=1.0 if config.do_sample else 0.0
@@ -202,8 +199,8 @@ def custom_generate(
     """What transformers' generate() takes as `custom_generate=`: the text is the model's own, decoded with a draft.
 
     Args:
-        draft: a smaller model with the same tokenizer, in memory, a checkpoint folder or a hub id. It is loaded once, at
-            the first call.
+        draft: a smaller model with the same tokenizer: in memory, a checkpoint folder or a hub id. It is loaded once,
+            at the first call. None for method "ar".
         streamer: gets the prompt and each token, as one that is passed to generate().
         draft_device, draft_worker, trust_remote_code: see `hippo.load`. A draft in memory stays on its device.
         options: see `CustomOptions`. `generate(..., hippo={...})` has options for one call, `streamer` among them, and
@@ -289,7 +286,7 @@ def _require_served(config: GenerationConfig, rest: Mapping[str, Any]) -> None:
         )
         # Without the grids of videos generate() counts tokens.
         own_positions = name == "position_ids" and not (value == torch.arange(value.shape[-1]).to(value)).all()
-        if own_cache or own_positions or not (name in _MADE or name == "mm_encoder_outputs" and not value):
+        if own_cache or own_positions or not (name in _MADE or (name == "mm_encoder_outputs" and not value)):
             raise BadRequest(f"generate({name}=) is not served", _HINT)
 
 
@@ -298,7 +295,7 @@ def _rules(processors: LogitsProcessorList, criteria: StoppingCriteriaList, prom
     eos = {int(token) for one in criteria if hasattr(one, "eos_token_id") for token in one.eos_token_id}
     length = prompt.shape[1]
 
-    def process(ids: Tensor, scores: Tensor) -> Tensor:
+    def process(ids: Any, scores: Any) -> Tensor:
         # Drafted tokens may go on after the end, which processors with a state do not expect.
         if eos and not eos.isdisjoint(ids[0, length:].tolist()):
             return scores

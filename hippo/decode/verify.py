@@ -13,7 +13,6 @@ from transformers import LogitsProcessorList
 from hippo.params import SamplingParams
 from hippo.trace import Logprob
 
-
 # (1, L) ids and (1, vocabulary) scores -> scores; an empty list is none.
 Processors = LogitsProcessorList | Callable[[Any, Any], Any]
 
