@@ -105,12 +105,13 @@ class CustomGenerate:
         _require_ours(given)
         _require_passed_on()
         _require_served(generation_config, rest)
-        inputs = {name: rest[name] for name in (*_MEDIA, "attention_mask") if rest.get(name) is not None}
+        inputs = {name: rest[name] for name in _MEDIA if rest.get(name) is not None}
         if len(input_ids) != 1:
             raise BadRequest(f"a batch of {len(input_ids)} requests", "pass one request at a time")
         params = self._params(given, generation_config, input_ids.shape[1])
         rules = _rules(logits_processor, stopping_criteria, input_ids)
-        self.stats, tokens = Stats(), list[int]()
+        stats, tokens = Stats(), list[int]()
+        self.stats = stats
         if streamer is not None:
             streamer.put(input_ids.cpu())
         with out_of_memory_explained():
@@ -119,7 +120,7 @@ class CustomGenerate:
                 Pair(model, draft),
                 {"input_ids": input_ids, **inputs},
                 params,
-                self.stats,
+                stats,
                 draft_inputs=None if draft_inputs is None else dict(draft_inputs),
                 rules=rules,
             )
@@ -247,7 +248,10 @@ def generate(
         given |= {"stop_strings": None, "stopping_criteria": StoppingCriteriaList(criteria)}
     options = {**({} if streamer is None else {"streamer": streamer}), **(hippo or {})}
     # Of the class: a repository with both weights and this code replaces the instance's own generate().
-    return type(model).generate(model, custom_generate=known, hippo=options, **given)
+    answer: Tensor | GenerateDecoderOnlyOutput = type(model).generate(
+        model, custom_generate=known, hippo=options, **given
+    )
+    return answer
 
 
 def _require_ours(options: Mapping[str, Any]) -> None:
@@ -278,6 +282,8 @@ def _require_served(config: GenerationConfig, rest: Mapping[str, Any]) -> None:
     mode = config.get_generation_mode()
     if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
         raise BadRequest(f"generate() is asked for {mode.value.replace('_', ' ')}, which is not served", _HINT)
+    if (mask := rest.get("attention_mask")) is not None and not mask.all():
+        raise BadRequest("the prompt is padded", "pass it without padding")
     for name, value in rest.items():
         if value is None or name in _MEDIA:
             continue
@@ -295,7 +301,7 @@ def _rules(processors: LogitsProcessorList, criteria: StoppingCriteriaList, prom
     eos = {int(token) for one in criteria if hasattr(one, "eos_token_id") for token in one.eos_token_id}
     length = prompt.shape[1]
 
-    def process(ids: Any, scores: Any) -> Tensor:
+    def process(ids: Any, scores: Any) -> Any:
         # Drafted tokens may go on after the end, which processors with a state do not expect.
         if eos and not eos.isdisjoint(ids[0, length:].tolist()):
             return scores

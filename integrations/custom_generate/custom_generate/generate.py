@@ -3,6 +3,6 @@
 try:  # transformers would name the package by its module; requirements.txt has its name
     from hippo.custom import generate
 except ImportError as error:
-    raise ImportError(f"this needs HIPPO ({error}): pip install hippo-video") from None
+    raise ImportError(f"this needs HIPPO ({error}): pip install -U hippo-video") from None
 
 __all__ = ["generate"]
