@@ -203,7 +203,9 @@ def custom_generate(
         draft: a smaller model with the same tokenizer: in memory, a checkpoint folder or a hub id. It is loaded once,
             at the first call. None for method "ar".
         streamer: gets the prompt and each token, as one that is passed to generate().
-        draft_device, draft_worker, trust_remote_code: see `hippo.load`. A draft in memory stays on its device.
+        draft_device: see `hippo.load`; "auto" is the model's own. A draft in memory stays on its device.
+        draft_worker: see `hippo.load`.
+        trust_remote_code: let code run that the draft's checkpoint brings.
         options: see `CustomOptions`. `generate(..., hippo={...})` has options for one call, `streamer` among them, and
             `draft_inputs`: the same request by the draft's own processor, needed if the two are of different families.
 

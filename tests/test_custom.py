@@ -33,7 +33,8 @@ def _own_modules(monkeypatch, tmp_path):
 @pytest.fixture(scope="module")
 def speculative():
     """A draft that is right at times, in this process: quick, and it surely drafts."""
-    with hippo.custom_generate(half_right(), draft_worker="inline", decoder="serial", gamma=3) as made:
+    options = {"decoder": "serial", "gamma": 3, "keep_ratio": 1.0}
+    with hippo.custom_generate(half_right(), draft_worker="inline", **options) as made:
         yield made
 
 
@@ -95,6 +96,7 @@ def test_options_are_generates_own(speculative):
     plain = generated(target, request)
     config = copy.deepcopy(target.generation_config)
     config.update(max_new_tokens=9, repetition_penalty=1.3)
+    accepted = rejections = 0
     for options in (
         {"max_new_tokens": 5},
         {"max_new_tokens": None, "max_length": request["input_ids"].shape[1] + 7},
@@ -107,8 +109,8 @@ def test_options_are_generates_own(speculative):
     ):
         expected = generated(target, request, **options)
         assert generated(target, request, custom_generate=speculative, **options) == expected, options
-        assert speculative.stats.checked
-    assert speculative.stats.accepted and speculative.stats.rejections, "the draft was right and wrong"
+        accepted, rejections = accepted + speculative.stats.accepted, rejections + speculative.stats.rejections
+    assert accepted > 9 and rejections > 9, "the draft was right and wrong"
 
 
 def test_the_end_has_its_reason(speculative):
