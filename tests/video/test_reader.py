@@ -381,6 +381,6 @@ def test_deep_gray_and_transparent_frames_are_rgb(tmp_path, name, codec, pixels)
 @pytest.mark.parametrize("size", [(2, 2), (1, 1), (4000, 8000)], ids=str)
 def test_frames_of_one_pixel_and_of_many(tmp_path, size):
     image = np.full((*size, 3), 200, np.uint8)
-    path = write_clip(tmp_path / "clip.mkv", codec="png", pixels="rgb24", images=[image, image])
+    path = write_clip(tmp_path / "clip.mov", codec="png", pixels="rgb24", images=[image, image])
     video = read_video(path, frames=1)
     assert video.frames.shape == (1, *size, 3) and (video.frames == 200).all()
