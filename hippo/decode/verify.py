@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +20,8 @@ from transformers import (
 from hippo.params import SamplingParams
 from hippo.trace import Logprob
 
+# (1, L) ids and (1, vocabulary) scores -> scores; an empty list is none.
+Processors = LogitsProcessorList | Callable[[Any, Any], Any]
 # What these make of a row depends on which tokens are in its text, not on their order or number.
 _OF_A_SET = (
     *(RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarper),
@@ -47,12 +49,14 @@ class Verdict(NamedTuple):
 class Verifier:
     """The target's choice, greedy or sampled, row of logits by row of logits, for one request.
 
-    prompt_ids: (L,), which penalties use as generate() does.
+    processors: called once for each place of the text, in order, so they may have state; transformers' own that have
+    none, once for all rows. prompt_ids: (L,), which penalties use as generate() does.
     """
 
-    def __init__(self, params: SamplingParams, processors: LogitsProcessorList, prompt_ids: Tensor) -> None:
+    def __init__(self, params: SamplingParams, processors: Processors, prompt_ids: Tensor) -> None:
         self._greedy, self._processors, self._ids = params.greedy, processors, prompt_ids
-        self._at_once = all(type(processor) in _OF_A_SET for processor in processors)
+        known = isinstance(processors, LogitsProcessorList)
+        self._at_once = known and all(type(processor) in _OF_A_SET for processor in processors)  # type: ignore
         self._seed = params.seeded().seed
 
     def commit(self, tokens: Sequence[int]) -> None:
@@ -70,17 +74,27 @@ class Verifier:
         alone, so a seed gives the same text whatever is drafted.
         """
         drafted = list(drafted)
-        choices = iter(self._choices(logits, drafted))
+        choices = self._choices(logits, drafted)
         for place, (token, choice) in enumerate(zip(drafted, choices, strict=False)):
             if token != choice:
                 return Verdict(drafted[:place], choice, True)
         return Verdict(drafted, next(choices, None), False)
 
-    def _choices(self, logits: Tensor, drafted: list[int]) -> list[int]:
-        """The target's choice from each row of logits, (n, vocabulary), the only values that leave the device."""
+    def _choices(self, logits: Tensor, drafted: list[int]) -> Iterator[int]:
+        """The target's choice from each row of logits, (n, vocabulary)."""
+        if self._at_once:
+            yield from self._chosen(self._scores(logits, drafted), 0)
+            return
+        for place, row in enumerate(logits):  # none after a rejected token is asked for
+            ids: Any = torch.cat([self._ids, self._ids.new_tensor(drafted[:place])])[None].to(row.device)
+            yield from self._chosen(self._processors(ids, row[None].float().clone()), place)
+
+    def _chosen(self, scores: Tensor, place: int) -> list[int]:
+        """The choice from each row of scores, (n, vocabulary), of which the first is of the text's next place but
+        `place`. Only the choices leave the device."""
         if self._greedy:
-            return (self._scores(logits, drafted) if self._processors else logits).argmax(dim=-1).tolist()
-        scores, begin = self._scores(logits, drafted), len(self._ids)
+            return scores.argmax(dim=-1).tolist()
+        begin = len(self._ids) + place
         mass = scores.double().softmax(dim=-1).cumsum(dim=-1)
         points = [random.Random(f"{self._seed} {begin + row}").random() for row in range(len(scores))]
         drawn = mass.new_tensor(points)[:, None] * mass[:, -1:]
@@ -88,15 +102,11 @@ class Verifier:
         return torch.searchsorted(mass, drawn, right=True)[:, 0].minimum(last).tolist()
 
     def _scores(self, logits: Tensor, drafted: list[int]) -> Tensor:
-        """(n, vocabulary) float32, after penalties and, when sampling, temperature, top-k, top-p and min-p."""
-        rows = logits.float()
+        """(n, vocabulary) after penalties and, when sampling, temperature, top-k, top-p and min-p."""
         if not self._processors:
-            return rows
-        rows, more = rows.clone(), len(rows) - 1  # a copy: processors may write into what they get
+            return logits
+        rows, more = logits.float().clone(), len(logits) - 1  # a copy: processors may write into what they get
         text, own = self._ids.to(rows.device), torch.tensor(drafted[:more], dtype=torch.long, device=rows.device)
-        if not self._at_once:
-            texts: list[Any] = [torch.cat([text, own[:count]])[None] for count in range(len(rows))]
-            return torch.cat([self._processors(ids, row[None]) for ids, row in zip(texts, rows, strict=True)])
         # Row i follows i of the drafted tokens; a token that is in the text anyway takes the place of the others.
         follows = torch.ones(len(rows), more, dtype=torch.bool, device=rows.device).tril(-1)
         ids: Any = torch.cat([text.expand(len(rows), -1), own.where(follows, text[-1])], dim=1)

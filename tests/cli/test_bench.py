@@ -158,3 +158,10 @@ def test_serve_asks_the_library_and_a_server_the_same():
 def test_serve_says_what_it_cannot_do(arguments, cause):
     with pytest.raises(HippoError, match=cause):
         bench("serve", *arguments)
+
+
+def test_a_batch_job_beside_a_loop_and_a_command_each():
+    arguments = ["bench", "batch", "--clips", "2", "--commands", "1", "--max-new-tokens", "4", "--json"]
+    found = json.loads(CliRunner().invoke(app, arguments, catch_exceptions=False).stdout)
+    assert found["identical"] and len(found["batch"]) == len(found["loop"]) == 2 and len(found["commands"]) == 1
+    assert min(found["batch"] + found["loop"] + found["commands"]) > 0

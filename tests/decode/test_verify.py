@@ -83,6 +83,18 @@ def test_all_rows_go_through_penalties_at_once(temperature, monkeypatch):
     assert verdict == (text[:2], text[2], True)
 
 
+def test_one_with_state_is_called_once_for_each_place_that_is_judged():
+    seen = []
+
+    def processor(ids, scores):
+        seen.append(ids[0].tolist())
+        return scores
+
+    judge = Verifier(SamplingParams(temperature=0), processor, PROMPT)
+    assert judge.verify(rows_of([4, 5, 1, 2]), [4, 0, 1]) == ([4], 5, True)
+    assert seen == [[1, 2, 3], [1, 2, 3, 4]]
+
+
 def test_what_depends_on_the_order_of_tokens_goes_row_by_row():
     rows = rows_of([1, 2, 1, 2]) + rows_of([5, 5, 5, 5]) / 2
     processors = [NoRepeatNGramLogitsProcessor(2)]
