@@ -86,7 +86,7 @@ _TINY = Shape(_tiny, qwen2_5_vl_request, _SMALLEST, _SMALLEST)
 SIZES = {
     "tiny": Size(_TINY, 128, 16, 1, 2, 1, 2, (64, 128, 192, 256, 320), 1 << 24),
     "full": Size(
-        shape_named("qwen2.5-vl-7b"), 16384, 128, 2, 10, 10, 17, (1024, 3072, 6144, 11264, 16384), 1 << 31
+        shape_named("qwen2.5-vl-7b"), 16384, 128, 2, 10, 10, 20, (1024, 3072, 6144, 11264, 16384), 1 << 31
     ),
 }  # fmt: skip
 
@@ -190,7 +190,7 @@ def recording() -> Iterator[Row]:
 
 
 def captures(bench: Bench) -> Attempts:
-    """Graph captures: models record their forwards, in one thread and in two. *Wrong* ones differ from transformers'."""
+    """Graph captures: models record their forwards, in one thread and in two. *Wrong*: unlike transformers' own."""
     for threads in (1, 2):
         yield f"{threads} at once", partial(_captures, bench, threads)
 
@@ -203,18 +203,18 @@ def _captures(bench: Bench, threads: int) -> Row:
         on_gpu = bench.device.type == "cuda"
         with torch.cuda.stream(torch.cuda.Stream(bench.device)) if on_gpu else nullcontext():
             readers = (small.readers(model, *small.prompt(model, 64)) for model in own)
-            return sum(not _difference(*pair, width) < _ROUNDING for pair in readers for width in WIDTHS)
+            return sum(not _difference(pair, width) < _ROUNDING for pair in readers for width in WIDTHS)
 
     with recording() as seen, ThreadPoolExecutor(threads) as pool:
         wrong = sum(pool.map(work, (models[first::threads] for first in range(threads))))
     return {"forwards": count * len(WIDTHS), "wrong": wrong} | seen
 
 
-def _difference(ours: CachedModel, theirs: CachedModel, width: int) -> float:
-    """Relative, of the logits of a forward over so many tokens after the prompt."""
-    one, other = (reader.extend(list(range(1000, 1000 + width))).float() for reader in (ours, theirs))
-    ours.rollback(width)
-    theirs.rollback(width)
+def _difference(readers: Sequence[CachedModel], width: int) -> float:
+    """Relative, of the logits of two forwards over so many tokens after the prompt."""
+    one, other = (reader.extend(list(range(1000, 1000 + width))).float() for reader in readers)
+    for reader in readers:
+        reader.rollback(width)
     return float((one - other).norm() / other.norm())
 
 
@@ -227,7 +227,7 @@ def forwards(bench: Bench) -> Attempts:
     once = read * _copy(bench) / (2 * bench.size.copied)  # a copy reads and writes
     yield "weights and cache read once", lambda: {"ms": 1e3 * once, "times reading once": 1.0}
     for width in WIDTHS:
-        yield f"{width} tokens", partial(lambda w: {"difference of logits": _difference(*readers, w)}, width)
+        yield f"{width} tokens", partial(lambda w: {"difference of logits": _difference(readers, w)}, width)
         for name, reader in zip(("ours", "transformers' own"), readers, strict=True):
             yield f"{width} tokens, {name}", partial(_step, reader, width, 8 * bench.size.runs, once)
 
@@ -294,7 +294,7 @@ def schedules(bench: Bench) -> Attempts:
         for rate in (0.8, 0.9):
             for method in ("serial+hippo", "parallel+hippo", "hippo"):
                 yield f"{method}, draft in {bits} bits, acceptance {rate:g}", partial(timed, method, rate)
-        yield f"costs, draft in {bits} bits", partial(_costs, bench, target, draft)
+        yield f"costs, draft in {bits} bits", partial(_costs, bench, target, draft, bits)
     yield "timeline", partial(_draw, timelines, bench.out / "timeline.svg")
     yield "generate, static cache", partial(timed, STATIC, 0.0)  # last: it compiles
 
@@ -304,17 +304,18 @@ def _pack(draft: Any, bits: int, packed: list[int]) -> None:
     packed.append(bits)
 
 
-def _costs(bench: Bench, target: Any, draft: Any) -> list[Row]:
-    """See `hippo.bench.efficiency.steps`."""
+def _costs(bench: Bench, target: Any, draft: Any, bits: int) -> list[Row]:
+    """See `hippo.bench.efficiency.steps`. For a packed draft without what it has no part in."""
     with bench.pair(target, draft, 0.0) as subject:
         costs = steps(subject.pair, draft, subject.inputs(), 8 * bench.size.runs)
-    each = {name.replace("_", " "): cost for name, cost in costs.items()}
-    by_width = {
-        f"{name}, {w} tokens": s for name, cost in each.items() if isinstance(cost, dict) for w, s in cost.items()
-    }
-    each = {name: cost for name, cost in each.items() if not isinstance(cost, dict)} | by_width
-    once = costs["target_read_once"]
-    return [{"what": name, "ms": 1e3 * cost, "times reading once": cost / once} for name, cost in each.items()]
+    rows = []
+    for name, cost in costs.items():
+        if bits < 16 and not ("draft" in name or "beside" in name):
+            continue
+        for width, seconds in cost.items() if isinstance(cost, dict) else [("", cost)]:
+            what = name.replace("_", " ") + f", {width} tokens" * bool(width) + f", draft in {bits} bits" * (bits < 16)
+            rows.append({"what": what, "ms": 1e3 * seconds, "times reading once": seconds / costs["target_read_once"]})
+    return rows
 
 
 def _draw(timelines: dict[str, Any], file: Path) -> Row:
