@@ -105,7 +105,7 @@ def load_processor(checkpoint: Checkpoint) -> Any:
     from transformers import AutoProcessor
 
     with explained(checkpoint.source):
-        _require_served(checkpoint)
+        require_served(checkpoint)
         processor = AutoProcessor.from_pretrained(checkpoint.source, trust_remote_code=checkpoint.trust_remote_code)
     if getattr(processor, "video_processor", None) is None:
         raise HippoError(
@@ -248,7 +248,7 @@ def own_processor(processor: Any, target: Checkpoint, draft: Checkpoint) -> Any:
     from transformers import AutoTokenizer
 
     with explained(draft.source):
-        one_family = _require_served(draft) is _require_served(target)
+        one_family = require_served(draft) is require_served(target)
         try:
             own = load_processor(draft)
         except HippoError:
@@ -324,7 +324,7 @@ def explained(source: str) -> Iterator[None]:
         ) from None
 
 
-def _require_served(checkpoint: Checkpoint) -> Family:
+def require_served(checkpoint: Checkpoint) -> Family:
     """The checkpoint's family. Raises HippoError where there is none, or where its code may not run."""
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn, Unpack
 from weakref import WeakKeyDictionary, ref
@@ -140,22 +141,37 @@ class VideoLLM:
         on_done: called with a request's index and its `Output` or error, as soon as it has ended. Returns these in the
         order of the requests: an error ends its own request alone.
         """
-        streams = [self.engine.submit(request) for request in requests]
-        left, answers = dict(enumerate(streams)), dict[int, Output | HippoError]()
+        answers = dict[int, Output | HippoError]()
+        for index, answer in self.as_completed(requests):
+            if not isinstance(answer, (Output, HippoError)):
+                raise answer
+            answers[index] = answer
+            if on_done is not None:
+                on_done(index, answer)
+        return [answers[index] for index in range(len(answers))]
+
+    def as_completed(self, requests: Iterable[Request]) -> Generator[tuple[int, Output | Exception]]:
+        """Answer any number of requests together. Yields the index of each and its `Output` or error, as it ends.
+
+        Requests are taken from their iterable only as there is room for them, so it may be as long as it likes. What
+        has not ended is cancelled when the iterator is closed.
+        """
+        coming, left = enumerate(requests), dict[int, Stream]()
         try:
-            while left:
+            while True:
+                for index, request in islice(coming, 2 * self.engine.scheduler.max_running - len(left)):
+                    left[index] = self.engine.submit(request)
+                if not left:
+                    return
                 self.engine.drive(lambda: any(stream.state is State.DONE for stream in left.values()))
                 for index in [index for index, stream in left.items() if stream.state is State.DONE]:
                     try:
-                        answers[index] = left.pop(index).result()
-                    except HippoError as error:
-                        answers[index] = error
-                    if on_done is not None:
-                        on_done(index, answers[index])
+                        yield index, left.pop(index).result()
+                    except Exception as error:
+                        yield index, error
         finally:
             for stream in left.values():
                 stream.close()
-        return [answers[index] for index in range(len(streams))]
 
     def astream(self, *args: Any, **kwargs: Any) -> Stream:
         """As `stream`, to be iterated with `async for`: a thread of the engine's does the work."""

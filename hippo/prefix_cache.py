@@ -91,11 +91,11 @@ class PrefixCache:
         ids = torch.cat([prompt.input_ids, prompt.input_ids.new_tensor(answer)])[:length]
         new = torch.arange(length - len(prompt.input_ids), device=prompt.positions.device)
         positions = torch.cat([prompt.positions, prompt.next_position[:, None] + new], dim=1)
+        same = {id(other): _shared(other.ids, ids) for other in self._entries if other.media == media}
+        if len(ids) in same.values():
+            return  # it begins an entry that is there
         entry = _Entry(media, ids, positions, tensor, embeds)
-        # What begins an entry that is kept adds nothing.
-        self._entries = [
-            other for other in self._entries if other.media != media or _shared(other.ids, ids) < len(other.ids)
-        ]
+        self._entries = [other for other in self._entries if same.get(id(other)) != len(other.ids)]
         self._entries.append(entry)
         while self._entries and self.size > self._budget:
             self._entries.pop(0)

@@ -18,6 +18,7 @@ from hippo.decode import (
     Check,
     Pause,
     Rounds,
+    Rules,
     Schedule,
     StopRule,
     Verifier,
@@ -55,6 +56,7 @@ class Sequence:
         draft_inputs: the same request by the draft's own processor; None if the target's inputs serve both.
         progress: called with a phase and the share of it that is done, where a long prompt is read in parts.
         cache: what requests before have left, and where this one leaves what it read.
+        rules: a caller's own, see `Rules`.
     """
 
     def __init__(
@@ -68,12 +70,13 @@ class Sequence:
         draft_inputs: dict[str, Any] | None = None,
         progress: Progress | None = None,
         cache: PrefixCache | None = None,
+        rules: Rules | None = None,
     ) -> None:
         if params.stop and decode_text is None:
             raise BadRequest("stop strings need a tokenizer", "pass tokenizer=")
         self.pair, self.params, self.stats = pair, params, stats
         self._inputs, self._draft_inputs, self._progress = inputs, draft_inputs, progress
-        self._decode_text, self._cache = decode_text, cache
+        self._decode_text, self._cache, self._rules = decode_text, cache, rules
         self._schedule = self._schedule_of(params)
         self._share: Callable[[bool], None] = lambda beside: None
         self.target: CachedModel | None = None
@@ -183,7 +186,7 @@ class Sequence:
         return self.params.decoder != "ar" and self.pair.target.device.type == "cpu"
 
     def _story(self) -> Rounds:
-        drafter, media, embeds = self._drafter(), b"", None
+        drafter, media, read = self._drafter(), b"", None
         try:
             here = on_device(self._inputs, self.pair.target.device)
             prompt = self.pair.prepare_prompt(here)
@@ -199,6 +202,9 @@ class Sequence:
                 known = self._cache.find(prompt, media, self.pair.target.get_input_embeddings())
             embeds = self._embed(here, known, drafter)
             logits = yield from self._prefill(embeds, prompt, known, target, drafter)
+            if self._cache is not None:
+                read = embeds[: media_end(prompt, embeds, self.pair.target.get_input_embeddings())]
+                self._cache.put(prompt, [], media, read, target)  # requests on the same video may come next
             answer = self.answer(prompt)
             first = answer.commit(answer.verify(logits[None], []))
             drafter.commit(0, first)
@@ -208,9 +214,8 @@ class Sequence:
         finally:
             drafter.end()
             self._learn()
-            if self._cache is not None and self._answer is not None and embeds is not None:
-                end = media_end(prompt, embeds, self.pair.target.get_input_embeddings())
-                self._cache.put(prompt, self._answer.tokens, media, embeds[:end], target)
+            if self._cache is not None and self._answer is not None and read is not None:
+                self._cache.put(prompt, self._answer.tokens, media, read, target)
 
     def _drafter(self) -> Drafter:
         if self.params.decoder == "ar":
@@ -267,10 +272,14 @@ class Sequence:
     def answer(self, prompt: Prompt) -> Answer:
         """An empty answer, with its verify rule and stop rule."""
         params, target = tensor_parallel.broadcast(self.params.seeded()), self.pair.target
-        verifier = Verifier(params, logits_processors(target, params, prompt.input_ids), prompt.input_ids)
-        eos = target.generation_config.eos_token_id
-        eos = [] if eos is None else [eos] if isinstance(eos, int) else eos
-        stop = StopRule(eos, params.max_new_tokens, params.stop, self._decode_text)
+        if self._rules is not None:
+            processors, ends, eos = self._rules
+        else:
+            processors, ends = logits_processors(target, params, prompt.input_ids), None
+            eos = target.generation_config.eos_token_id
+            eos = [] if eos is None else [eos] if isinstance(eos, int) else eos
+        verifier = Verifier(params, processors, prompt.input_ids)
+        stop = StopRule(eos, params.max_new_tokens, params.stop, self._decode_text, ends)
         return Answer(verifier, stop, self.stats, params.logprobs)
 
 

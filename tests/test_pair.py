@@ -68,7 +68,7 @@ def test_every_decoder_pruner_and_gamma_equals_generate(family, kind):
                 tokens, stats = answer(pair(family, kind), request, **options)
                 assert tokens == expected, options
                 assert stats.new_tokens == 24 and not stats.draft_lost
-                assert stats.checked > 0
+                assert stats.checked > 0 or gamma == "auto"  # which drafts only where that is measured to be faster
     assert answer(pair(family, kind), request, method="ar")[0] == expected
 
 

@@ -113,3 +113,16 @@ def test_the_key_is_what_the_model_sees():
     request = inputs("qwen2_5_vl")
     other = asked_again(request)
     assert media_key(request) == media_key(other) != media_key(inputs("qwen2_5_vl", seed=1))
+
+
+def test_requests_side_by_side_read_one_video_once(pair_of):
+    pair, cache, request = pair_of("qwen2_5_vl"), PrefixCache(), inputs("qwen2_5_vl")
+    again = asked_again(request)
+    params = SamplingParams.of(max_new_tokens=LONGEST)
+    running = [Sequence(pair, one, params, Stats(), cache=cache) for one in (request, again)]
+    tokens = [[], []]
+    while any(parts := [sequence.step() for sequence in running]):
+        for so_far, part in zip(tokens, parts, strict=True):
+            so_far += part or []
+    assert running[0].stats.cached_tokens == 0 and running[1].stats.cached_tokens > 10
+    assert tokens == [answer(pair, request)[0], answer(pair, again)[0]]

@@ -7,6 +7,7 @@ import typer
 from hippo import __version__
 from hippo.bench import commands as bench
 from hippo.bench.commands.world import world
+from hippo.cli.batch import batch
 from hippo.cli.caption import caption
 from hippo.cli.chat import chat
 from hippo.cli.common import say
@@ -36,6 +37,6 @@ def hippo(
     """HIPPO: the same words as your video-LLM, several times faster."""
 
 
-for command in (caption, chat, demo, doctor, explain, models, plan, serve, verify, world):
+for command in (batch, caption, chat, demo, doctor, explain, models, plan, serve, verify, world):
     app.command()(command)
 app.add_typer(bench.app, name="bench")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from hippo.cli import common
 from hippo.errors import HippoError
@@ -30,10 +28,7 @@ def chat(
     max_video_tokens: common.VideoTokensOption = None,
     device: common.DeviceOption = "auto",
     dtype: common.DtypeOption = "auto",
-    cache_memory: Annotated[
-        int | None,
-        typer.Option(min=0, help="MiB for what further questions use again; by default a share of the free."),
-    ] = None,
+    cache_memory: common.CacheOption = None,
     trust_remote_code: common.TrustOption = False,
 ) -> None:
     """Talk about a clip, or about several together. A further question reads only its own words.

@@ -111,6 +111,10 @@ WidthOption = Annotated[
         "off, auto is 8 where that is free."
     ),
 ]
+RunningOption = Annotated[int, typer.Option(min=1, help="Requests answered together.")]
+CacheOption = Annotated[
+    int | None, typer.Option(min=0, help="MiB for what further questions use again; by default a share of the free.")
+]
 TrustOption = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run code that a checkpoint brings. Only if you trust it.")
 ]
@@ -151,6 +155,32 @@ def check_clips(
         check_file(clip)
 
 
+def _given(given: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Those of a command's arguments that have a value."""
+    return {name: given[name] for name in names if given.get(name) is not None}
+
+
+def sampling_options(given: dict[str, Any]) -> dict[str, Any]:
+    """Of a command's arguments, those of `VideoLLM.generate`. Raises BadRequest."""
+    options = _given(given, *OPTIONS)
+    for name in ("gamma", "verify_width"):
+        if options.get(name, "").lstrip("-").isdecimal():
+            options[name] = int(options[name])
+    params_of(options)
+    return options
+
+
+def loading_options(given: dict[str, Any]) -> dict[str, Any]:
+    """Of a command's arguments, those of `loaded`. cache_memory is in MiB, and None is a share of the free memory."""
+    options = _given(given, *WHERE, "max_running")
+    if options.get("draft_bits", "").isdecimal():
+        options["draft_bits"] = int(options["draft_bits"])
+    if "cache_memory" in given:
+        options["cache_memory"] = None if given["cache_memory"] is None else given["cache_memory"] << 20
+    drafts = params_of(sampling_options(given)).decoder != "ar"
+    return options | {"start_draft": given.get("start_draft", drafts)}
+
+
 class Requests:
     """The requests of one command: one for each clip, or one for all of them; checked before anything is loaded.
 
@@ -160,16 +190,10 @@ class Requests:
 
     def __init__(self, command: str, given: dict[str, Any]) -> None:
         self.given = given
-        self.options = self._given(*OPTIONS)
-        if self.options["gamma"].lstrip("-").isdecimal():
-            self.options["gamma"] = int(self.options["gamma"])
-        if self.options.get("verify_width", "").isdecimal():
-            self.options["verify_width"] = int(self.options["verify_width"])
-        if str(given.get("draft_bits")).isdecimal():
-            given["draft_bits"] = int(given["draft_bits"])
-        self._start_draft = params_of(self.options).decoder != "ar"
-        clips = given["videos"]
-        self.groups = [clips] if given["together"] else [[clip] for clip in clips]
+        self.options = sampling_options(given)
+        self._where = loading_options(given)
+        self.clips = clips = given["videos"]
+        self.groups = [clips] if given.get("together") else [[clip] for clip in clips]
         self.several, self._failed = len(self.groups) > 1, False
         for clip in clips:
             if Path(clip).is_dir():
@@ -182,15 +206,11 @@ class Requests:
     def run(self, act: Callable[[VideoLLM, dict[str, Any], list[str]], T]) -> list[T]:
         """What `act` returns for each request, given the pair, what `VideoLLM.generate` takes, and the clips."""
         if self.groups:
-            where = self._given(*WHERE) | {"start_draft": self._start_draft}
-            with loaded(self.given["target"], self.given["draft"], **where) as llm:
+            with loaded(self.given["target"], self.given.get("draft"), **self._where) as llm:
                 results = self._each(lambda clips: act(llm, self._request(clips), clips))
         if self._failed:
             raise typer.Exit(2)
         return results
-
-    def _given(self, *names: str) -> dict[str, Any]:
-        return {name: self.given[name] for name in names if self.given.get(name) is not None}
 
     def _source(self, clip: str) -> Any:
         """A clip that was found to be there; what has no path is read once, whatever is then done with it."""
@@ -210,8 +230,10 @@ class Requests:
 
         messages = messages_of([self._source(clip) for clip in clips], self.given["prompt"], self.given["system"])
         named = {"start": "video_start", "end": "video_end"}
-        media = {named.get(name, name): value for name, value in self._given("start", "end", "max_pixels").items()}
-        return {"messages": messages} | self._given("frames", "fps", "max_video_tokens") | media
+        media = {
+            named.get(name, name): value for name, value in _given(self.given, "start", "end", "max_pixels").items()
+        }
+        return {"messages": messages} | _given(self.given, "frames", "fps", "max_video_tokens") | media
 
     def _each(self, act: Callable[[list[str]], T]) -> list[T]:
         results, passed = [], []

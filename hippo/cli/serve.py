@@ -23,12 +23,9 @@ def serve(
         list[str] | None, typer.Option(envvar="HIPPO_API_KEY", help="Ask for it. May be given several times.")
     ] = None,
     served_model_name: Annotated[str | None, typer.Option(help="By default the target's name.")] = None,
-    max_running: Annotated[int, typer.Option(min=1, help="Requests answered together.")] = 8,
+    max_running: common.RunningOption = 8,
     max_waiting: Annotated[int, typer.Option(min=0, help="Requests that may wait; more get status 503.")] = 64,
-    cache_memory: Annotated[
-        int | None,
-        typer.Option(min=0, help="MiB for what further questions use again; by default a share of the free."),
-    ] = None,
+    cache_memory: common.CacheOption = None,
     allowed_local_media_path: Annotated[
         Path | None, typer.Option(help="Folder whose files file:// URLs may name.", rich_help_panel=_GROUP_MEDIA)
     ] = None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +12,9 @@ from transformers import LogitsProcessorList
 
 from hippo.params import SamplingParams
 from hippo.trace import Logprob
+
+# (1, L) ids and (1, vocabulary) scores -> scores; an empty list is none.
+Processors = LogitsProcessorList | Callable[[Any, Any], Any]
 
 
 class Verdict(NamedTuple):
@@ -34,10 +37,11 @@ class Verdict(NamedTuple):
 class Verifier:
     """The target's choice, greedy or sampled, row of logits by row of logits, for one request.
 
-    prompt_ids: (L,), which penalties use as generate() does.
+    processors: called once for each place of the text, in order, so they may have state. prompt_ids: (L,), which
+    penalties use as generate() does.
     """
 
-    def __init__(self, params: SamplingParams, processors: LogitsProcessorList, prompt_ids: Tensor) -> None:
+    def __init__(self, params: SamplingParams, processors: Processors, prompt_ids: Tensor) -> None:
         self._greedy, self._processors, self._ids = params.greedy, processors, prompt_ids
         self._seed = params.seeded().seed
 

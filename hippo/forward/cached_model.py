@@ -227,7 +227,7 @@ class CachedModel:
 
     def keys_and_values(self) -> Tensor | None:
         """(layers, 2, H_kv, capacity, d), of which the first `length` tokens are used, for requests with the same
-        beginning. None if the model's layers keep something else. This object must not be used any more."""
+        beginning. None if the model's layers keep something else. Later tokens may be written behind these."""
         tensor = self._kv.tensor
         return tensor.clone() if tensor is not None and self._recorded is not None else tensor
 

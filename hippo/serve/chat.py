@@ -14,11 +14,12 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from hippo.errors import BadRequest
+from hippo.report.openai import reason_of, usage_of
 from hippo.request import Output
 from hippo.serve.errors import ApiError
 from hippo.serve.page import Account
 from hippo.serve.schema import ChatBody, StreamOptions, exclusive, parsed
-from hippo.serve.service import Answers, Service, reason_of, unless_gone, usage_of
+from hippo.serve.service import Answers, Service, unless_gone
 from hippo.trace import TokenInfo
 
 DONE = "data: [DONE]\n\n"

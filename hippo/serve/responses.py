@@ -12,9 +12,10 @@ from uuid import uuid4
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from hippo.report.openai import reason_of, usage_of
 from hippo.serve.errors import ApiError
 from hippo.serve.schema import ResponsesBody, parsed
-from hippo.serve.service import Answers, Service, reason_of, unless_gone, usage_of
+from hippo.serve.service import Answers, Service, unless_gone
 
 _PARTS = {
     "input_text": ("text", "text"),

@@ -14,6 +14,7 @@ from hippo.engine import State, Stream
 from hippo.inputs import MediaOptions, Messages
 from hippo.llm import VideoLLM
 from hippo.params import SamplingParams
+from hippo.report.openai import reason_of
 from hippo.request import Output, Request
 from hippo.serve.errors import ApiError, explained
 from hippo.serve.media import MediaPolicy
@@ -162,29 +163,6 @@ class Answers:
         if not self._counted[place]:
             self._counted[place] = True
             self._service.metrics.ended(reason, output)
-
-
-def reason_of(output: Output) -> str:
-    """Why an answer ended, in OpenAI's words."""
-    return "length" if output.stats.finish == "length" else "stop"
-
-
-def usage_of(outputs: list[Output]) -> dict[str, Any]:
-    """Token counts of the answers to one prompt, with ours: `speculative`."""
-    stats = [output.stats for output in outputs]
-    prompt, generated = stats[0].prompt_tokens, sum(len(output.token_ids) for output in outputs)
-    return {
-        "prompt_tokens": prompt,
-        "total_tokens": prompt + generated,
-        "completion_tokens": generated,
-        "prompt_tokens_details": {"cached_tokens": stats[0].cached_tokens, "video_tokens": stats[0].video_tokens},
-        "speculative": {
-            "accepted": sum(one.accepted for one in stats),
-            "drafted": sum(one.checked for one in stats),
-            "kept_video_tokens": stats[0].kept_tokens,
-            "draft_lost": any(one.draft_lost for one in stats),
-        },
-    }
 
 
 async def unless_gone(request: HttpRequest, work: Awaitable[Done]) -> Done:

@@ -1,0 +1,168 @@
+"""A batch job: its rows as requests of the engine, their answers as lines."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from hashlib import blake2b
+from typing import Any
+
+from hippo.batch.answers import Answers
+from hippo.batch.rows import PLACES, Row
+from hippo.errors import HippoError
+from hippo.inputs import MediaOptions
+from hippo.llm import VideoLLM
+from hippo.params import SamplingParams
+from hippo.report.openai import reason_of, usage_of
+from hippo.request import DEFAULT_PROMPT, Output, Request, messages_from
+
+_WORDS = (  # the parameters that decide the words; the others only decide how fast they come
+    *("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop"),
+)
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What all requests of a job have in common. model: the target's name. dtype: as `hippo.load` takes it. prompt,
+    system: of rows without. The others: see `hippo.Request`."""
+
+    model: str = "tiny"
+    dtype: str = "auto"
+    prompt: str = DEFAULT_PROMPT
+    system: str = ""
+    params: SamplingParams = field(default_factory=SamplingParams)
+    frames: int | None = None
+    fps: float | None = None
+    max_video_tokens: int | None = None
+    media: MediaOptions = field(default_factory=MediaOptions)
+
+    def digest(self, row: Row) -> str:
+        """Equal for requests that are answered with the same words."""
+        words = {name: getattr(self.params, name) for name in _WORDS}
+        others = {name: value for name, value in asdict(self).items() if name != "params"}
+        text = json.dumps([row.asked, others, words], default=repr, sort_keys=True)
+        return blake2b(text.encode(), digest_size=8).hexdigest()
+
+    def request(self, row: Row) -> Request:
+        """Raises HippoError."""
+        if row.messages is None:
+            prompt = self.prompt if row.prompt is None else row.prompt
+            system = self.system if row.system is None else row.system
+            messages = messages_from(row.found(row.video), prompt, None, system)
+        else:
+            messages = _with_paths(row.messages, row)
+        return Request(messages, self.params, self.frames, self.fps, self.max_video_tokens, self.media)
+
+
+@dataclass
+class Summary:
+    """Of one run of a job. failures: by kind. tokens: generated. checked, accepted: drafted tokens. seconds: of
+    answering. stopped: there were too many failures."""
+
+    answered: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+    tokens: int = 0
+    checked: int = 0
+    accepted: int = 0
+    seconds: float = 0.0
+    stopped: bool = False
+
+
+def answer_all(
+    llm: VideoLLM,
+    rows: Sequence[Row],
+    answers: Answers,
+    defaults: Defaults,
+    max_failures: int | None = None,
+    on_done: Callable[[Row, Output | Exception], None] = lambda row, answer: None,
+) -> Summary:
+    """Answer the rows that have no line yet, several at a time, and write a line for each as it ends.
+
+    Requests on one video follow each other, so that it is read once. max_failures: stop at the next one. on_done:
+    called after each line. Raises HippoError if the file cannot be written.
+    """
+    summary, began, asked = Summary(), time.perf_counter(), dict[int, Row]()
+
+    def ended(row: Row, answer: Output | Exception) -> None:
+        answers.append(_line(row, answer, defaults))
+        if isinstance(answer, Output):
+            summary.answered += 1
+            summary.tokens += len(answer.token_ids)
+            summary.checked += answer.stats.checked
+            summary.accepted += answer.stats.accepted
+        else:
+            summary.failures[type(answer).__name__] += 1
+        summary.stopped = max_failures is not None and summary.failures.total() > max_failures
+        summary.seconds = time.perf_counter() - began
+        on_done(row, answer)
+
+    def requests() -> Iterator[Request]:
+        for row in _by_subject(row for row in rows if row.custom_id not in answers.done):
+            if summary.stopped:
+                return
+            try:
+                request = defaults.request(row)
+            except HippoError as error:
+                ended(row, error)
+                continue
+            asked[len(asked)] = row
+            yield request
+
+    with closing(llm.as_completed(requests())) as coming:
+        for index, answer in coming:
+            ended(asked[index], answer)
+            if summary.stopped:
+                break
+    return summary
+
+
+def _by_subject(rows: Iterator[Row]) -> list[Row]:
+    listed = list(rows)
+    first: dict[str, int] = {}
+    for row in listed:
+        first.setdefault(row.subject, len(first))
+    return sorted(listed, key=lambda row: first[row.subject])
+
+
+def _with_paths(messages: list[Any], row: Row) -> list[Any]:
+    """Messages in which a path beside the row's file is whole."""
+
+    def part(one: Any) -> Any:
+        if not isinstance(one, dict):
+            return one
+        return one | {name: row.found(one[name]) for name in PLACES if name in one}
+
+    def turn(one: Any) -> Any:
+        content = one.get("content") if isinstance(one, dict) else None
+        return one | {"content": list(map(part, content))} if isinstance(content, list) else one
+
+    return list(map(turn, messages))
+
+
+def _line(row: Row, answer: Output | Exception, defaults: Defaults) -> dict[str, Any]:
+    """In the fields of OpenAI's batch API, with the row's own columns."""
+    line: dict[str, Any] = {"custom_id": row.custom_id}
+    line |= {name: value for name, value in row.asked.items() if name in ("video", "prompt", "system")}
+    line |= row.columns
+    response = error = None
+    if isinstance(answer, Output):
+        choice = {
+            "index": 0,
+            "message": {"role": "assistant", "content": answer.text},
+            "finish_reason": reason_of(answer),
+        }
+        body = {
+            "object": "chat.completion",
+            "model": defaults.model,
+            "choices": [choice],
+            "usage": usage_of([answer]),
+            "warnings": list(answer.warnings),
+        }
+        response = {"status_code": 200, "body": body}
+    else:
+        error = {"code": type(answer).__name__, "message": str(answer)}
+    return line | {"response": response, "error": error, "digest": defaults.digest(row)}

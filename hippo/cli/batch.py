@@ -1,0 +1,190 @@
+"""hippo batch: thousands of requests, their answers in one file."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from hippo.cli import common
+from hippo.errors import BadRequest
+
+if TYPE_CHECKING:
+    from hippo.batch import Row, Summary
+    from hippo.request import Output
+
+FAILED = 3  # exit code
+_EVERY = 30.0  # seconds between lines where stderr is no terminal
+
+
+def batch(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCES",
+            help="Folders, patterns, clips and URLs; or .jsonl, .csv, .tsv and .parquet files with a request a line.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The answers, one JSON object a line. An existing file is continued.")],
+    prompt: Annotated[str | None, typer.Option("-p", "--prompt", help="For requests without one.")] = None,
+    prompt_file: Annotated[Path | None, typer.Option(help="The same, from a file.")] = None,
+    system: common.SystemOption = "",
+    shard: Annotated[str | None, typer.Option(metavar="I/N", help="Only part I of N: 1/N to N/N.")] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Ask again what failed before.")] = False,
+    max_failures: Annotated[int | None, typer.Option(min=0, help="Stop when more requests than these fail.")] = None,
+    target: common.TargetOption = "tiny",
+    draft: common.DraftOption = None,
+    method: common.MethodOption = "hippo",
+    keep_ratio: common.KeepOption = 0.1,
+    gamma: common.GammaOption = "auto",
+    verify_width: common.WidthOption = "auto",
+    max_new_tokens: common.TokensOption = 256,
+    temperature: Annotated[float, typer.Option(help="0 is greedy: the most likely token every time.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Sample among the k likeliest tokens only; 0 is off.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Sample among the likeliest tokens that reach this mass.")] = 1.0,
+    repetition_penalty: Annotated[
+        float | None, typer.Option(help="Above 1: repeated tokens are less likely. Without it, the checkpoint's own.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Makes sampled answers repeatable.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="End an answer at this string; may be repeated.")] = None,
+    frames: common.FramesOption = None,
+    fps: common.FpsOption = None,
+    max_pixels: common.PixelsOption = None,
+    max_video_tokens: common.VideoTokensOption = None,
+    no_fetch: common.NoFetchOption = False,
+    max_running: common.RunningOption = 8,
+    cache_memory: common.CacheOption = None,
+    device: common.DeviceOption = "auto",
+    dtype: common.DtypeOption = "auto",
+    draft_timeout: common.TimeoutOption = 20.0,
+    draft_worker: common.WorkerOption = "auto",
+    draft_bits: common.BitsOption = "auto",
+    draft_device: common.DraftDeviceOption = "auto",
+    trust_remote_code: common.TrustOption = False,
+) -> None:
+    """Answer thousands of requests, several at a time, into one file. Exit code 3 if some of them failed.
+
+    Run the same command again after a kill or an error: it goes on where it ended. A request that fails has its error
+    in its line, and the others go on.
+
+    hippo batch clips/ --out answers.jsonl
+
+    hippo batch questions.jsonl --out answers.jsonl --target Qwen/Qwen2.5-VL-7B-Instruct
+
+    hippo batch clips/ --out answers-2.jsonl --shard 2/8
+    """
+    given = locals()
+    options = common.sampling_options(given)
+    prompt = _prompt(prompt, prompt_file)
+    common.check_clips([], frames, fps)
+    with common.importing():
+        from hippo.batch import Answers, Defaults, answer_all, rows_of
+        from hippo.batch import shard as part
+        from hippo.inputs import MediaOptions
+    rows = rows_of(sources)
+    if shard is not None:
+        rows = part(rows, shard)
+    defaults = Defaults(
+        target,
+        dtype,
+        prompt or common.DEFAULT_PROMPT,
+        system,
+        common.params_of(options),
+        frames,
+        fps,
+        max_video_tokens,
+        MediaOptions(max_pixels=max_pixels, fetch=not no_fetch),
+    )
+    digests = {row.custom_id: defaults.digest(row) for row in rows}
+    with Answers(out, digests, retry_failed) as answers:
+        left = len(rows) - len(answers.done)
+        if answers.done:
+            common.stderr.print(f"{len(answers.done)} of {len(rows)} were answered before", style="dim")
+        if left:
+            where = common.loading_options(given)
+            with common.loaded(target, draft, **where) as llm, _Progress(len(rows), len(answers.done)) as progress:
+                summary = answer_all(llm, rows, answers, defaults, max_failures, progress.ended)
+            common.stderr.print(
+                common.facts_table({"batch": {"answers": str(out)} | _facts(summary, len(rows), answers.failures)})
+            )
+            if summary.stopped:
+                common.warn(f"stopped after {summary.failures.total()} failures")
+        if answers.failures:
+            raise typer.Exit(FAILED)
+
+
+def _prompt(prompt: str | None, file: Path | None) -> str | None:
+    if file is None:
+        return prompt
+    if prompt is not None:
+        raise BadRequest("both --prompt and --prompt-file were given", "give one of them")
+    try:
+        text = file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise BadRequest(f"{file} cannot be read ({reason})", "check --prompt-file") from None
+    if not text:
+        raise BadRequest(f"{file} is empty", "write the prompt into it")
+    return text
+
+
+class _Progress:
+    """A bar on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, total: int, before: int) -> None:
+        self._total, self._before, self._done, self._failed = total, before, 0, 0
+        self._began = self._last = time.monotonic()
+        shown = common.stderr
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=shown,
+            transient=True,
+            disable=not shown.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=total, completed=before)
+
+    def __enter__(self) -> _Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def ended(self, row: Row, answer: Output | Exception) -> None:
+        """A request has its line."""
+        self._done += 1
+        if isinstance(answer, Exception):
+            self._failed += 1
+            common.warn(f"{row.custom_id}: {answer}")
+        now = time.monotonic()
+        rate = self._done / (now - self._began)
+        failed = f", {self._failed} failed" if self._failed else ""
+        text = f"{60 * rate:.1f} a minute{failed}"
+        self._bar.update(self._task, description=text, completed=self._before + self._done)
+        if self._bar.disable and now - self._last > _EVERY:
+            self._last = now
+            count = self._before + self._done
+            left = (self._total - count) / rate
+            common.stderr.print(f"{count} of {self._total}, {text}, {left / 60:.0f} minutes left", soft_wrap=True)
+
+
+def _facts(summary: Summary, total: int, failures: Counter[str]) -> dict[str, str]:
+    seconds = max(summary.seconds, 1e-9)
+    accepted = summary.accepted / max(1, summary.checked)
+    facts = {
+        "requests": f"{total}, of which {summary.answered} answered now in {summary.seconds:.1f} s",
+        "rate": f"{60 * summary.answered / seconds:.1f} a minute",
+        "tokens": f"{summary.tokens}, {summary.tokens / seconds:.1f} a second",
+        "accepted": f"{accepted:.0%} of {summary.checked} drafted tokens",
+    }
+    facts |= {f"failed: {cause}": str(count) for cause, count in failures.most_common()}
+    return facts
