@@ -28,7 +28,7 @@ from torch.profiler import ProfilerActivity, profile
 from hippo import state
 from hippo.bench import plots
 from hippo.bench.efficiency import steps
-from hippo.bench.shapes import Shape, Text, filled, qwen2_5_vl_config, qwen2_5_vl_request, shape_named
+from hippo.bench.shapes import QWEN_3B, QWEN_7B, Shape, Text, filled, qwen2_5_vl, qwen2_5_vl_config, qwen2_5_vl_request
 from hippo.bench.speed import GENERATE, STATIC, Rated, answer_by
 from hippo.bench.synthetic_acceptance import SyntheticPair
 from hippo.bench.traces import prefilled, step_seconds
@@ -83,10 +83,11 @@ class Size(NamedTuple):
 
 _SMALLEST = Text(64, 96, 2, 4, 2, 152064)
 _TINY = Shape(_tiny, qwen2_5_vl_request, _SMALLEST, _SMALLEST)
+_FULL = Shape(qwen2_5_vl, qwen2_5_vl_request, QWEN_7B, QWEN_3B)
 SIZES = {
-    "tiny": Size(_TINY, 128, 16, 1, 2, 1, 2, (64, 128, 192, 256, 320), 1 << 24),
+    "tiny": Size(_TINY, 128, 8, 1, 2, 1, 2, (64, 128, 192, 256, 320), 1 << 24),
     "full": Size(
-        shape_named("qwen2.5-vl-7b"), 16384, 128, 2, 10, 10, 20, (1024, 3072, 6144, 11264, 16384), 1 << 31
+        _FULL, 16384, 128, 2, 10, 10, 20, (1024, 3072, 6144, 11264, 16384), 1 << 31
     ),
 }  # fmt: skip
 
