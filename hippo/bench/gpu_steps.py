@@ -169,25 +169,27 @@ def _products(device: str, dtype: str) -> list[Row]:
 
 @contextmanager
 def recording() -> Iterator[Row]:
-    """Counts the CUDA graphs that are recorded inside, by whomever, and their seconds."""
-    seen: Row = {"graphs recorded": 0, "seconds of recording": 0.0}
+    """Counts CUDA graphs whose recording begins inside, by whomever, and those that it makes. Filled at the end."""
+    begun, seconds, seen = list[float](), list[float](), Row()
     kind: Any = torch.cuda.graph
-    enter, leave, began = kind.__enter__, kind.__exit__, threading.local()
+    enter, leave, own = kind.__enter__, kind.__exit__, threading.local()
 
     def entered(self: Any) -> None:
-        began.at = time.perf_counter()
+        own.began = time.perf_counter()
+        begun.append(own.began)
         enter(self)
 
     def left(self: Any, *error: Any) -> None:
         leave(self, *error)
-        seen["graphs recorded"] += 1
-        seen["seconds of recording"] += time.perf_counter() - began.at
+        if error[0] is None:
+            seconds.append(time.perf_counter() - own.began)
 
     kind.__enter__, kind.__exit__ = entered, left
     try:
         yield seen
     finally:
         kind.__enter__, kind.__exit__ = enter, leave
+        seen |= {"recordings": len(begun), "graphs": len(seconds), "seconds of recording": sum(seconds)}
 
 
 def captures(bench: Bench) -> Attempts:
