@@ -201,6 +201,7 @@ def captures(bench: Bench) -> Attempts:
 def _captures(bench: Bench, threads: int) -> Row:
     count, small = threads * bench.size.models, bench._replace(size=SIZES["tiny"])
     models = [filled(_tiny, _SMALLEST, str(bench.device), torch.float32) for _ in range(count)]
+    clock(bench.device)  # the threads have streams of their own
 
     def work(own: list[Any]) -> int:
         on_gpu = bench.device.type == "cuda"
