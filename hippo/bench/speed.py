@@ -41,7 +41,7 @@ FIGURES = (
     *("method", "cannot_run", "new_tokens", "seconds", "decode_seconds", "speedup_vs_transformers"),
     *("decode_vs_transformers", "speedup_vs_ar", "tokens_per_target_forward", "acceptance_rate", "target_forwards"),
     *("scoring_share_of_prefill", "efficiency", "efficiency_undisturbed", "peak_memory", "identical", "synthetic"),
-    *("identical_answers", "identical_to_ar"),
+    *("identical_answers", "identical_to_ar", "timeline"),
 )  # of a row; those that are not known are None
 _ALSO = {"specvlm": {"decoder": "serial", "pruner": "specvlm"}}
 
@@ -221,6 +221,7 @@ def _row(name: str, seen: dict[str, list[Run]], synthetic: bool, cannot: str | N
             "acceptance_rate": stats.acceptance_rate,
             "target_forwards": stats.target_forwards,
             "scoring_share_of_prefill": median(_scoring(one) for one in answers),
+            "timeline": stats.trace.timeline,
         }
     return row
 

@@ -67,11 +67,13 @@ def test_speed_asks_each_prompt_once(tmp_path, monkeypatch, clip):
 
 
 @pytest.mark.usefixtures("patient_targets", "few_steps")
-def test_speed_with_drawn_verdicts_is_synthetic_and_may_have_any_context():
+def test_speed_with_drawn_verdicts_is_synthetic_and_may_have_any_context(tmp_path):
+    picture = tmp_path / "timeline.svg"
     result = json.loads(
         bench("speed", "--methods", "hippo", "--runs", 1, "--max-new-tokens", 16, "--acceptance", 1, "--context", 600,
-              "--json")
+              "--timeline", picture, "--json")
     )  # fmt: skip
+    assert picture.read_text().count("target forwards after the prompt") == 2, "of ar and hippo"
     generate, alone, hippo = result["rows"]
     assert generate["synthetic"] and generate["identical"] is None and generate["new_tokens"] == 16
     assert alone["target_forwards"] == 15 > hippo["target_forwards"] and hippo["acceptance_rate"] == 1
@@ -87,6 +89,8 @@ def test_speed_with_drawn_verdicts_is_synthetic_and_may_have_any_context():
         (("--models", "shape:qwen2.5-vl-7b"), "no acceptance to measure"),
         (("--models", "some/target"), "no draft model"),
         (("--draft-bits", "5"), "draft_bits '5'"),
+        (("--timeline", "timeline.txt"), "timeline.txt is no picture"),
+        (("--timeline", "/nowhere/timeline.svg"), "there is no folder /nowhere"),
         (("--prompts", "/nowhere.txt"), "/nowhere.txt cannot be read"),
         (("--prompts", __file__, "--acceptance", "0.8"), "say nothing of prompts"),
     ],

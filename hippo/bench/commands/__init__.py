@@ -2,6 +2,7 @@
 
 import typer
 
+from hippo.bench.commands.gpu import gpu
 from hippo.bench.commands.identical import identical
 from hippo.bench.commands.long import long
 from hippo.bench.commands.pruning import pruning
@@ -11,5 +12,5 @@ from hippo.bench.commands.serving import batch, chat, throughput
 from hippo.bench.commands.speed import speed
 
 app = typer.Typer(help="Studies anyone can repeat.", no_args_is_help=True)
-for command in (speed, pruning, identical, scoring, long, chat, throughput, batch, serve):
+for command in (speed, pruning, identical, scoring, long, chat, throughput, batch, serve, gpu):
     app.command()(command)

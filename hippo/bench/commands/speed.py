@@ -42,6 +42,9 @@ def speed(
     draft_bits: common.BitsOption = "auto",
     device: common.DeviceOption = "auto",
     out: Annotated[Path | None, typer.Option(help="Folder for the table and all figures.")] = None,
+    timeline: Annotated[
+        Path | None, typer.Option(help="Picture of who worked when in each method's last answer: .svg, .png or .pdf.")
+    ] = None,
     json: common.JsonOption = False,
 ) -> None:
     """Time every method beside transformers' generate(), in turn, in one run: medians, spread, memory, efficiency.
@@ -53,6 +56,7 @@ def speed(
     hippo bench speed --models shape:qwen2.5-vl-7b --context 16384 --acceptance 0.8 --max-new-tokens 128
     """
     with common.importing():
+        from hippo.bench import plots
         from hippo.bench import speed as timing
         from hippo.bench.world import make_scene, write_clip
 
@@ -63,6 +67,8 @@ def speed(
     timing.require_methods(names)
     if out is not None:
         common.make_folder(out)
+    if timeline is not None:
+        plots.require_picture(timeline)
     common.quieten()
     with (
         TemporaryDirectory() as folder,
@@ -84,6 +90,9 @@ def speed(
             if video is not None:
                 common.check_clips([video], None, None)
             result = timing.bench_pair(target, draft or None, video, *how, rate, draft_bits, progress, questions)
+    spans = {row["method"]: row.pop("timeline") for row in result["rows"]}
+    if timeline is not None:
+        plots.draw_timeline({method: own for method, own in spans.items() if own}, timeline)
     text = table(result)
     if out is not None:
         (out / "speed.json").write_text(jsonlib.dumps(result, indent=1) + "\n")
