@@ -75,6 +75,8 @@ class Sequence:
         self._inputs, self._draft_inputs, self._progress = inputs, draft_inputs, progress
         self._decode_text, self._cache = decode_text, cache
         self._schedule = self._schedule_of(params)
+        self._beside = pair.draft is not None and pair.draft.place != "inline"
+        self._prunes = params.decoder != "ar" and pair.draft is not None and pair.draft.plugin is None
         self._share: Callable[[bool], None] = lambda beside: None
         self.target: CachedModel | None = None
         self._run: Any = self._story()
@@ -163,7 +165,8 @@ class Sequence:
             return AutoSchedule(beside, params.gamma, costs, draft.acceptance, most)
         decoder = params.decoder
         if decoder == "parallel" and not beside:
-            self.stats.warnings.append("a draft that works inline works in turns; --draft-worker process is parallel")
+            other = "" if draft.plugin else "; --draft-worker process is parallel"
+            self.stats.warnings.append(f"a draft that works inline works in turns{other}")
             decoder = "serial"
         return Schedule(decoder, params.gamma, costs, draft.acceptance, most)
 
@@ -224,7 +227,8 @@ class Sequence:
         if known is not None and known.embeds is not None:
             return known.embeds
         began = clock(self.pair.target.device)
-        self._share(not (drafter.shared_vision or drafter.lost))  # the draft's vision tower works at the same time
+        # The draft's vision tower works at the same time.
+        self._share(self._beside and not (drafter.shared_vision or drafter.lost))
         embeds = self.pair.family.embed(self.pair.target, inputs)
         self._share(False)
         ended = clock(self.pair.target.device)
@@ -239,8 +243,11 @@ class Sequence:
         prefill's logits, (vocabulary,)."""
         device, stats = self.pair.target.device, self.stats
         begin = 0 if known is None else known.count
-        keeping = _Keeping(self.pair, self.params, prompt, embeds, drafter, stats, self._inputs, begin)
-        if self.params.decoder != "ar" and not keeping.recorders:
+        # A drafter without a model sees no video: there is nothing to choose.
+        pruner = pruner_named(self.params.pruner if self._prunes else "none")
+        how = (pruner, self.params.keep_ratio)
+        keeping = _Keeping(self.pair, *how, prompt, embeds, drafter, stats, self._inputs, begin)
+        if self._prunes and not keeping.recorders:
             keeping.choose()
         before = None if known is None else (known.keys_and_values, begin)
         parts = target.reading(embeds, prompt, self._progress, self.part, before)
@@ -274,18 +281,14 @@ class Sequence:
         return Answer(verifier, stop, self.stats, params.logprobs)
 
 
-def pruner_of(params: SamplingParams) -> Pruner:
-    """The pruner that parameters name or hold."""
-    return pruner_named(params.pruner) if isinstance(params.pruner, str) else params.pruner
-
-
 class _Keeping:
     """Chooses the video tokens that the draft sees, as soon as the target's prefill has shown what they are worth."""
 
     def __init__(
         self,
         pair: Pair,
-        params: SamplingParams,
+        pruner: Pruner,
+        keep_ratio: float,
         prompt: Prompt,
         embeds: Embeds,
         drafter: Drafter,
@@ -294,8 +297,7 @@ class _Keeping:
         begin: int,
     ) -> None:
         self._pair, self._prompt, self._embeds, self._drafter = pair, prompt, embeds, drafter
-        self._ratio, self._stats, self._inputs = params.keep_ratio, stats, inputs
-        self._pruner = pruner_of(params)
+        self._pruner, self._ratio, self._stats, self._inputs = pruner, keep_ratio, stats, inputs
         self._seconds = 0.0
         self.recorders: list[AttentionRecorder] = []
         self._chosen = False

@@ -19,6 +19,7 @@ def caption(
     together: common.TogetherOption = False,
     target: common.TargetOption = "tiny",
     draft: common.DraftOption = None,
+    drafter: common.DrafterOption = None,
     method: common.MethodOption = "hippo",
     decoder: Annotated[str, typer.Option(help="ar, serial, parallel or auto, instead of the method's own.")] = "",
     pruner: Annotated[str, typer.Option(help=f"Instead of the method's own: {common.PRUNERS}.")] = "",

@@ -68,7 +68,7 @@ def explain(
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             kept = {
-                pruner.name: pruner.keep(signals[pruner.attention or usual], keep_ratio).cpu().numpy()
+                pruner.name: pruner.keep_all_of([signals[pruner.attention or usual]], keep_ratio).cpu().numpy()
                 for pruner in chosen
             }
         grid = signals[usual].grid

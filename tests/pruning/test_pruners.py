@@ -101,6 +101,6 @@ def test_frames_with_more_to_say_keep_more():
 
 
 def test_unknown_pruner():
-    with pytest.raises(BadRequest, match=r"none, uniform, attention, specvlm, hippo$"):
-        pruner_named("nope")
+    with pytest.raises(BadRequest, match=r"none, uniform, attention, specvlm, hippo, or MODULE:NAME$"):
+        pruner_named("blind")
     assert pruner_named(PRUNERS["hippo"]) is PRUNERS["hippo"]
