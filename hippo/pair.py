@@ -70,6 +70,13 @@ class Draft:
         """What reports call it."""
         return self.plugin.name if self.plugin else str(self.source)
 
+    @property
+    def checkpoint(self) -> str:
+        """Where its model is. Raises BadRequest if it has none."""
+        if self.plugin is not None:
+            raise BadRequest(f"drafter {self.name!r} has no model", "name a draft model")
+        return str(self.source)
+
     def worker(self) -> DraftWorker:
         """The worker, started unless it runs. Returns at once; `wait_loaded` waits for its model."""
         if self._worker is None or not self._worker.alive:
