@@ -45,7 +45,7 @@ def signals_of(prompt: Prompt, features: Tensor, attention: Tensor | None) -> li
 @dataclass(frozen=True)
 class Pruner:
     """keep: (signals, keep_ratio) -> the kept tokens of one video: sorted indices, (K,) integers, or a mask, (V,) bool.
-    K is at most round(keep_ratio V), or 1. attention: which of the target's attention it needs, or None."""
+    K is at most `budget(keep_ratio, grid)`. attention: which of the target's attention it needs, or None."""
 
     name: str
     keep: Callable[[Signals, float], Tensor]
