@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # `hippo --help` imports this file, and torch, transformers a
 T = TypeVar("T")
 stderr = Console(stderr=True, highlight=False)
 DEFAULT_PROMPT = "Describe the video in detail."
-PRUNERS = "none, uniform, attention, specvlm, hippo, or MODULE:FUNCTION"
+PRUNERS = "none, uniform, attention, specvlm or hippo"
 OPTIONS = (
     *("method", "decoder", "pruner", "keep_ratio", "gamma", "max_new_tokens", "temperature", "top_k", "top_p", "min_p"),
     *("repetition_penalty", "seed", "stop", "verify_width"),

@@ -66,6 +66,21 @@ def test_speed_asks_each_prompt_once(tmp_path, monkeypatch, clip):
     assert "| hippo | 4 |" in text and text.count("| yes |") == 3
 
 
+def test_speed_without_a_draft_model_and_past_the_end_of_answers():
+    methods = ("--methods", "assisted,hippo,pearl,wrong-draft")
+    result = json.loads(
+        bench(
+            "speed", "--models", "tiny,ngram", *methods, "--runs", 1, "--max-new-tokens", 120, "--ignore-eos", "--json"
+        )
+    )
+    rows = {row["method"]: row for row in result["rows"]}
+    assert result["machine"]["draft"] == "ngram" and result["steps"] == {}
+    assert all(rows[name]["new_tokens"] == 120 and rows[name]["identical"] for name in ("generate", "ar", "hippo"))
+    assert rows["hippo"]["peak_memory"] is None and rows["hippo"]["target_forwards"] <= 119
+    assert "needs a draft model" in rows["assisted"]["cannot_run"] and "in turns" in rows["pearl"]["cannot_run"]
+    assert "without a model" in rows["wrong-draft"]["cannot_run"]
+
+
 @pytest.mark.usefixtures("patient_targets", "few_steps")
 def test_speed_with_drawn_verdicts_is_synthetic_and_may_have_any_context():
     result = json.loads(
@@ -86,6 +101,8 @@ def test_speed_with_drawn_verdicts_is_synthetic_and_may_have_any_context():
         (("--models", "shape:none", "--acceptance", "0.8"), "unknown shape 'none'"),
         (("--models", "shape:qwen2.5-vl-7b"), "no acceptance to measure"),
         (("--models", "some/target"), "no draft model"),
+        (("--models", "tiny,ngram", "--acceptance", "0.8"), "drafter 'ngram' has no model"),
+        (("--ignore-eos", "--acceptance", "0.8"), "no end to ignore"),
         (("--draft-bits", "5"), "draft_bits '5'"),
         (("--prompts", "/nowhere.txt"), "/nowhere.txt cannot be read"),
         (("--prompts", __file__, "--acceptance", "0.8"), "say nothing of prompts"),
