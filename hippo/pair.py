@@ -128,7 +128,8 @@ class Pair:
     def require_draft(self) -> Draft:
         """The draft. Raises BadRequest if there is none."""
         if self.draft is None:
-            raise BadRequest("there is no draft model", "name one, use draft='ngram', which needs none, or method 'ar'")
+            hint = "name one, or drafter='ngram', which needs none, or use method 'ar'"
+            raise BadRequest("there is no draft model", hint)
         return self.draft
 
     def drafter(self, stats: Stats, on_step: Any, own_inputs: bool, late: bool = False) -> Drafter:

@@ -28,9 +28,9 @@ def llm():
 def test_no_draft_is_loaded_and_the_words_are_the_same(llm, tiny):
     assert llm.pair.draft.worker().pid == os.getpid() and llm.draft_processor is None
     assert llm.pair.draft.worker().loaded is None or llm.pair.draft.worker().loaded.size == 0
-    expected = tiny.generate(CLIP, method="ar").token_ids
+    expected = tiny.generate(CLIP, method="ar", max_new_tokens=40).token_ids
     for method in ("ar", "sd", "hippo"):
-        output = llm.generate(CLIP, method=method)
+        output = llm.generate(CLIP, method=method, max_new_tokens=40)
         assert output.token_ids == expected and output.stats.method == method and not output.warnings
     assert output.stats.as_dict()["drafter"] == "ngram" and output.kept is None and output.stats.kept_tokens == 0
 
@@ -42,7 +42,8 @@ def test_a_conversation_and_several_requests(llm, tiny):
         answer = without.ask(question, max_new_tokens=16)
         assert answer.text == with_draft.ask(question, max_new_tokens=16).text
     assert answer.stats.cached_tokens > 500
-    requests = [hippo.Request([{"role": "user", "content": question}]) for question in questions]
+    params = hippo.SamplingParams(max_new_tokens=16)
+    requests = [hippo.Request([{"role": "user", "content": question}], params) for question in questions]
     outputs, alone = llm.generate_many(requests), tiny.generate_many(requests)
     assert [one.token_ids for one in outputs] == [one.token_ids for one in alone]
 

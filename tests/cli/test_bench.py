@@ -66,17 +66,15 @@ def test_speed_asks_each_prompt_once(tmp_path, monkeypatch, clip):
     assert "| hippo | 4 |" in text and text.count("| yes |") == 3
 
 
-def test_speed_without_a_draft_model_and_past_the_end_of_answers():
+def test_speed_without_a_draft_model_and_past_the_end_of_answers(tmp_path):
+    (tmp_path / "prompts.txt").write_text("Say hello.\n")
+    options = ("--prompts", tmp_path / "prompts.txt", "--max-new-tokens", 60, "--ignore-eos", "--json")
     methods = ("--methods", "assisted,hippo,pearl,wrong-draft")
-    result = json.loads(
-        bench(
-            "speed", "--models", "tiny,ngram", *methods, "--runs", 1, "--max-new-tokens", 120, "--ignore-eos", "--json"
-        )
-    )
+    result = json.loads(bench("speed", "--models", "tiny,ngram", *methods, *options))
     rows = {row["method"]: row for row in result["rows"]}
     assert result["machine"]["draft"] == "ngram" and result["steps"] == {}
-    assert all(rows[name]["new_tokens"] == 120 and rows[name]["identical"] for name in ("generate", "ar", "hippo"))
-    assert rows["hippo"]["peak_memory"] is None and rows["hippo"]["target_forwards"] <= 119
+    assert all(rows[name]["new_tokens"] == 60 and rows[name]["identical"] for name in ("generate", "ar", "hippo"))
+    assert rows["hippo"]["peak_memory"] is None and rows["hippo"]["target_forwards"] <= 59
     assert "needs a draft model" in rows["assisted"]["cannot_run"] and "in turns" in rows["pearl"]["cannot_run"]
     assert "without a model" in rows["wrong-draft"]["cannot_run"]
 

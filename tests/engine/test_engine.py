@@ -19,6 +19,7 @@ from hippo.engine import Engine, Read, State
 from hippo.errors import BadRequest, Busy, MediaError
 from hippo.pair import Draft, Pair
 from hippo.params import SamplingParams
+from hippo.pruning import Attention, Pruner
 from hippo.request import Request
 from tests.models import FAMILIES, inputs, model, text_only
 
@@ -113,13 +114,17 @@ def test_a_drafter_without_a_model_serves_several_and_fails_one_alone(running):
             assert bool(output.stats.draft_lost) == (drafter is Repeats and place == 3) == bool(output.warnings)
 
 
-def test_a_pruner_that_fails_ends_its_own_request(running):
+@pytest.mark.parametrize("place", ["thread", "inline"])
+@pytest.mark.parametrize("attention", [None, Attention()])
+def test_a_pruner_that_fails_ends_its_own_request(running, attention, place):
+    """Also one that is asked within the target's forward, as soon as it has its attention."""
+
     def fails(signals, keep_ratio):
         raise ValueError("what now?")
 
-    engine = running("qwen2_5_vl", 1)
-    streams = [engine.submit(asked(seed, **({"pruner": fails} if seed == 1 else {}))) for seed in range(3)]
-    with pytest.raises(BadRequest, match=r"fails' failed \(ValueError: what now\?\)"):
+    engine, pruner = running("qwen2_5_vl", 1, place), Pruner("mine", fails, attention)
+    streams = [engine.submit(asked(seed, **({"pruner": pruner} if seed == 1 else {}))) for seed in range(3)]
+    with pytest.raises(BadRequest, match=r"^pruner 'mine' failed \(ValueError: what now\?\)"):
         streams[1].result()
     assert all(streams[place].result().token_ids == alone("qwen2_5_vl", asked(place)) for place in (0, 2))
 
