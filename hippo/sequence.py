@@ -78,6 +78,8 @@ class Sequence:
         self._inputs, self._draft_inputs, self._progress = inputs, draft_inputs, progress
         self._decode_text, self._cache, self._rules = decode_text, cache, rules
         self._schedule = self._schedule_of(params)
+        self._beside = pair.draft is not None and pair.draft.place != "inline"
+        self._prunes = params.decoder != "ar" and pair.draft is not None and pair.draft.plugin is None
         self._share: Callable[[bool], None] = lambda beside: None
         self.target: CachedModel | None = None
         self._run: Any = self._story()
@@ -166,7 +168,8 @@ class Sequence:
             return AutoSchedule(beside, params.gamma, costs, draft.acceptance, most)
         decoder = params.decoder
         if decoder == "parallel" and not beside:
-            self.stats.warnings.append("a draft that works inline works in turns; --draft-worker process is parallel")
+            other = "" if draft.plugin else "; --draft-worker process is parallel"
+            self.stats.warnings.append(f"a draft that works inline works in turns{other}")
             decoder = "serial"
         return Schedule(decoder, params.gamma, costs, draft.acceptance, most)
 
@@ -202,7 +205,8 @@ class Sequence:
             if self._cache is not None:
                 media = media_key(self._inputs)
                 known = self._cache.find(prompt, media, self.pair.target.get_input_embeddings())
-            embeds = self._embed(here, known, beside=not (after or drafter.shared_vision or drafter.lost))
+            beside = self._beside and not (after or drafter.shared_vision or drafter.lost)
+            embeds = self._embed(here, known, beside)
             if after:
                 self._begin(drafter)
             logits = yield from self._prefill(embeds, prompt, known, target, drafter)
@@ -259,8 +263,11 @@ class Sequence:
         prefill's logits, (vocabulary,)."""
         device, stats = self.pair.target.device, self.stats
         begin = 0 if known is None else known.count
-        keeping = _Keeping(self.pair, self.params, prompt, embeds, drafter, stats, self._inputs, begin)
-        if self.params.decoder != "ar" and not keeping.recorders:
+        # A drafter without a model sees no video: there is nothing to choose.
+        pruner = pruner_named(self.params.pruner if self._prunes else "none")
+        how = (pruner, self.params.keep_ratio)
+        keeping = _Keeping(self.pair, *how, prompt, embeds, drafter, stats, self._inputs, begin)
+        if self._prunes and not keeping.recorders:
             keeping.choose()
         before = None if known is None else (known.keys_and_values, begin)
         parts = target.reading(embeds, prompt, self._progress, self.part, before)
@@ -298,18 +305,14 @@ class Sequence:
         return Answer(verifier, stop, self.stats, params.logprobs)
 
 
-def pruner_of(params: SamplingParams) -> Pruner:
-    """The pruner that parameters name or hold."""
-    return pruner_named(params.pruner) if isinstance(params.pruner, str) else params.pruner
-
-
 class _Keeping:
     """Chooses the video tokens that the draft sees, as soon as the target's prefill has shown what they are worth."""
 
     def __init__(
         self,
         pair: Pair,
-        params: SamplingParams,
+        pruner: Pruner,
+        keep_ratio: float,
         prompt: Prompt,
         embeds: Embeds,
         drafter: Drafter,
@@ -318,8 +321,7 @@ class _Keeping:
         begin: int,
     ) -> None:
         self._pair, self._prompt, self._embeds, self._drafter = pair, prompt, embeds, drafter
-        self._ratio, self._stats, self._inputs = params.keep_ratio, stats, inputs
-        self._pruner = pruner_of(params)
+        self._pruner, self._ratio, self._stats, self._inputs = pruner, keep_ratio, stats, inputs
         self._seconds = 0.0
         self.recorders: list[AttentionRecorder] = []
         self._chosen = False

@@ -20,7 +20,7 @@ from hippo.forward import CachedModel
 from hippo.inputs import on_device
 from hippo.pair import Pair
 from hippo.params import SamplingParams
-from hippo.sequence import pruner_of
+from hippo.pruning import pruner_named
 from hippo.stats import Stats
 
 _RUN = 64  # tokens that the draft is busy with while a target forward is timed
@@ -115,7 +115,7 @@ def _beside(
 @torch.no_grad()
 def reading(pair: Pair, draft: Any, inputs: dict[str, Any], options: SamplingParams) -> tuple[CachedModel, float]:
     """A draft that has read what it keeps of a prompt, and the seconds that took."""
-    pruner = pruner_of(options)
+    pruner = pruner_named(options.pruner)
     _, signals = pair.look(inputs, pruner.attention)
     kept = pruner.keep_all_of(signals, options.keep_ratio)
     family, here = family_of(draft), on_device(inputs, draft.device)
@@ -166,5 +166,5 @@ def _rows(reader: CachedModel, ids: list[int]) -> Tensor:
 
 def _prefill_left(options: SamplingParams, layers: int) -> float:
     """The share of the target's prefill that is still to come when the draft's tokens are chosen."""
-    attention = pruner_of(options).attention
+    attention = pruner_named(options.pruner).attention
     return 1.0 if attention is None else 1 - (max(attention.layers(layers)) + 1) / layers

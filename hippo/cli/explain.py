@@ -36,7 +36,8 @@ def explain(
     target: common.TargetOption = "tiny",
     keep_ratio: common.KeepOption = 0.1,
     pruners: Annotated[
-        str, typer.Option(help=f"Which to show, the first of them in the clip too: {common.PRUNERS}.")
+        str,
+        typer.Option(help=f"Which to show, the first of them in the clip too: {common.PRUNERS}; or MODULE:FUNCTION."),
     ] = "hippo,attention,uniform",
     frames: common.FramesOption = None,
     fps: common.FpsOption = None,

@@ -17,6 +17,7 @@ _GROUP_MEDIA = "Videos and images"
 def serve(
     target: common.TargetOption = "tiny",
     draft: common.DraftOption = None,
+    drafter: common.DrafterOption = None,
     host: Annotated[str, typer.Option(help="Address to listen at. 0.0.0.0: every network.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
     api_key: Annotated[
@@ -73,6 +74,7 @@ def serve(
     domains = tuple(one.lower() for one in allowed_media_domains or ())
     policy = MediaPolicy(allowed_local_media_path, domains, max_media_bytes, media_timeout, max_media)
     where = {
+        "drafter": drafter,
         "device": device,
         "dtype": dtype,
         "draft_device": draft_device,

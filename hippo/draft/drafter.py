@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
-from hippo.draft.messages import Begin, Commit, End, Failed, Prefill, Propose, ReadPrompt, Ready, Token
+from hippo.draft.messages import Begin, Commit, End, Failed, NoMore, Prefill, Propose, ReadPrompt, Ready, Token
 from hippo.errors import DraftLost
 from hippo.families import VideoGrid
 from hippo.stats import Stats
@@ -153,6 +153,10 @@ class Drafter:
                     self._on_step(seconds)
                     self._asked -= 1
                     self._arrived.append(Proposal(token, prob))
+            case NoMore(_, epoch, seconds):
+                if epoch == self._epoch:
+                    self._on_step(seconds)
+                    self._asked = 0
             case Failed(_, reason):
                 self._lose(reason)
         return True

@@ -104,6 +104,15 @@ class Token(NamedTuple):
     ended: float = 0.0
 
 
+class NoMore(NamedTuple):
+    """Fewer tokens were proposed than was asked for, and no more come before the next Commit. epoch: as in Token.
+    seconds: what it took to find none, 0 if there were some."""
+
+    request: int
+    epoch: int
+    seconds: float
+
+
 class Failed(NamedTuple):
     """The draft gives up a request, or everything if `request` is 0."""
 

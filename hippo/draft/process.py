@@ -24,6 +24,7 @@ from hippo.device import shares
 from hippo.draft.child import Forked, Threaded, fresh, may_fork
 from hippo.draft.drafter import Drafter
 from hippo.draft.messages import Begin, Failed, Loaded, Prefill, ReadPrompt, Ready
+from hippo.draft.proposer import Plugin
 from hippo.draft.transport import ProcessTransport, ThreadTransport, Transport
 from hippo.draft.worker import Inline, work
 from hippo.errors import BadRequest, CheckpointError, DraftLost
@@ -57,15 +58,15 @@ def placement(place: str, target: str, draft: str, weights: int = 0) -> str:
 class DraftWorker:
     """A process or thread with the draft model, which serves several requests at a time. It starts at once.
 
-    source: a checkpoint folder, a hub id, or a model in memory. timeout: seconds of silence after which it counts as
-    lost. trust_remote_code: whether code that a checkpoint brings may run. place: see `placement`. bits: of its
-    weights. The worker ends with `close` or with this object. `close` may be called from any thread, all else from one
-    at a time.
+    source: a checkpoint folder, a hub id, a model in memory, or, inline only, a plug-in. timeout: seconds of silence
+    after which it counts as lost. trust_remote_code: whether code that a checkpoint brings may run. place: see
+    `placement`. bits: of its weights. The worker ends with `close` or with this object. `close` may be called from any
+    thread, all else from one at a time.
     """
 
     def __init__(
         self,
-        source: str | Path | nn.Module,
+        source: str | Path | nn.Module | Plugin,
         dtype: str,
         device: str,
         timeout: float,
@@ -84,7 +85,7 @@ class DraftWorker:
         self._ids = itertools.count(1)
         self.beside = place != "inline"  # whether it can work at the same time as the target
         how: tuple[Child, Transport, str | None]
-        if place == "inline":
+        if place == "inline" or isinstance(source, Plugin):
             inline = Inline(source, dtype, device, trust_remote_code, bits, attention)
             how = inline, inline, None
         elif place == "thread":

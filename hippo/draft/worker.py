@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from hippo.checkpoints import Checkpoint, load_model
 from hippo.draft import messages
+from hippo.draft.proposer import Plugin, ProposerWorker
 from hippo.draft.shared_vision import vision_fingerprint
 from hippo.draft.transport import Transport
 from hippo.errors import is_out_of_memory
@@ -275,12 +276,22 @@ class Inline:
     """
 
     def __init__(
-        self, source: str | Path | nn.Module, dtype: str, device: str, trust: bool, bits: int, attention: str = ""
+        self,
+        source: str | Path | nn.Module | Plugin,
+        dtype: str,
+        device: str,
+        trust: bool,
+        bits: int,
+        attention: str = "",
     ) -> None:
         self.pid = os.getpid()
         self._outbox: deque[Any] = deque()
-        self._worker: Worker | None = None
+        self._worker: Worker | ProposerWorker | None = None
         self._code: int | None = None
+        if isinstance(source, Plugin):
+            self._worker = ProposerWorker(self._outbox.append, source)
+            self._outbox.append(self._worker.loaded)
+            return
         try:
             model, loaded = prepared(source, dtype, device, trust, bits, attention)
         except Exception as error:
@@ -312,7 +323,7 @@ class Inline:
         """See `close`."""
         self.close()
 
-    def _guarded(self, act: Callable[[Worker], Any]) -> Any:
+    def _guarded(self, act: Callable[[Worker | ProposerWorker], Any]) -> Any:
         if self._code is not None or self._worker is None:
             raise ConnectionError("closed")
         try:

@@ -11,10 +11,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
-from hippo.errors import BadRequest
+from hippo.errors import BadRequest, unknown
 from hippo.inputs.options import IMAGE_KEYS, VIDEO_KEYS, MediaOptions
 from hippo.inputs.sources import is_frames, is_url, kind_of, open_image, open_video
-from hippo.params import unknown
 from hippo.video import Clip, Sampling, Video, sample
 
 Source = str | os.PathLike[str] | bytes | BinaryIO | np.ndarray | Clip | Video | Image.Image

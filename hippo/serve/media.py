@@ -13,8 +13,8 @@ from urllib.parse import unquote, urljoin, urlsplit
 
 import httpx2
 
+from hippo.errors import unknown
 from hippo.inputs.options import VIDEO_KEYS
-from hippo.params import unknown
 from hippo.serve.errors import ApiError
 
 MAX_REDIRECTS = 5

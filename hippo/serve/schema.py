@@ -7,8 +7,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from hippo.errors import BadRequest
-from hippo.params import unknown
+from hippo.errors import BadRequest, unknown
 from hippo.serve.errors import ApiError
 
 # Fields of OpenAI's that may be there as long as they ask for nothing.

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from openai import AsyncOpenAI
 from PIL import Image
 
+import hippo
 from hippo.cli.demo import CLIP
 from hippo.serve.chat import StopCut
 from hippo.serve.media import MediaPolicy
@@ -42,6 +43,18 @@ def test_the_words_are_the_librarys(client, expected):
     assert answer.usage.prompt_tokens_details.video_tokens == expected.stats.video_tokens == 512
     ours = answer.usage.speculative
     assert 0 < ours["accepted"] <= ours["drafted"] and ours["kept_video_tokens"] == 51 and not ours["draft_lost"]
+
+
+def test_a_pair_without_a_draft_model(expected):
+    with hippo.load("tiny", "ngram", max_running=2) as llm, serving(Service(llm, "tiny", MediaPolicy())) as address:
+        client = openai.OpenAI(base_url=f"{address}/v1", api_key="none")
+        answer = ask(client)
+        assert answer.choices[0].message.content == expected.text
+        ours = answer.usage.speculative
+        assert ours["kept_video_tokens"] == 0 and not ours["draft_lost"]
+        body = {"pruner": "os:system"}
+        with pytest.raises(openai.BadRequestError, match="pruner"):
+            ask(client, extra_body=body)
 
 
 def test_a_stream_has_the_same_words_and_the_usage_last(client, expected):
