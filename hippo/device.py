@@ -6,12 +6,11 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 
-UNKNOWN = 1 << 62  # bytes
+from hippo.system import available_memory
 
 
 def clock(device: torch.device) -> float:
@@ -23,14 +22,10 @@ def clock(device: torch.device) -> float:
 
 
 def free_memory(device: torch.device | str = "cpu") -> int:
-    """Bytes that can still be allocated on a device; UNKNOWN on a CPU whose system has no /proc/meminfo."""
+    """Bytes that can still be allocated on a device; of a CPU, see `hippo.system.available_memory`."""
     if torch.device(device).type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return UNKNOWN
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), UNKNOWN)
+    return available_memory()
 
 
 def bytes_per_token(config: Any, dtype: torch.dtype) -> int:

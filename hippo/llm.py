@@ -202,15 +202,17 @@ class VideoLLM:
         )
 
         def read(process: Any = None) -> tuple[list[dict[str, Any]], dict[str, Any], tuple[str, ...]]:
-            return read_fitting(
-                self.processor,
-                request.messages,
-                lambda inputs: len(family.prepare_prompt(target.config, inputs).video_at),
-                budget,
-                options=request.media,
-                progress=progress,
-                process=process,
-            )
+            with request.decoding() as decoder:
+                return read_fitting(
+                    self.processor,
+                    request.messages,
+                    lambda inputs: len(family.prepare_prompt(target.config, inputs).video_at),
+                    budget,
+                    options=request.media,
+                    progress=progress,
+                    process=process,
+                    decoder=decoder,
+                )
 
         with out_of_memory_explained():
             if self._memory is None or request.media.processor_kwargs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from hippo.inputs import MediaOptions, Messages, Source, messages_of
 from hippo.params import SamplingParams
 from hippo.stats import Stats
 from hippo.trace import Kept, Span, TokenInfo
+from hippo.video import Decoder, in_this_process
 
 DEFAULT_PROMPT = "Describe the video in detail."
 Sources = Source | Sequence[Source] | tuple[Any, Any] | None
@@ -31,6 +33,7 @@ class Request:
         media: what else is asked of every video and image; a part of the messages may ask differently.
         on_read: called with the messages once their videos are read, whose frames are then those that the target is
             given; in a thread that reads.
+        decoding: opens what decodes the videos and images; by default this process does.
     """
 
     messages: Messages
@@ -40,6 +43,7 @@ class Request:
     max_video_tokens: int | None = None
     media: MediaOptions = field(default_factory=MediaOptions)
     on_read: Callable[[Messages], None] | None = field(default=None, compare=False)
+    decoding: Callable[[], AbstractContextManager[Decoder]] = field(default=in_this_process, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         given = {"frames": self.frames, "fps": self.fps}

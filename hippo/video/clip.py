@@ -14,8 +14,8 @@ from typing import Any
 import av
 import numpy as np
 
-from hippo.device import free_memory
 from hippo.errors import MediaError, OutOfMemory
+from hippo.system import available_memory, memory_limit
 from hippo.video import torchcodec
 from hippo.video.files import COPY_AGAIN, Media, check_file, open_container, video_stream
 from hippo.video.sampling import DEFAULT_FRAMES, Sampling
@@ -32,6 +32,12 @@ REORDER = 17  # frames by which the order of decoding may differ from that of sh
 SPARSE = 8  # times as many frames as are wanted must be there, or reading all of them costs no more
 
 Progress = Callable[[float], None]
+Room = Callable[[tuple[int, ...]], np.ndarray]  # a shape -> an array of uint8
+
+
+def private(shape: tuple[int, ...]) -> np.ndarray:
+    """Memory of this process alone."""
+    return np.empty(shape, np.uint8)
 
 
 class Clip:
@@ -104,24 +110,26 @@ class Clip:
         timeline = self.timeline()
         return len(timeline.times) if self.complete else self.stream.frames or round(timeline.duration * self._rate)
 
-    def decode(self, choose: Callable[[Timeline], list[int]], progress: Progress) -> tuple[np.ndarray, list[int]]:
+    def decode(
+        self, choose: Callable[[Timeline], list[int]], progress: Progress, room: Room = private
+    ) -> tuple[np.ndarray, list[int]]:
         """Frames (F, H, W, 3) uint8 RGB, upright, and their positions in the timeline, as `choose` says.
 
-        Raises MediaError, or OutOfMemory if the frames do not fit.
+        room: where they are put. Raises MediaError, or OutOfMemory if the frames do not fit.
         """
         if self.trusted:
             picks = choose(self.timeline())
-            if (planned := self._planned(picks, progress)) is not None:
+            if (planned := self._planned(picks, progress, room)) is not None:
                 return planned, picks
             if not self.complete:
                 self._read(None)
-                return self.decode(choose, progress)
+                return self.decode(choose, progress, room)
             self.trusted, self._timeline = False, None
             self._open()  # for another decoder
         half = 0.5 if self._timeline is None else 0.0
         picks = choose(self.timeline(lambda done: progress(half * done)))
         slots = {index: slot for slot, index in enumerate(picks)}
-        store = FrameStore(len(picks), self.path.name)
+        store = FrameStore(len(picks), self.path.name, room)
         for index, frame in enumerate(self._every_frame(lambda done: progress(half + (1 - half) * done))):
             if (slot := slots.pop(index, None)) is not None:
                 store.put(slot, frame)
@@ -238,7 +246,7 @@ class Clip:
         """Note every packet of the video; whether their timestamps are in order and none is damaged."""
         self.stamps, self.keys, self.hidden, self._packets = [], [], [], []
         self._last_duration, self._cut = None, False
-        sound, room, end = True, PACKET_SHARE * free_memory(), 0.0
+        sound, room, end = True, PACKET_SHARE * min(available_memory(), memory_limit()), 0.0
         latest = decoding_time = -math.inf
         try:
             for packet in packets:
@@ -260,6 +268,8 @@ class Clip:
                     self._packets = None  # a very large file is read from the disk again
                 elif self._packets is not None:
                     self._packets.append(packet)
+        except MemoryError:
+            raise
         except av.FFmpegError:
             self._cut = True
         self._cut |= bool(self._whole and end + HEADER_SLACK < self._whole)
@@ -294,14 +304,14 @@ class Clip:
         with open_container(self.path) as container:
             yield from (packet for packet in packets_of(container) if packet.stream_index == self.stream.index)
 
-    def _planned(self, picks: list[int], progress: Progress) -> np.ndarray | None:
+    def _planned(self, picks: list[int], progress: Progress, room: Room) -> np.ndarray | None:
         """Decode only around the chosen frames; None if the decoder contradicts the packets."""
         shown = self._shown()
         # The last frame is decoded too: it shows whether the clip decodes up to its end.
         last = shown[picks[-1] if self.sampling is not None and self.sampling.end is not None else -1]
         runs = needed_runs(self.stamps, self.keys, [*(shown[index] for index in picks), last])
         missing = {self.stamps[shown[index]]: slot for slot, index in enumerate(picks)}
-        store = FrameStore(len(picks), self.path.name)
+        store = FrameStore(len(picks), self.path.name, room)
         latest: int | None = None
         try:
             for frame in self._frames_of_runs(runs, progress):
@@ -357,8 +367,8 @@ class Clip:
 class FrameStore:
     """Room for the frames kept from one clip, taken when the first one shows their size."""
 
-    def __init__(self, count: int, name: str) -> None:
-        self.count, self.name = count, name
+    def __init__(self, count: int, name: str, room: Room = private) -> None:
+        self.count, self.name, self._room = count, name, room
         self.size: tuple[int, int] | None = None
         self.frames = np.empty((0, 0, 0, 3), np.uint8)
 
@@ -369,7 +379,7 @@ class FrameStore:
         """
         first = self.size is None
         width, height = self.size = self.size or (frame.width, frame.height)
-        if first and (needed := self.count * width * height * 3) > free_memory():
+        if first and (needed := self.count * width * height * 3) > available_memory():
             cause = f"{self.count} frames of {self.name} need {needed / 1e9:.1f} GB of memory"
             raise OutOfMemory(cause, "ask for fewer frames or a lower fps")
         try:
@@ -381,7 +391,7 @@ class FrameStore:
             raise MediaError(cause, "convert it to H.264 first") from error
         image = upright(image, frame)
         if first:
-            self.frames = np.empty((self.count, *image.shape), np.uint8)
+            self.frames = self._room((self.count, *image.shape))
         self.frames[slot] = image
 
 
