@@ -19,6 +19,7 @@ from hippo.serve.errors import ApiError, explained
 from hippo.serve.media import MediaPolicy
 from hippo.serve.metrics import Metrics
 from hippo.serve.schema import Sampling
+from hippo.video.process import Workers
 
 Done = TypeVar("Done")
 DEFAULT_TOKENS = 1024
@@ -26,7 +27,7 @@ DEFAULT_TOKENS = 1024
 
 @dataclass
 class Service:
-    """One server's models and rules.
+    """One server's models and rules. Files are decoded in other processes; close it, and they end.
 
     Args:
         llm: a loaded pair.
@@ -44,6 +45,7 @@ class Service:
     on_idle: Callable[[], None] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
+        self.workers = Workers(self.media.memory, self.media.decode_seconds)
         scheduler = self.llm.engine.scheduler
         self.metrics = Metrics(self.model, lambda: len(scheduler.running), lambda: len(scheduler.waiting))
 
@@ -51,6 +53,10 @@ class Service:
     def context(self) -> int:
         """Tokens that the model reads and writes at most."""
         return getattr(self.llm.pair.target.config.get_text_config(), "max_position_embeddings", None) or 1 << 20
+
+    def close(self) -> None:
+        """End the processes that decode."""
+        self.workers.close()
 
     def require_model(self, name: str | None) -> None:
         """Raises ApiError."""
@@ -95,7 +101,7 @@ class Service:
             raise ApiError(400, f"max_tokens is {longest} and the model's context {self.context}", "max_tokens")
         seeds = [params.seed] if count == 1 or params.seed is None else [params.seed + place for place in range(count)]
         requests = [
-            Request(messages, replace(params, seed=seed), media=media, on_read=on_read)
+            Request(messages, replace(params, seed=seed), media=media, on_read=on_read, decoding=self.workers.decoding)
             for seed in (seeds * count)[:count]
         ]
         self.llm.engine.start()

@@ -13,6 +13,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from hippo.errors import MediaError, OutOfMemory
 from hippo.system import available_memory, memory_limit
@@ -304,7 +305,7 @@ class Clip:
         with open_container(self.path) as container:
             yield from (packet for packet in packets_of(container) if packet.stream_index == self.stream.index)
 
-    def _planned(self, picks: list[int], progress: Progress, room: Room) -> np.ndarray | None:
+    def _planned(self, picks: list[int], progress: Progress, room: Room = private) -> np.ndarray | None:
         """Decode only around the chosen frames; None if the decoder contradicts the packets."""
         shown = self._shown()
         # The last frame is decoded too: it shows whether the clip decodes up to its end.
@@ -369,6 +370,7 @@ class FrameStore:
 
     def __init__(self, count: int, name: str, room: Room = private) -> None:
         self.count, self.name, self._room = count, name, room
+        self._reformatter = VideoReformatter()  # each has threads of its own: one for all frames
         self.size: tuple[int, int] | None = None
         self.frames = np.empty((0, 0, 0, 3), np.uint8)
 
@@ -383,7 +385,7 @@ class FrameStore:
             cause = f"{self.count} frames of {self.name} need {needed / 1e9:.1f} GB of memory"
             raise OutOfMemory(cause, "ask for fewer frames or a lower fps")
         try:
-            image = frame.reformat(width=width, height=height, format="rgb24").to_ndarray()
+            image = self._reformatter.reformat(frame, width, height, "rgb24").to_ndarray()
         except MemoryError:
             raise
         except (av.FFmpegError, OSError, ValueError) as error:
@@ -393,6 +395,7 @@ class FrameStore:
         if first:
             self.frames = self._room((self.count, *image.shape))
         self.frames[slot] = image
+        gc.collect(0)  # a frame whose side data was asked for refers to itself: it would stay until the clip is closed
 
 
 def packets_of(container: Any) -> Iterator[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import mmap
 import os
@@ -29,6 +30,7 @@ from hippo.video.reader import Video, sample
 from hippo.video.sampling import Sampling
 
 HEADER = struct.Struct("!QB")  # bytes of a record, and how many open files come with it
+_STACK = 1 << 20  # bytes
 _LARGEST = 8  # bytes of a decoded pixel, at most
 Source = tuple[Path | str, list[int]]  # a path; or what to call a file that came open, and that file
 
@@ -103,9 +105,12 @@ class Worker:
         try:
             # torchcodec would need torch, which takes seconds and hundreds of MiB to import.
             video = sample(clip, sampling, most=most, backend="pyav", room=room)
-            # Some of FFmpeg's decoders pass over what they had no memory for, as they do over damage.
-            if video.warnings and self._is_near_limit(clip):
-                raise MemoryError
+        except MediaError:
+            self._require_room(clip)
+            raise
+        else:
+            if video.warnings:
+                self._require_room(clip)
         finally:
             self._shared = before
             os.close(file)
@@ -125,11 +130,12 @@ class Worker:
         """Close all clips."""
         self._clips.clear()
 
-    def _is_near_limit(self, clip: Clip) -> bool:
-        """Whether the largest block that a decoder asks for may once have been refused."""
+    def _require_room(self, clip: Clip) -> None:
+        """Of a clip that shows damage: some of FFmpeg's decoders pass over what they had no memory for as they do over
+        damage. Raises MemoryError if the largest block that one asks for may have been refused."""
         width, height = clip.size
-        self.tired = _peak() - self._shared > self._memory - _LARGEST * width * height
-        return self.tired
+        if _peak() - self._shared > self._memory - _LARGEST * width * height:
+            raise MemoryError
 
 
 def _name(name: Path | str) -> str:
@@ -162,6 +168,15 @@ def _limit(memory: int) -> None:
         Path("/proc/self/oom_score_adj").write_text("1000")  # if memory runs out, this process goes, not its parent
 
 
+def _small_stacks() -> None:
+    """FFmpeg's threads, some for each core and each clip, would have 8 MiB each, all of which the limit counts."""
+    with suppress(OSError, AttributeError):  # not glibc
+        libc, attributes = ctypes.CDLL(None), ctypes.create_string_buffer(256)
+        libc.pthread_attr_init(attributes)
+        libc.pthread_attr_setstacksize(attributes, ctypes.c_size_t(_STACK))
+        libc.pthread_setattr_default_np(attributes)
+
+
 def _end_with(channel: socket.socket) -> None:
     """End when the other end is gone, also in the middle of decoding."""
     poll = select.poll()
@@ -175,6 +190,7 @@ def main() -> None:
     channel, memory = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
     warnings.simplefilter("ignore")  # Pillow's, of large pictures: nobody reads them here
     _limit(memory)
+    _small_stacks()
     threading.Thread(target=_end_with, args=(channel,), daemon=True).start()
     worker = Worker(memory)
     while True:
