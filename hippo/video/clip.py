@@ -371,6 +371,7 @@ class FrameStore:
     def __init__(self, count: int, name: str, room: Room = private) -> None:
         self.count, self.name, self._room = count, name, room
         self._reformatter = VideoReformatter()  # each has threads of its own: one for all frames
+        self._turns: dict[int, tuple[bool, bool, bool]] = {}  # by the rotation, which does not say what is mirrored
         self.size: tuple[int, int] | None = None
         self.frames = np.empty((0, 0, 0, 3), np.uint8)
 
@@ -391,11 +392,13 @@ class FrameStore:
         except (av.FFmpegError, OSError, ValueError) as error:
             cause = f"{self.name} has frames of the pixel format {frame.format.name}, which cannot be shown as RGB"
             raise MediaError(cause, "convert it to H.264 first") from error
-        image = upright(image, frame)
+        # A frame whose side data was asked for refers to itself, and stays until the clip is closed.
+        if (turn := self._turns.get(frame.rotation)) is None:
+            turn = self._turns[frame.rotation] = orientation(frame)
+        image = upright(image, turn)
         if first:
             self.frames = self._room((self.count, *image.shape))
         self.frames[slot] = image
-        gc.collect(0)  # a frame whose side data was asked for refers to itself: it would stay until the clip is closed
 
 
 def packets_of(container: Any) -> Iterator[Any]:
@@ -456,16 +459,16 @@ def needed_runs(stamps: Sequence[int | None], keys: Sequence[bool], wanted: Sequ
     return runs
 
 
-def upright(image: np.ndarray, frame: Any) -> np.ndarray:
-    """An image (H, W, 3) turned the way a frame's display matrix says, (W, H, 3) if by a quarter."""
-    transpose, flip_x, flip_y = orientation(frame)
+def upright(image: np.ndarray, turn: tuple[bool, bool, bool]) -> np.ndarray:
+    """An image (H, W, 3) turned as `orientation` says, (W, H, 3) if by a quarter."""
+    transpose, flip_x, flip_y = turn
     image = image.transpose(1, 0, 2) if transpose else image
     return image[:: -1 if flip_y else 1, :: -1 if flip_x else 1]
 
 
 def orientation(frame: Any) -> tuple[bool, bool, bool]:
     """Whether to transpose a frame, then mirror it left to right, then top to bottom."""
-    if "DISPLAYMATRIX" not in frame.side_data:  # `frame.rotation` does not say whether it is mirrored
+    if "DISPLAYMATRIX" not in frame.side_data:
         return False, False, False
     # Read row by row, the matrix takes (x, y) to (a x + c y, b x + d y).
     a, b, _, c, d, *_ = struct.unpack("=9i", bytes(frame.side_data["DISPLAYMATRIX"]))

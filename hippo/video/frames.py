@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from hippo.errors import BadRequest, MediaError
 from hippo.video.files import Media, Stored, is_animated, readable, require_size
@@ -59,7 +59,8 @@ def read_picture(path: Media) -> Image.Image:
     except (BadRequest, MediaError, MemoryError):
         raise
     except Exception as error:  # damaged pictures fail in many ways
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        known = not isinstance(error, UnidentifiedImageError)
+        reason = (getattr(error, "strerror", None) or " ".join(str(error).split())) if known else "an unknown format"
         raise MediaError(f"{name} cannot be read as an image ({reason})", "give a jpg, png or webp file") from None
 
 

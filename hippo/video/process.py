@@ -62,9 +62,11 @@ class Workers:
     def close(self) -> None:
         """End all, those that are at work too: their requests fail with MediaError."""
         with self._lock:
+            for process in self._idle:
+                process.end()
             self._idle.clear()
             for process in list(self._all):
-                process.end()
+                process.kill()
 
     def _take(self) -> _Process:
         with self._lock:
@@ -102,16 +104,23 @@ class _Process:
                     process_group=0,  # Ctrl-C is for the process that talks to the user
                 )
             except OSError as error:
+                self._channel.close()
                 cause = f"no process can be started to decode in ({error.strerror})"
                 raise OutOfMemory(cause, "let fewer requests run") from None
-        self._end = weakref.finalize(self, _end, self._child)
+        self._end = weakref.finalize(self, _end, self._child, self._channel)
 
     @property
     def alive(self) -> bool:
+        """Whether it runs."""
         return self._end.alive and self._child.poll() is None
 
     def end(self) -> None:
+        """End it at once."""
         self._end()
+
+    def kill(self) -> None:
+        """The same from another thread than that which uses it, and which notices."""
+        self._child.kill()
 
     def forget(self) -> bool:
         """Have it close its clips; whether another request may use it."""
@@ -150,9 +159,10 @@ class _Process:
         return signal.Signals(-code).name if code < 0 else f"code {code}"
 
 
-def _end(child: subprocess.Popen[bytes]) -> None:
+def _end(child: subprocess.Popen[bytes], channel: socket.socket) -> None:
     child.kill()
     child.wait()
+    channel.close()
 
 
 class _Remote(Decoder):
@@ -208,6 +218,7 @@ class _Clip:
     place: int
 
     def estimate(self, sampling: Sampling) -> int:
+        """See `Clip`."""
         return int(self.remote.call("estimate", self.path, self.place, sampling))
 
 
