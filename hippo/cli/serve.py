@@ -47,7 +47,7 @@ def serve(
         int, typer.Option(min=0, help="Videos and images of one request.", rich_help_panel=_GROUP_MEDIA)
     ] = 16,
     media_memory: Annotated[
-        int, typer.Option(min=128, help="MiB that decoding one may need.", rich_help_panel=_GROUP_MEDIA)
+        int, typer.Option(min=128, help="MiB for decoding those of a request.", rich_help_panel=_GROUP_MEDIA)
     ] = 2048,
     decode_timeout: Annotated[
         float, typer.Option(min=0.1, help="Seconds for decoding one.", rich_help_panel=_GROUP_MEDIA)

@@ -36,7 +36,7 @@ class MediaPolicy:
         max_bytes: of one video or image.
         seconds: for fetching one.
         most: videos and images of one request.
-        memory, decode_seconds: for decoding one, see `hippo.video.process.Workers`.
+        memory, decode_seconds: for decoding, see `hippo.video.process.Workers`.
     """
 
     folder: Path | None = None

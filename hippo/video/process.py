@@ -127,7 +127,7 @@ class _Process:
         if self._tired or not self.alive:
             return False
         with suppress(OSError):
-            send(self._channel, ("forget", ("",)))
+            send(self._channel, ("forget", ()))
             return True
         return False
 
@@ -190,7 +190,8 @@ class _Remote(Decoder):
         assert isinstance(clip, _Clip)
         with _file() as file:
             shape, known = self.call("sample", clip.path, clip.place, sampling, most, files=[file.fileno()])
-            video = Video(shared(file.fileno(), shape), **known)
+            # A copy: a mapping would keep the file open as long as the frames are kept for later requests.
+            video = Video(shared(file.fileno(), shape).copy(), **known)
         if progress is not None:
             progress(1.0)
         return video

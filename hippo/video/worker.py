@@ -31,6 +31,7 @@ from hippo.video.sampling import Sampling
 
 HEADER = struct.Struct("!QB")  # bytes of a record, and how many open files come with it
 _STACK = 1 << 20  # bytes
+_UNTIRED = 512 << 20  # bytes of addresses: twice those of a process that has read little
 _LARGEST = 8  # bytes of a decoded pixel, at most
 Source = tuple[Path | str, list[int]]  # a path; or what to call a file that came open, and that file
 
@@ -57,7 +58,8 @@ def receive(channel: socket.socket) -> tuple[Any, list[int]]:
 
 
 def shared(file: int, shape: tuple[int, ...]) -> np.ndarray:
-    """What two processes see in one file, as an array of uint8, which keeps it alive."""
+    """What two processes see in one file, made as large as that, as an array of uint8."""
+    os.truncate(file, math.prod(shape))
     return np.frombuffer(mmap.mmap(file, math.prod(shape)), np.uint8).reshape(shape)
 
 
@@ -68,7 +70,7 @@ class Worker:
         self._memory = memory
         self._clips: dict[int, Clip] = {}
         self._shared = 0  # bytes of frames that this process maps, which the limit does not count
-        self.tired = False  # whether it came so near its limit that no other request shall use it
+        self.tired = False  # whether another request shall have another process
 
     def answer(self, method: str, arguments: tuple[Any, ...], files: list[int]) -> Any:
         """What a method returns, or the error to raise."""
@@ -82,6 +84,9 @@ class Worker:
                     "scale it first, or ask for fewer frames",
                 )
             return error
+        finally:
+            for file in files:
+                os.close(file)
 
     def clip(self, name: Path | str, place: int, sampling: Sampling, *files: int) -> tuple[int, int]:
         """Open a clip, from now on known by its place; its size."""
@@ -97,10 +102,9 @@ class Worker:
         clip, before = self._clips[place], self._shared
 
         def room(shape: tuple[int, ...]) -> np.ndarray:
-            size = math.prod(shape)
-            os.truncate(file, size)
-            self._shared += size
-            return shared(file, shape)
+            frames = shared(file, shape)
+            self._shared += frames.nbytes
+            return frames
 
         try:
             # torchcodec would need torch, which takes seconds and hundreds of MiB to import.
@@ -113,7 +117,7 @@ class Worker:
                 self._require_room(clip)
         finally:
             self._shared = before
-            os.close(file)
+            self.tired = self.tired or _peak() > max(_UNTIRED, self._memory // 2)  # which the next would be blamed for
         named = {field.name: getattr(video, field.name) for field in fields(Video) if field.init}
         return video.frames.shape, {key: value for key, value in named.items() if key != "frames"}
 
@@ -121,12 +125,10 @@ class Worker:
         """The shape of the picture, (H, W, 3), which is in the last file."""
         *source, file = files
         image = np.asarray(read_picture(_media(name, source)))
-        os.truncate(file, image.nbytes)
         shared(file, image.shape)[:] = image
-        os.close(file)
         return image.shape
 
-    def forget(self, name: str) -> None:
+    def forget(self) -> None:
         """Close all clips."""
         self._clips.clear()
 
@@ -146,7 +148,7 @@ def _media(name: Path | str, files: Sequence[int]) -> Media:
     if isinstance(name, Path):
         return name
     (file,) = files
-    return Stored(os.fdopen(file, "rb"), name)
+    return Stored(os.fdopen(os.dup(file), "rb"), name)
 
 
 def _peak() -> int:
@@ -196,9 +198,10 @@ def main() -> None:
     while True:
         try:
             (method, arguments), files = receive(channel)
-            answer = worker.answer(method, arguments, files)
-            if method != "forget":
-                send(channel, (_portable(answer), worker.tired))
+            if method == "forget":
+                worker.forget()
+            else:  # an answer that is an error holds what was decoded: it is not kept
+                send(channel, (_portable(worker.answer(method, arguments, files)), worker.tired))
         except (OSError, EOFError):
             return
 

@@ -260,3 +260,23 @@ def test_no_process_outlives_its_owner(clip, sent):
         time.sleep(0.01)
     else:
         assert time.monotonic() < end
+
+
+def test_nothing_is_left_open(clip, tmp_path):
+    """In either process, whatever the answer."""
+    workers = Workers(LIMIT, 60)
+    content, none = Stored(BytesIO(clip.read_bytes()), "a"), Stored(BytesIO(b"no picture"), "b")
+    counts = []
+    for _ in range(3):
+        with workers.decoding() as there:
+            kept = [everything(there, content)]
+            with pytest.raises(MediaError):
+                there.picture(none)
+            with pytest.raises(MediaError):
+                there.clip(none, SAMPLING)
+        with workers.decoding() as there:
+            there.clip(clip, SAMPLING)  # after it has closed the others
+            pid = there.process._child.pid
+            counts.append((len(os.listdir(f"/proc/{pid}/fd")), len(os.listdir("/proc/self/fd"))))
+    assert counts[0] == counts[-1] and kept
+    workers.close()
