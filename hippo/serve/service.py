@@ -87,10 +87,11 @@ class Service:
         messages: list[dict[str, Any]],
         count: int = 1,
         on_read: Callable[[Messages], None] | None = None,
+        prompt: str | None = None,
         **options: Any,
     ) -> Answers:
-        """Let the engine answer. options: of `SamplingParams`, beside those of the body. Raises ApiError and
-        HippoError."""
+        """Let the engine answer. prompt: see `Request`. options: of `SamplingParams`, beside those of the body. Raises
+        ApiError and HippoError."""
         messages, hidden = await self.media.resolved(messages)
         video = None if body.media_io_kwargs is None else body.media_io_kwargs.video
         keys = {} if video is None else {name: one for name, one in video.model_dump().items() if one is not None}
@@ -100,10 +101,8 @@ class Service:
         if (longest := params.max_new_tokens) > self.context:
             raise ApiError(400, f"max_tokens is {longest} and the model's context {self.context}", "max_tokens")
         seeds = [params.seed] if count == 1 or params.seed is None else [params.seed + place for place in range(count)]
-        requests = [
-            Request(messages, replace(params, seed=seed), media=media, on_read=on_read, decoding=self.workers.decoding)
-            for seed in (seeds * count)[:count]
-        ]
+        request = Request(messages, params, media=media, on_read=on_read, prompt=prompt, decoding=self.workers.decoding)
+        requests = [replace(request, params=replace(params, seed=seed)) for seed in (seeds * count)[:count]]
         self.llm.engine.start()
         return Answers(self, [self.llm.engine.submit(request) for request in requests], hidden)
 
@@ -126,6 +125,11 @@ class Answers:
     def __init__(self, service: Service, streams: list[Stream], hidden: tuple[str, ...]) -> None:
         self._service, self.streams, self._hidden = service, streams, hidden
         self._counted = [False] * len(streams)
+
+    @property
+    def usage(self) -> dict[str, Any]:
+        """See `usage_of`."""
+        return usage_of([stream.output for stream in self.streams])
 
     async def pieces(self) -> AsyncGenerator[tuple[int, str | None]]:
         """(which answer, a piece of its text, or None at its end) as they come. Cancels what is left when it is closed.
