@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -58,6 +59,16 @@ def on_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def use_threads(count: int, others: int) -> None:
+    """This thread uses `count` threads of torch's, and those that are started later `others`: torch gives them what was
+    set last, in whatever thread."""
+    torch.get_num_threads()  # from its first call on a thread has a number of its own
+    torch.set_num_threads(count)
+    last = threading.Thread(target=torch.set_num_threads, args=(others,))
+    last.start()
+    last.join()
 
 
 _full = _sharers = 0
