@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import closing
 
 import httpx2
 import openai
@@ -275,7 +276,7 @@ def test_a_hundred_clients_that_leave_leave_nothing_behind(llm, expected):
         ):
             return await asyncio.gather(*(visit(hasty if place % 4 == 3 else patient, place) for place in range(100)))
 
-    with serving(service) as url:
+    with closing(service), serving(service) as url:
         answered = asyncio.run(visits(url))
         assert sum(map(bool, answered)) >= 75
         deadline = time.monotonic() + 20
@@ -288,7 +289,6 @@ def test_a_hundred_clients_that_leave_leave_nothing_behind(llm, expected):
         assert 'hippo:num_requests_running{model_name="tiny"} 0.0' in metrics
         answer = httpx2.post(f"{url}/v1/chat/completions", json={"messages": asked()}, timeout=60).json()
         assert answer["choices"][0]["message"]["content"] == expected.text
-    service.close()
 
 
 def test_a_client_that_leaves_cancels_its_request(url, llm, service, monkeypatch):

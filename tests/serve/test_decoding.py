@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import closing
 from io import BytesIO
 
 import av
@@ -71,19 +72,18 @@ def test_a_file_that_needs_too_much_memory_is_refused(llm, forgetful):
     Image.new("L", (4000, 4000)).save(file, "gif", save_all=True, append_images=[Image.new("L", (4000, 4000), 9)])
     bomb = f"data:video/gif;base64,{base64.b64encode(file.getvalue()).decode()}"
     service = Service(llm, "tiny", MediaPolicy(memory=120 << 20))
-    with serving(service) as url:
+    with closing(service), serving(service) as url:
         answer = ask(url, asked(bomb))
         assert answer.status_code == 400
         assert answer.json()["error"]["message"] == (
             "the data: URL needs more than 120 MiB to be decoded: scale it first, or ask for fewer frames"
         )
         assert text_of(ask(url, asked()))
-    service.close()
 
 
 def test_a_decoder_that_is_killed_under_load_fails_its_request_alone(llm, forgetful):
     service, questions = Service(llm, "tiny", MediaPolicy()), ["What happens?", "Who is there?", "What moves?"]
-    with serving(service) as url:
+    with closing(service), serving(service) as url:
         expected = [text_of(ask(url, asked(question=one), max_tokens=24)) for one in questions]
         (spare,) = service.workers._idle
         pid = spare._child.pid
@@ -110,4 +110,3 @@ def test_a_decoder_that_is_killed_under_load_fails_its_request_alone(llm, forget
             "the data: URL ends the process that decodes it (SIGKILL): convert it to H.264 first"
         )
         assert [text_of(answers[place]) for place in range(3)] == expected
-    service.close()
