@@ -32,7 +32,17 @@ from hippo.draft import Plugin, Proposer, placement, plugin_of
 from hippo.engine import Engine, Read, State, Stream, warnings_of
 from hippo.errors import BadRequest, CheckpointError, HippoError, out_of_memory_explained
 from hippo.families import family_of
-from hippo.inputs import Budget, MediaKeys, MediaMemory, Messages, prepare, read_fitting, room_for, split_options
+from hippo.inputs import (
+    Budget,
+    MediaKeys,
+    MediaMemory,
+    Messages,
+    prepare,
+    prepare_text,
+    read_fitting,
+    room_for,
+    split_options,
+)
 from hippo.pair import Draft, Pair
 from hippo.params import SamplingOptions, SamplingParams
 from hippo.quiet import quiet
@@ -210,6 +220,8 @@ class VideoLLM:
         self, request: Request, progress: Callable[[float], None] | None = None
     ) -> tuple[Messages, dict[str, Any], tuple[str, ...]]:
         """Messages read, the processor's output for them, and what the user should know; see `read_fitting`."""
+        if request.prompt is not None:
+            return (), prepare_text(self.processor, request.prompt), ()
         target, family = self.pair.target, self.pair.family
         context = getattr(target.config.get_text_config(), "max_position_embeddings", None)
         budget = Budget(
@@ -219,15 +231,17 @@ class VideoLLM:
         )
 
         def read(process: Any = None) -> tuple[list[dict[str, Any]], dict[str, Any], tuple[str, ...]]:
-            return read_fitting(
-                self.processor,
-                request.messages,
-                lambda inputs: len(family.prepare_prompt(target.config, inputs).video_at),
-                budget,
-                options=request.media,
-                progress=progress,
-                process=process,
-            )
+            with request.decoding() as decoder:
+                return read_fitting(
+                    self.processor,
+                    request.messages,
+                    lambda inputs: len(family.prepare_prompt(target.config, inputs).video_at),
+                    budget,
+                    options=request.media,
+                    progress=progress,
+                    process=process,
+                    decoder=decoder,
+                )
 
         with out_of_memory_explained():
             if self._memory is None or request.media.processor_kwargs:
@@ -246,7 +260,8 @@ class VideoLLM:
         draft_inputs = None
         if self.draft_processor is not None and params.decoder != "ar":
             try:
-                draft_inputs = prepare(self.draft_processor, messages)
+                text, own = request.prompt, self.draft_processor
+                draft_inputs = prepare(own, messages) if text is None else prepare_text(own, text)
             except HippoError as error:
                 params = replace(params, decoder="ar")
                 lost = f"the draft cannot be asked this ({error.cause})"

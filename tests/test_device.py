@@ -1,5 +1,6 @@
 """Free memory, and dividing cores between two models."""
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -89,3 +90,18 @@ def test_dtypes_whose_products_are_slow_here(monkeypatch):
     assert device.has_products("float32") and device.has_products("auto")
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_fp16": True})
     assert device.has_products("float16")
+
+
+def test_a_thread_that_uses_one_thread_leaves_the_others_theirs():
+    """Else the engine's next thread would run the target on one core after any reading ahead."""
+    full, seen = torch.get_num_threads(), {}
+
+    def read():
+        device.use_threads(1, full)
+        seen["reader"] = torch.get_num_threads()
+
+    for name, run in (("", read), ("later", lambda: seen.update(later=torch.get_num_threads()))):
+        thread = threading.Thread(target=run, name=name)
+        thread.start()
+        thread.join()
+    assert seen == {"reader": 1, "later": full} and torch.get_num_threads() == full

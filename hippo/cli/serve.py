@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -43,6 +44,12 @@ def serve(
     max_media: Annotated[
         int, typer.Option(min=0, help="Videos and images of one request.", rich_help_panel=_GROUP_MEDIA)
     ] = 16,
+    media_memory: Annotated[
+        int, typer.Option(min=128, help="MiB for decoding those of a request.", rich_help_panel=_GROUP_MEDIA)
+    ] = 2048,
+    decode_timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds for decoding one.", rich_help_panel=_GROUP_MEDIA)
+    ] = 120.0,
     allow_origin: Annotated[
         list[str] | None, typer.Option(help="Site whose pages may ask (CORS). Several times.")
     ] = None,
@@ -72,7 +79,15 @@ def serve(
         except ModuleNotFoundError as error:
             raise HippoError(f"{error.name} is not installed", "pip install 'hippo-video[server]'") from None
     domains = tuple(one.lower() for one in allowed_media_domains or ())
-    policy = MediaPolicy(allowed_local_media_path, domains, max_media_bytes, media_timeout, max_media)
+    policy = MediaPolicy(
+        allowed_local_media_path,
+        domains,
+        max_media_bytes,
+        media_timeout,
+        max_media,
+        media_memory << 20,
+        decode_timeout,
+    )
     where = {
         "drafter": drafter,
         "device": device,
@@ -84,9 +99,9 @@ def serve(
         "max_running": max_running,
         "cache_memory": None if cache_memory is None else cache_memory << 20,
     }
-    with common.loaded(target, draft, **where) as llm:
-        name = served_model_name or (Path(target).name if Path(target).is_dir() else target)
-        service = Service(llm, name, policy, max_waiting)
+    name = served_model_name or (Path(target).name if Path(target).is_dir() else target)
+    with common.loaded(target, draft, **where) as llm, closing(Service(llm, name, policy, max_waiting)) as service:
+        service.workers.start()
         app = make_app(service, tuple(api_key or ()), tuple(allow_origin or ()), not disable_page)
 
         def ready(port: int) -> None:
