@@ -19,11 +19,11 @@ from transformers.generation import GenerateDecoderOnlyOutput, GenerationMode
 from hippo.checkpoints import explained, require_served, resolve, stored_bytes
 from hippo.decode import Rules
 from hippo.draft import placement
-from hippo.errors import BadRequest, out_of_memory_explained
+from hippo.errors import BadRequest, out_of_memory_explained, unknown
 from hippo.families import FAMILIES, family_of
 from hippo.llm import require_one_family
 from hippo.pair import Draft, Pair
-from hippo.params import SamplingOptions, SamplingParams, unknown
+from hippo.params import SamplingOptions, SamplingParams
 from hippo.pruning import Pruner
 from hippo.sequence import Sequence
 from hippo.stats import Stats

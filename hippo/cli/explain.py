@@ -36,7 +36,8 @@ def explain(
     target: common.TargetOption = "tiny",
     keep_ratio: common.KeepOption = 0.1,
     pruners: Annotated[
-        str, typer.Option(help=f"Which to show, the first of them in the clip too: {common.PRUNERS}.")
+        str,
+        typer.Option(help=f"Which to show, the first of them in the clip too: {common.PRUNERS}; or MODULE:FUNCTION."),
     ] = "hippo,attention,uniform",
     frames: common.FramesOption = None,
     fps: common.FpsOption = None,
@@ -48,6 +49,7 @@ def explain(
     device: common.DeviceOption = "auto",
     dtype: common.DtypeOption = "auto",
     trust_remote_code: common.TrustOption = False,
+    attn_implementation: common.AttentionOption = None,
     json: common.JsonOption = False,
 ) -> None:
     """Show which video tokens the draft would see, and why: kept.png, scores.png, kept.mp4, caption.txt.

@@ -79,7 +79,8 @@ def explained(
     signals = {kind: llm.pair.look(inputs, kind)[1][0] for kind in kinds}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        kept = {one.name: one.keep(signals[one.attention or usual], ratio).cpu().numpy() for one in pruners}
+        seen = {one.name: [signals[one.attention or usual]] for one in pruners}
+        kept = {one.name: one.keep_all_of(seen[one.name], ratio).cpu().numpy() for one in pruners}
     return Explained(clips[0], signals[usual], kept, (*notes, *(str(warning.message) for warning in caught)))
 
 

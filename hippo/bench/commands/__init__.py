@@ -8,9 +8,9 @@ from hippo.bench.commands.long import long
 from hippo.bench.commands.pruning import pruning
 from hippo.bench.commands.scoring import scoring
 from hippo.bench.commands.serve import serve
-from hippo.bench.commands.serving import chat, throughput
+from hippo.bench.commands.serving import batch, chat, throughput
 from hippo.bench.commands.speed import speed
 
 app = typer.Typer(help="Studies anyone can repeat.", no_args_is_help=True)
-for command in (speed, pruning, identical, scoring, long, chat, throughput, serve, gpu):
+for command in (speed, pruning, identical, scoring, long, chat, throughput, batch, serve, gpu):
     app.command()(command)
