@@ -38,6 +38,7 @@ def batch(
     max_failures: Annotated[int | None, typer.Option(min=0, help="Stop when more requests than these fail.")] = None,
     target: common.TargetOption = "tiny",
     draft: common.DraftOption = None,
+    drafter: common.DrafterOption = None,
     method: common.MethodOption = "hippo",
     keep_ratio: common.KeepOption = 0.1,
     gamma: common.GammaOption = "auto",

@@ -11,11 +11,12 @@ from uuid import uuid4
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from hippo.report.openai import reason_of
 from hippo.request import Output
 from hippo.serve.chat import DONE, StopCut, event, lines
 from hippo.serve.errors import ApiError
 from hippo.serve.schema import CompletionBody, StreamOptions, parsed
-from hippo.serve.service import Answers, Service, reason_of, unless_gone
+from hippo.serve.service import Answers, Service, unless_gone
 
 _NOT_OF_TEXT = ("top_logprobs", "media_io_kwargs", "mm_processor_kwargs")
 

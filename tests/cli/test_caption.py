@@ -77,7 +77,7 @@ def test_a_pruner_and_a_drafter_of_ones_own(clips, tmp_path, monkeypatch):
         run("caption", clips[0], "--pruner", "own_pruners:nothing")
     given = {}
     monkeypatch.setattr("hippo.llm.load", lambda *models, **where: given.update(where, models=models) or 1 / 0)
-    for command in (["caption"], ["verify"], ["chat"]):
+    for command in (["caption"], ["verify"], ["chat"], ["batch", "--out", tmp_path / "answers.jsonl"]):
         with pytest.raises(ZeroDivisionError):
             run(*command, clips[0], "--target", "some/target", "--drafter", "mine:Mine")
         assert given["drafter"] == "mine:Mine" and given["models"] == ("some/target", None)
