@@ -27,8 +27,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from hippo import state
 from hippo.bench import plots
-from hippo.bench.efficiency import steps
-from hippo.bench.shapes import QWEN_3B, QWEN_7B, Shape, Text, filled, qwen2_5_vl, qwen2_5_vl_config, qwen2_5_vl_request
+from hippo.bench.efficiency import reading_seconds, steps
+from hippo.bench.shapes import Shape, Text, filled, qwen2_5_vl_config, qwen2_5_vl_request, shape_named
 from hippo.bench.speed import GENERATE, STATIC, Rated, answer_by
 from hippo.bench.synthetic_acceptance import SyntheticPair
 from hippo.bench.traces import prefilled, step_seconds
@@ -37,7 +37,7 @@ from hippo.cli import common
 from hippo.cli.demo import CLIP
 from hippo.device import clock, cores
 from hippo.families import Embeds, Prompt, family_of
-from hippo.forward import CachedModel
+from hippo.forward import CachedModel, why_not_recorded
 from hippo.forward.quantize import quantize
 from hippo.inputs import on_device
 from hippo.llm import VideoLLM, load
@@ -83,11 +83,10 @@ class Size(NamedTuple):
 
 _SMALLEST = Text(64, 96, 2, 4, 2, 152064)
 _TINY = Shape(_tiny, qwen2_5_vl_request, _SMALLEST, _SMALLEST)
-_FULL = Shape(qwen2_5_vl, qwen2_5_vl_request, QWEN_7B, QWEN_3B)
 SIZES = {
     "tiny": Size(_TINY, 128, 8, 1, 2, 1, 2, (64, 128, 192, 256, 320), 1 << 24),
     "full": Size(
-        _FULL, 16384, 128, 2, 10, 10, 20, (1024, 3072, 6144, 11264, 16384), 1 << 31
+        shape_named("qwen2.5-vl-7b+3b"), 16384, 128, 2, 10, 10, 20, (1024, 3072, 6144, 11264, 16384), 1 << 30
     ),
 }  # fmt: skip
 
@@ -144,20 +143,13 @@ def machine(bench: Bench) -> Attempts:
     if bench.device.type == "cuda":
         command = ["nvidia-smi", f"--query-gpu={_SMI}", "--format=csv,noheader"]
         yield "nvidia-smi", lambda: {"value": subprocess.check_output(command, text=True, timeout=20)}
-    yield f"copy of {bench.size.copied >> 20} MiB", lambda: {"GB/s": 2 * bench.size.copied / _copy(bench) / 1e9}
+    yield f"copy of {bench.size.copied >> 20} MiB", partial(_copy, bench.size.copied, bench.device)
     for dtype in ("float32", "bfloat16"):
         yield f"products, {dtype}", partial(_products, str(bench.device), dtype)
 
 
-def _copy(bench: Bench) -> float:
-    """Seconds of a copy on the device, the best of five."""
-    source, seconds = torch.zeros(bench.size.copied, dtype=torch.uint8, device=bench.device), []
-    copy = torch.empty_like(source)
-    for _ in range(5):
-        began = clock(bench.device)
-        copy.copy_(source)
-        seconds.append(clock(bench.device) - began)
-    return min(seconds)
+def _copy(size: int, device: torch.device) -> Row:
+    return {"GB/s": size / reading_seconds(size, device) / 1e9}
 
 
 def _products(device: str, dtype: str) -> list[Row]:
@@ -211,7 +203,8 @@ def _captures(bench: Bench, threads: int) -> Row:
 
     with recording() as seen, ThreadPoolExecutor(threads) as pool:
         wrong = sum(pool.map(work, (models[first::threads] for first in range(threads))))
-    return {"forwards": count * len(WIDTHS), "wrong": wrong} | seen
+    reasons = (why_not_recorded(family_of(model).language_model(model)) for model in models)
+    return {"forwards": count * len(WIDTHS), "wrong": wrong} | seen | {"why not": next(filter(None, reasons), None)}
 
 
 def _difference(readers: Sequence[CachedModel], width: int) -> float:
@@ -228,7 +221,7 @@ def forwards(bench: Bench) -> Attempts:
     readers = bench.readers(target, *bench.prompt(target, bench.size.context))
     sizes = sizes_of_model(target, "")
     read = (sizes.read + sizes.cache * readers[0].length) * bench.dtype.itemsize
-    once = read * _copy(bench) / (2 * bench.size.copied)  # a copy reads and writes
+    once = reading_seconds(read, bench.device)
     yield "weights and cache read once", lambda: {"ms": 1e3 * once, "times reading once": 1.0}
     for width in WIDTHS:
         yield f"{width} tokens", partial(lambda w: {"difference of logits": _difference(readers, w)}, width)

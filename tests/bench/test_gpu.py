@@ -47,6 +47,7 @@ def test_the_machine_is_described(tmp_path, monkeypatch):
 def test_captures_and_forwards_compare_with_transformers_forwards(tmp_path):
     rows = rows_of("captures", tmp_path)
     assert [(row["forwards"], row["wrong"], row["graphs"]) for row in rows.values()] == [(5, 0, 0), (10, 0, 0)]
+    assert {row["why not"] for row in rows.values()} == {"a cpu has no CUDA graphs"}
     rows = rows_of("forwards", tmp_path)
     assert rows["weights and cache read once"]["times reading once"] == 1
     for width in gpu_steps.WIDTHS:

@@ -14,7 +14,7 @@ from hippo.llm import DEFAULT_PROMPT
 from hippo.pruning import PRUNERS
 
 COMMANDS = ["caption", "demo", "doctor", "explain", "models", "verify", "world", "bench"]
-STUDIES = [["bench", name] for name in ("speed", "pruning", "identical", "scoring", "long")]
+STUDIES = [["bench", name] for name in ("speed", "pruning", "identical", "scoring", "long", "gpu")]
 
 
 def words(*arguments):
