@@ -1,4 +1,4 @@
-"""Miniature data of the six benchmarks, from the procedural world, in the folders where lmms-eval looks for the real one.
+"""Miniature data of six benchmarks, from the procedural world, in the folders where lmms-eval looks for the real ones.
 
     python tests/lmms/miniature.py FOLDER
 
@@ -120,9 +120,7 @@ def build(folder: Path, clips: int = 2, questions: int = 2, side: int = 224) -> 
     _write(folder / "sy1998/MLVU_dev/test-0.parquet", rows)
 
     put("lvbench")
-    rows = [
-        {"video_path": f"{one.clip}.mp4", "question": one.with_options, "answer": one.letter} for one in asked
-    ]
+    rows = [{"video_path": f"{one.clip}.mp4", "question": one.with_options, "answer": one.letter} for one in asked]
     _write(folder / "lmms-eval/LVBench/data/train-0.parquet", rows)
     return {"HF_HOME": str(home.resolve())} | OFFLINE
 
