@@ -1,6 +1,7 @@
-"""Runs lmms-eval's tasks in this process, once for each set of model arguments: `evaluate.py OUT ARGS TASKS LIMIT ...`.
+"""Runs lmms-eval in this process, a job at a time: `evaluate.py FOLDER JOBS`.
 
-Writes what tests look at to OUT, as JSON. A small server here is the judge of video_dc499.
+JOBS is a JSON list of arguments of `simple_evaluate`. The results of job N are in FOLDER/N_results.json. A small server
+here is the judge of video_dc499.
 """
 
 import json
@@ -8,6 +9,7 @@ import os
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 
 class Judge(BaseHTTPRequestHandler):
@@ -26,24 +28,18 @@ class Judge(BaseHTTPRequestHandler):
         """Nothing on stderr."""
 
 
-def main(out, jobs):
+def main(folder, jobs):
     judge = HTTPServer(("127.0.0.1", 0), Judge)
     threading.Thread(target=judge.serve_forever, daemon=True).start()
     os.environ["OPENAI_API_URL"] = f"http://127.0.0.1:{judge.server_port}/v1/chat/completions"
     from lmms_eval.evaluator import simple_evaluate
+    from lmms_eval.tasks import TaskManager
 
-    found = []
-    for job in jobs:
-        result = simple_evaluate(model="hippo", batch_size=1, bootstrap_iters=0, **job)
-        samples = {
-            task: [[one["filtered_resps"], one["token_counts"]] for one in ones]
-            for task, ones in result["samples"].items()
-        }
-        kept = {name: result.get(name) for name in ("results", "config", "throughput", "group_subtasks")}
-        found.append({"answers": samples} | kept)
-    with open(out, "w") as file:
-        json.dump(found, file, default=str)
+    manager = TaskManager(model_name="hippo")  # it reads the files of all tasks, which takes seconds
+    for number, job in enumerate(jobs):
+        result = simple_evaluate(model="hippo", batch_size=1, bootstrap_iters=0, task_manager=manager, **job)
+        (folder / f"{number}_results.json").write_text(json.dumps(result, default=str))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], json.loads(sys.argv[2]))
+    main(Path(sys.argv[1]), json.loads(sys.argv[2]))
