@@ -19,7 +19,7 @@ test-oldest: $(OLDEST)/installed
 	$(OLDEST)/bin/python -m pytest tests/families tests/test_pair.py tests/forward tests/pruning
 
 test-lmms: $(LMMS)/installed
-	$(LMMS)/bin/python -m pytest tests/lmms tests/video tests/bench/test_table.py
+	$(LMMS)/bin/python -m pytest tests/lmms
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
