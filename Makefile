@@ -16,7 +16,7 @@ test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest
 
 test-oldest: $(OLDEST)/installed
-	$(OLDEST)/bin/python -m pytest tests/families tests/test_pair.py tests/forward tests/pruning
+	$(OLDEST)/bin/python -m pytest tests/families tests/test_custom.py tests/test_pair.py tests/forward tests/pruning
 
 test-lmms: $(LMMS)/installed
 	$(LMMS)/bin/python -m pytest tests/lmms

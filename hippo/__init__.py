@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hippo.chat import Chat
+    from hippo.custom import custom_generate
     from hippo.engine import Engine, Stream
     from hippo.errors import BadRequest, Busy, CheckpointError, DraftLost, HippoError, MediaError, OutOfMemory
     from hippo.llm import VideoLLM, generate, load
@@ -24,6 +25,7 @@ __version__ = "0.2.0"
 _HOMES = {
     "errors": ("BadRequest", "Busy", "CheckpointError", "DraftLost", "HippoError", "MediaError", "OutOfMemory"),
     "chat": ("Chat",),
+    "custom": ("custom_generate",),
     "engine": ("Engine", "Stream"),
     "llm": ("VideoLLM", "generate", "load"),
     "params": ("SamplingParams",),
@@ -50,6 +52,7 @@ __all__ = [
     "TokenInfo",
     "Video",
     "VideoLLM",
+    "custom_generate",
     "generate",
     "load",
     "read_video",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import atexit
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,13 +26,14 @@ PARTS = "parts"  # a device: a part of each layer in each of the processes that 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder or hub id, the device to put it on (or SPREAD or PARTS), the torch dtype's name (or "auto"), and whether
-    code that the checkpoint brings may run."""
+    """A folder or hub id, the device to put it on (or SPREAD or PARTS), the torch dtype's name (or "auto"), whether
+    code that the checkpoint brings may run, and its attention as `known_attention` returns it."""
 
     source: str
     device: str
     dtype: str
     trust_remote_code: bool = False
+    attention: str = ""
 
     @property
     def first_device(self) -> str:
@@ -44,7 +45,8 @@ class Checkpoint:
         """What its measurements are kept under."""
         folder = Path(self.source)
         source = str(folder.resolve()) if folder.is_dir() else self.source
-        return {"source": source, "device": self.device, "dtype": self.dtype, "bytes": stored_bytes(self.source)}
+        found = {"source": source, "device": self.device, "dtype": self.dtype, "bytes": stored_bytes(self.source)}
+        return found | ({"attention": self.attention} if self.attention else {})
 
 
 def resolve(
@@ -54,6 +56,7 @@ def resolve(
     dtype: str,
     draft_device: str,
     trust_remote_code: bool = False,
+    attention: str = "",
 ) -> tuple[Checkpoint, Checkpoint | None]:
     """Where the models are and where they will run. Raises HippoError."""
     if str(target) == "tiny":
@@ -71,12 +74,13 @@ def resolve(
         draft_place = "cuda:1" if several and device == "auto" and place == "cuda:0" else _first(place)
     else:
         draft_place = pick_device(draft_device)
-    here = Checkpoint(str(target), place, _dtype_on(place, dtype, str(target)), trust_remote_code)
+    here = Checkpoint(str(target), place, _dtype_on(place, dtype, str(target)), trust_remote_code, attention)
     if draft is None:
         return here, None
     # Where both are on a CPU they have one precision: embeddings of the target serve the draft.
     wanted = here.dtype if place == draft_place == "cpu" else dtype
-    return here, Checkpoint(str(draft), draft_place, _dtype_on(draft_place, wanted, str(draft)), trust_remote_code)
+    precision = _dtype_on(draft_place, wanted, str(draft))
+    return here, Checkpoint(str(draft), draft_place, precision, trust_remote_code, attention)
 
 
 def pick_device(device: str) -> str:
@@ -105,7 +109,7 @@ def load_processor(checkpoint: Checkpoint) -> Any:
     from transformers import AutoProcessor
 
     with explained(checkpoint.source):
-        _require_served(checkpoint)
+        require_served(checkpoint)
         processor = AutoProcessor.from_pretrained(checkpoint.source, trust_remote_code=checkpoint.trust_remote_code)
     if getattr(processor, "video_processor", None) is None:
         raise HippoError(
@@ -121,14 +125,55 @@ def load_target(checkpoint: Checkpoint) -> nn.Module:
         return load_model(checkpoint)
 
 
+def known_attention(wanted: str | Mapping[str, str] | None) -> str:
+    """The name of an attention as transformers' from_pretrained takes it, or JSON of a mapping from the parts of a
+    configuration to names; "" for transformers' own choice. Raises BadRequest."""
+    names = [*wanted.values()] if isinstance(wanted, Mapping) else [] if wanted is None else [wanted]
+    if isinstance(wanted, str) and wanted.startswith("{"):
+        try:
+            return known_attention(json.loads(wanted))
+        except ValueError:
+            raise BadRequest(f"attn_implementation {wanted!r} is no JSON", "use a name such as sdpa") from None
+    for name in names:
+        if not isinstance(name, str) or not name:
+            raise BadRequest(f"attn_implementation {name!r} is no name", "use a name such as sdpa")
+        if name.startswith("paged|"):
+            raise BadRequest(f"attention {name!r} needs transformers' own paged cache", "use the name without paged|")
+    return json.dumps(dict(wanted), sort_keys=True) if isinstance(wanted, Mapping) else wanted or ""
+
+
+@contextmanager
+def _attention_explained(checkpoint: Checkpoint) -> Iterator[None]:
+    """Name the attention that a model cannot have; transformers raises where its family has none or a package is not
+    there."""
+    try:
+        yield
+    except (ValueError, ImportError) as error:
+        text = " ".join(str(error).split())
+        if not (checkpoint.attention and ("attention" in text.lower() or "attn_implementation" in text)):
+            raise
+        raise BadRequest(
+            f"{checkpoint.source} cannot have attention {checkpoint.attention!r} here ({text[:160]})",
+            "use sdpa or eager, or leave --attn-implementation out",
+        ) from None
+
+
 def load_model(checkpoint: Checkpoint) -> nn.Module:
-    """`load_target` without its words for what goes wrong."""
+    """`load_target` without its words for what goes wrong, beside attention that it cannot have."""
+    with _attention_explained(checkpoint):
+        return _load_model(checkpoint)
+
+
+def _load_model(checkpoint: Checkpoint) -> nn.Module:
     from transformers import AutoModelForImageTextToText
 
     given: dict[str, Any] = {
         "dtype": getattr(torch, checkpoint.dtype, "auto"),
         "trust_remote_code": checkpoint.trust_remote_code,
     }
+    if checkpoint.attention:
+        named = checkpoint.attention.startswith("{")
+        given["attn_implementation"] = json.loads(checkpoint.attention) if named else checkpoint.attention
     if checkpoint.device == PARTS:
         from transformers.distributed import DistributedConfig
 
@@ -248,7 +293,7 @@ def own_processor(processor: Any, target: Checkpoint, draft: Checkpoint) -> Any:
     from transformers import AutoTokenizer
 
     with explained(draft.source):
-        one_family = _require_served(draft) is _require_served(target)
+        one_family = require_served(draft) is require_served(target)
         try:
             own = load_processor(draft)
         except HippoError:
@@ -324,7 +369,7 @@ def explained(source: str) -> Iterator[None]:
         ) from None
 
 
-def _require_served(checkpoint: Checkpoint) -> Family:
+def require_served(checkpoint: Checkpoint) -> Family:
     """The checkpoint's family. Raises HippoError where there is none, or where its code may not run."""
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES

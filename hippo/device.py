@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 
-UNKNOWN = 1 << 62  # bytes
+from hippo.system import available_memory
 
 
 def clock(device: torch.device) -> float:
@@ -23,14 +23,17 @@ def clock(device: torch.device) -> float:
 
 
 def free_memory(device: torch.device | str = "cpu") -> int:
-    """Bytes that can still be allocated on a device; UNKNOWN on a CPU whose system has no /proc/meminfo."""
+    """Bytes that can still be allocated on a device; of a CPU, see `hippo.system.available_memory`. On a GPU, what
+    torch keeps of freed tensors is free."""
     if torch.device(device).type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return UNKNOWN
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), UNKNOWN)
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
+    return available_memory()
+
+
+def total_memory(device: torch.device | str) -> int:
+    """Bytes of a GPU."""
+    return torch.cuda.mem_get_info(device)[1]
 
 
 def bytes_per_token(config: Any, dtype: torch.dtype) -> int:
@@ -63,6 +66,16 @@ def on_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def use_threads(count: int, others: int) -> None:
+    """This thread uses `count` threads of torch's, and those that are started later `others`: torch gives them what was
+    set last, in whatever thread."""
+    torch.get_num_threads()  # from its first call on a thread has a number of its own
+    torch.set_num_threads(count)
+    last = threading.Thread(target=torch.set_num_threads, args=(others,))
+    last.start()
+    last.join()
 
 
 _full = _sharers = 0

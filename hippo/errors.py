@@ -1,8 +1,10 @@
 """What can go wrong in a way that the user can act on."""
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
+from typing import Any
 
 
 class HippoError(Exception):
@@ -45,6 +47,13 @@ class DraftLost(HippoError):
 
 class Busy(HippoError):
     """The models are in use in a way that does not allow another request now."""
+
+
+def unknown(what: str, name: Any, known: Sequence[str], also: str = "") -> BadRequest:
+    """A name that is none of those known, with the nearest of them, or all. also: what else may be given."""
+    near = get_close_matches(str(name), known, 1)
+    every = ", ".join(known) + (f", or {also}" if also else "")
+    return BadRequest(f"unknown {what} {name!r}", f"did you mean {near[0]}?" if near else f"use one of: {every}")
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -18,6 +18,7 @@ from hippo import tensor_parallel
 from hippo.chat import Chat
 from hippo.checkpoints import (
     bits_for,
+    known_attention,
     load_processor,
     load_target,
     notes_on,
@@ -27,11 +28,21 @@ from hippo.checkpoints import (
     resolve,
     stored_bytes,
 )
-from hippo.draft import placement
+from hippo.draft import Plugin, Proposer, placement, plugin_of
 from hippo.engine import Engine, Read, State, Stream, warnings_of
-from hippo.errors import CheckpointError, HippoError, out_of_memory_explained
+from hippo.errors import BadRequest, CheckpointError, HippoError, out_of_memory_explained
 from hippo.families import family_of
-from hippo.inputs import Budget, MediaKeys, MediaMemory, Messages, prepare, read_fitting, room_for, split_options
+from hippo.inputs import (
+    Budget,
+    MediaKeys,
+    MediaMemory,
+    Messages,
+    prepare,
+    prepare_text,
+    read_fitting,
+    room_for,
+    split_options,
+)
 from hippo.pair import Draft, Pair
 from hippo.params import SamplingOptions, SamplingParams
 from hippo.quiet import quiet
@@ -209,6 +220,8 @@ class VideoLLM:
         self, request: Request, progress: Callable[[float], None] | None = None
     ) -> tuple[Messages, dict[str, Any], tuple[str, ...]]:
         """Messages read, the processor's output for them, and what the user should know; see `read_fitting`."""
+        if request.prompt is not None:
+            return (), prepare_text(self.processor, request.prompt), ()
         target, family = self.pair.target, self.pair.family
         context = getattr(target.config.get_text_config(), "max_position_embeddings", None)
         budget = Budget(
@@ -218,15 +231,17 @@ class VideoLLM:
         )
 
         def read(process: Any = None) -> tuple[list[dict[str, Any]], dict[str, Any], tuple[str, ...]]:
-            return read_fitting(
-                self.processor,
-                request.messages,
-                lambda inputs: len(family.prepare_prompt(target.config, inputs).video_at),
-                budget,
-                options=request.media,
-                progress=progress,
-                process=process,
-            )
+            with request.decoding() as decoder:
+                return read_fitting(
+                    self.processor,
+                    request.messages,
+                    lambda inputs: len(family.prepare_prompt(target.config, inputs).video_at),
+                    budget,
+                    options=request.media,
+                    progress=progress,
+                    process=process,
+                    decoder=decoder,
+                )
 
         with out_of_memory_explained():
             if self._memory is None or request.media.processor_kwargs:
@@ -245,7 +260,8 @@ class VideoLLM:
         draft_inputs = None
         if self.draft_processor is not None and params.decoder != "ar":
             try:
-                draft_inputs = prepare(self.draft_processor, messages)
+                text, own = request.prompt, self.draft_processor
+                draft_inputs = prepare(own, messages) if text is None else prepare_text(own, text)
             except HippoError as error:
                 params = replace(params, decoder="ar")
                 lost = f"the draft cannot be asked this ({error.cause})"
@@ -271,6 +287,7 @@ def load(
     target: str | Path = "tiny",
     draft: str | Path | None = None,
     *,
+    drafter: str | Callable[[], Proposer] | None = None,
     device: str = "auto",
     dtype: str = "auto",
     draft_device: str = "auto",
@@ -281,13 +298,18 @@ def load(
     max_running: int = 8,
     cache_memory: int | None = None,
     trust_remote_code: bool = False,
+    attn_implementation: str | Mapping[str, str] | None = None,
 ) -> VideoLLM:
     """Load a target and a draft with one tokenizer.
 
     Args:
         target: a checkpoint folder or hub id; "tiny" is the bundled pair. A quantised checkpoint is loaded as it is.
         draft: likewise; without one only method "ar" works. Where its processor differs, it makes the draft's inputs.
-            "self" is the target's own checkpoint, in 4 bits unless draft_bits says otherwise.
+            "self" is the target's own checkpoint, in 4 bits unless draft_bits says otherwise. "ngram" needs no model:
+            it proposes what followed in prompt or answer where the last tokens occurred before.
+        drafter: a drafter of your own in place of a draft model: a class whose objects have the methods of
+            `hippo.draft.Proposer`, or a function that returns one, for each request; "MODULE:CLASS"; or the name of an
+            entry point. See docs/drafter-plugins.md.
         device: "auto" (the first GPU, all of them if the target is too large for one, or the CPU), "cpu", "cuda",
             "cuda:1", "all". Under torchrun each process holds a part of the target and runs the same script.
         dtype: "auto" is the checkpoint's on a GPU and float32 on a CPU; or a torch name such as "bfloat16".
@@ -302,17 +324,26 @@ def load(
         cache_memory: bytes for what later requests on the same video use again, 0 for none; None: a fifth of the free
             memory.
         trust_remote_code: let code run that a checkpoint brings; never otherwise.
+        attn_implementation: of both models, as transformers' from_pretrained takes it: "sdpa", "eager",
+            "flash_attention_2", ..., or a mapping such as {"vision_config": "flash_attention_2"}; None: transformers'
+            own choice. Forwards over a few tokens of layers laid out like Llama's have an attention of their own.
 
     Raises:
         HippoError: BadRequest, CheckpointError, OutOfMemory or DraftLost.
     """
+    plugin, draft = _plugin(draft, drafter, draft_worker)
     itself = draft is not None and str(draft) == "self"
     draft = target if itself else draft
-    target_point, draft_point = resolve(target, draft, device, dtype, draft_device, trust_remote_code)
+    attention = known_attention(attn_implementation)
+    target_point, draft_point = resolve(target, draft, device, dtype, draft_device, trust_remote_code, attention)
     with out_of_memory_explained(), quiet(), ExitStack() as unless_loaded:
         processor = load_processor(target_point)
         source = draft_processor = worker = None
         bits = 16
+        if plugin is not None:
+            draft_point = None
+            known = {"target": target_point.identity, "draft": {"drafter": plugin.name}}
+            source = Draft(plugin, pair=None if callable(drafter) else known)
         if draft_point is not None:
             draft_processor = own_processor(processor, target_point, draft_point)
             weights = stored_bytes(target_point.source) + stored_bytes(draft_point.source)
@@ -330,6 +361,7 @@ def load(
                 place=place,
                 bits=bits,
                 trust_remote_code=trust_remote_code,
+                attention=attention,
                 pair={"target": target_point.identity, "draft": draft_point.identity},
             )
             if start_draft and tensor_parallel.is_leader():  # first, so that both load at the same time
@@ -345,8 +377,27 @@ def load(
     return VideoLLM(pair, processor, draft_processor, max_running, cache_memory, notes)
 
 
+def _plugin(
+    draft: str | Path | None, drafter: str | Callable[[], Proposer] | None, draft_worker: str = "auto"
+) -> tuple[Plugin | None, str | Path | None]:
+    """A drafter without a model and the draft model's name, of which at least one is None. Raises BadRequest."""
+    if drafter is None and str(draft) == "ngram":
+        draft, drafter = None, "ngram"
+    if drafter is None:
+        return None, draft
+    if draft is not None:
+        raise _two_drafts()
+    if draft_worker not in ("auto", "inline"):
+        raise BadRequest(f"a drafter without a model does not work in a {draft_worker}", "leave draft_worker out")
+    return plugin_of(drafter), None
+
+
+def _two_drafts() -> BadRequest:
+    return BadRequest("there is a draft model and a drafter", "leave one of them out")
+
+
 # The drafts of models in memory, by their target; a target that is collected takes its draft's worker with it.
-_drafts: WeakKeyDictionary[nn.Module, tuple[ref[nn.Module], Draft]] = WeakKeyDictionary()
+_drafts: WeakKeyDictionary[nn.Module, tuple[Callable[[], nn.Module | Plugin | None], Draft]] = WeakKeyDictionary()
 _drafts_lock = threading.Lock()
 
 
@@ -356,6 +407,7 @@ def generate(
     inputs: Mapping[str, Any],
     draft_inputs: Mapping[str, Any] | None = None,
     *,
+    drafter: str | Callable[[], Proposer] | None = None,
     tokenizer: Any = None,
     **options: Unpack[SamplingOptions],
 ) -> Output:
@@ -367,20 +419,24 @@ def generate(
             own, which lives as long as the target does, or until the target is given another draft.
         inputs: a processor's output, batch of one.
         draft_inputs: the same request by the draft's own processor; needed if the two are of different families.
+        drafter: in place of a draft, see `load`.
         tokenizer: makes `text` of `token_ids`, and is needed for stop strings.
         options: see `SamplingParams`.
 
     Raises:
         HippoError: BadRequest, CheckpointError or OutOfMemory.
     """
-    params, stats = SamplingParams.of(("tokenizer", "draft_inputs"), **options), Stats()
+    params, stats = SamplingParams.of(("tokenizer", "draft_inputs", "drafter"), **options), Stats()
+    if draft is not None and drafter is not None:
+        raise _two_drafts()
     if draft is not None and draft_inputs is None and params.decoder != "ar":
         require_one_family(target, draft)
     token_ids: list[int] = []
     decode_text = None if tokenizer is None else tokenizer.decode
     for_draft = None if draft_inputs is None else dict(draft_inputs)
     with out_of_memory_explained():
-        pair = Pair(target, None if draft is None else _draft_of(target, draft))
+        source = draft if drafter is None else plugin_of(drafter)
+        pair = Pair(target, None if source is None else _draft_of(target, source))
         for tokens in Sequence(pair, dict(inputs), params, stats, decode_text=decode_text, draft_inputs=for_draft):
             token_ids += tokens
     text = "" if tokenizer is None else tokenizer.decode(token_ids, skip_special_tokens=True)
@@ -403,17 +459,19 @@ def release(target: nn.Module) -> None:
             known[1].close()
 
 
-def _draft_of(target: nn.Module, model: nn.Module) -> Draft:
-    """The draft of two models in memory, made once."""
+def _draft_of(target: nn.Module, source: nn.Module | Plugin) -> Draft:
+    """The draft of a target in memory, made once."""
     with _drafts_lock:
         known = _drafts.get(target)
-        if known is not None and known[0]() is model:
+        if known is not None and known[0]() == source:
             return known[1]
         if known is not None:
             known[1].close()
-        draft = Draft(model, device=str(next(model.parameters()).device))
-        _drafts[target] = ref(model), draft
-        return draft
+        if isinstance(source, Plugin):
+            _drafts[target] = lambda: source, Draft(source)
+        else:
+            _drafts[target] = ref(source), Draft(source, device=str(next(source.parameters()).device))
+        return _drafts[target][1]
 
 
 __all__ = ["VideoLLM", "generate", "load", "release"]

@@ -13,7 +13,7 @@ from torch import nn
 from hippo import state, tensor_parallel
 from hippo.decode import UNKNOWN, Costs
 from hippo.device import has_tiles
-from hippo.draft import Drafter, DraftWorker, vision_fingerprint
+from hippo.draft import Drafter, DraftWorker, Plugin, vision_fingerprint
 from hippo.errors import BadRequest, CheckpointError, DraftLost
 from hippo.families import Prompt, family_of
 from hippo.forward import CachedModel, fused
@@ -34,17 +34,18 @@ class Draft:
     """Where a draft comes from, and its worker, which is started again after it was lost.
 
     Args:
-        source: a checkpoint folder, a hub id, or a model in memory.
+        source: a checkpoint folder, a hub id, a model in memory, or a plug-in, which works inline.
         timeout: seconds of silence after which the worker is given up.
         place: "process", "thread" or "inline", see `hippo.draft.placement`.
         bits: of its weights: 16, 8 or 4.
         trust_remote_code: whether code that the checkpoint brings may run.
+        attention: see `hippo.checkpoints.known_attention`.
         pair: what names both models; with it, what answers measured is kept on disk, see `hippo.state`.
     """
 
     def __init__(
         self,
-        source: str | Path | nn.Module,
+        source: str | Path | nn.Module | Plugin,
         *,
         dtype: str = "auto",
         device: str = "cpu",
@@ -52,16 +53,32 @@ class Draft:
         place: str = "process",
         trust_remote_code: bool = False,
         bits: int = 16,
+        attention: str = "",
         pair: dict[str, Any] | None = None,
     ) -> None:
         self.source, self.device, self.dtype, self.timeout = source, device, dtype, timeout
-        self.place, self.trust_remote_code, self.bits = place, trust_remote_code, bits
+        self.plugin = source if isinstance(source, Plugin) else None
+        self.place = "inline" if self.plugin else place
+        self.trust_remote_code, self.bits = trust_remote_code, bits
+        self.attention = attention
         self.has_worked = False
         self.costs, self.acceptance = Costs(), UNKNOWN  # what earlier answers measured
         self._kept_by = pair and pair | {"bits": bits, "place": place, "threads": torch.get_num_threads()}
         self._recall()
         self.lock = threading.RLock()
         self._worker: DraftWorker | None = None
+
+    @property
+    def name(self) -> str:
+        """What reports call it."""
+        return self.plugin.name if self.plugin else str(self.source)
+
+    @property
+    def checkpoint(self) -> str:
+        """Where its model is. Raises BadRequest if it has none."""
+        if self.plugin is not None:
+            raise BadRequest(f"drafter {self.name!r} has no model", "name a draft model")
+        return str(self.source)
 
     def worker(self) -> DraftWorker:
         """The worker, started unless it runs. Returns at once; `wait_loaded` waits for its model."""
@@ -74,6 +91,7 @@ class Draft:
                 trust_remote_code=self.trust_remote_code,
                 place=self.place,
                 bits=self.bits,
+                attention=self.attention,
             )
         return self._worker
 
@@ -114,7 +132,8 @@ class Pair:
     def require_draft(self) -> Draft:
         """The draft. Raises BadRequest if there is none."""
         if self.draft is None:
-            raise BadRequest("there is no draft model", "name one, or use method 'ar'")
+            hint = "name one, or drafter='ngram', which needs none, or use method 'ar'"
+            raise BadRequest("there is no draft model", hint)
         return self.draft
 
     def drafter(self, stats: Stats, on_step: Any, own_inputs: bool, late: bool = False) -> Drafter:
@@ -125,6 +144,8 @@ class Pair:
         loaded at all, BadRequest if there is none.
         """
         draft = self.require_draft()
+        if draft.plugin is not None:
+            stats.drafter = draft.plugin.name
         if not tensor_parallel.is_leader():
             return Drafter(None, stats, on_step=on_step)
         worker = draft.worker()
@@ -143,7 +164,7 @@ class Pair:
         draft.has_worked = True
         vocabulary = min(loaded.vocabulary, self.target.get_output_embeddings().out_features)
         shared = tensor_parallel.world_size() == 1 and not own_inputs
-        shared = shared and loaded.vision == vision_fingerprint(self.family, self.target)
+        shared = shared and draft.plugin is None and loaded.vision == vision_fingerprint(self.family, self.target)
         return worker.drafter(stats, on_step=on_step, limit=vocabulary, shared_vision=shared, late=late)
 
     def fixed_width(self, params: SamplingParams) -> int:

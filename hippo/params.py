@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from hippo.errors import BadRequest
+from hippo import plugins
+from hippo.errors import BadRequest, unknown
 
 if TYPE_CHECKING:  # torch takes seconds to import, and parameters do not need it
-    from hippo.pruning import Pruner
+    from torch import Tensor
+
+    from hippo.pruning import Pruner, Signals
 
 METHODS = {
     "ar": ("ar", "none"),
@@ -30,7 +32,7 @@ class SamplingOptions(TypedDict, total=False):
 
     method: str
     decoder: str
-    pruner: str | Pruner
+    pruner: str | Pruner | Callable[[Signals, float], Tensor]
     keep_ratio: float
     gamma: int | str
     verify_width: int | str
@@ -55,7 +57,9 @@ class SamplingParams:
     Args:
         method: "ar", "sd", "pearl" or "hippo"; sets decoder and pruner unless they are given.
         decoder: "ar", "serial" (in turns), "parallel", or "auto", which chooses among them by measured costs.
-        pruner: "none", "uniform", "attention", "specvlm" or "hippo", or a `hippo.pruning.Pruner` of your own.
+        pruner: "none", "uniform", "attention", "specvlm" or "hippo"; or one of your own: a function (signals,
+            keep_ratio) -> kept tokens, a `hippo.pruning.Pruner`, "MODULE:NAME" of either, or the name of an entry
+            point. See docs/pruner-plugins.md.
         keep_ratio: share of the video tokens that the draft sees, in (0, 1].
         gamma: tokens drafted at a time, or "auto".
         verify_width: tokens that every target forward after the prefill is padded to, so that in half precision the
@@ -75,7 +79,7 @@ class SamplingParams:
 
     method: str = "hippo"
     decoder: str = ""
-    pruner: str | Pruner = ""
+    pruner: str | Pruner | Callable[[Signals, float], Tensor] = ""
     keep_ratio: float = 0.1
     gamma: int | str = "auto"
     verify_width: int | str = "auto"
@@ -96,8 +100,10 @@ class SamplingParams:
         _require_known("decoder", self.decoder, DECODERS)
         # Without a draft there is nothing to prune for.
         self._set("pruner", "none" if self.decoder == "ar" else self.pruner or pruner)
-        if isinstance(self.pruner, str):
-            _require_known("pruner", self.pruner, PRUNERS)
+        if self.pruner not in PRUNERS:
+            own = plugins.load("pruner", self.pruner, PRUNERS) if isinstance(self.pruner, str) else self.pruner
+            if not callable(getattr(own, "keep", own)):
+                raise BadRequest(f"pruner {self.pruner!r} is no function", "pass (signals, keep_ratio) -> kept tokens")
         self._set("stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
         self._require_numbers()
         if not 0 < self.keep_ratio <= 1:
@@ -155,7 +161,9 @@ class SamplingParams:
     @property
     def pruner_name(self) -> str:
         """The pruner's name, whether it is given by name or as an object."""
-        return self.pruner if isinstance(self.pruner, str) else self.pruner.name
+        return (
+            self.pruner if isinstance(self.pruner, str) else getattr(self.pruner, "name", plugins.name_of(self.pruner))
+        )
 
     @property
     def name(self) -> str:
@@ -194,10 +202,3 @@ def _is_whole(value: Any) -> bool:
 def _require_known(what: str, name: Any, known: Sequence[str]) -> None:
     if name not in known:
         raise unknown(what, name, known)
-
-
-def unknown(what: str, name: Any, known: Sequence[str]) -> BadRequest:
-    near = get_close_matches(str(name), known, 1)
-    return BadRequest(
-        f"unknown {what} {name!r}", f"did you mean {near[0]}?" if near else f"use one of: {', '.join(known)}"
-    )

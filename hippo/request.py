@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from hippo.inputs import MediaOptions, Messages, Source, messages_of
 from hippo.params import SamplingParams
 from hippo.stats import Stats
 from hippo.trace import Kept, Span, TokenInfo
+from hippo.video import Decoder, in_this_process
 
 DEFAULT_PROMPT = "Describe the video in detail."
 Sources = Source | Sequence[Source] | tuple[Any, Any] | None
@@ -31,6 +33,8 @@ class Request:
         media: what else is asked of every video and image; a part of the messages may ask differently.
         on_read: called with the messages once their videos are read, whose frames are then those that the target is
             given; in a thread that reads.
+        prompt: a text that is continued as it is, without a chat template; the messages are empty then.
+        decoding: opens what decodes the videos and images; by default this process does.
     """
 
     messages: Messages
@@ -40,11 +44,15 @@ class Request:
     max_video_tokens: int | None = None
     media: MediaOptions = field(default_factory=MediaOptions)
     on_read: Callable[[Messages], None] | None = field(default=None, compare=False)
+    prompt: str | None = None
+    decoding: Callable[[], AbstractContextManager[Decoder]] = field(default=in_this_process, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         given = {"frames": self.frames, "fps": self.fps}
         given = {name: value for name, value in given.items() if value is not None}
         object.__setattr__(self, "media", replace(self.media, **given))  # type: ignore[arg-type]
+        if self.prompt is not None and self.messages:
+            raise BadRequest("there are messages beside a prompt", "leave one of them out")
         if self.max_video_tokens is not None and self.max_video_tokens < 1:
             raise BadRequest(f"max_video_tokens {self.max_video_tokens} is not positive", "leave it out, or allow some")
 

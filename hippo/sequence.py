@@ -18,6 +18,7 @@ from hippo.decode import (
     Check,
     Pause,
     Rounds,
+    Rules,
     Schedule,
     StopRule,
     Verifier,
@@ -55,6 +56,7 @@ class Sequence:
         draft_inputs: the same request by the draft's own processor; None if the target's inputs serve both.
         progress: called with a phase and the share of it that is done, where a long prompt is read in parts.
         cache: what requests before have left, and where this one leaves what it read.
+        rules: a caller's own, see `Rules`.
     """
 
     def __init__(
@@ -68,13 +70,16 @@ class Sequence:
         draft_inputs: dict[str, Any] | None = None,
         progress: Progress | None = None,
         cache: PrefixCache | None = None,
+        rules: Rules | None = None,
     ) -> None:
         if params.stop and decode_text is None:
             raise BadRequest("stop strings need a tokenizer", "pass tokenizer=")
         self.pair, self.params, self.stats = pair, params, stats
         self._inputs, self._draft_inputs, self._progress = inputs, draft_inputs, progress
-        self._decode_text, self._cache = decode_text, cache
+        self._decode_text, self._cache, self._rules = decode_text, cache, rules
         self._schedule = self._schedule_of(params)
+        self._beside = pair.draft is not None and pair.draft.place != "inline"
+        self._prunes = params.decoder != "ar" and pair.draft is not None and pair.draft.plugin is None
         self._share: Callable[[bool], None] = lambda beside: None
         self.target: CachedModel | None = None
         self._run: Any = self._story()
@@ -163,7 +168,8 @@ class Sequence:
             return AutoSchedule(beside, params.gamma, costs, draft.acceptance, most)
         decoder = params.decoder
         if decoder == "parallel" and not beside:
-            self.stats.warnings.append("a draft that works inline works in turns; --draft-worker process is parallel")
+            other = "" if draft.plugin else "; --draft-worker process is parallel"
+            self.stats.warnings.append(f"a draft that works inline works in turns{other}")
             decoder = "serial"
         return Schedule(decoder, params.gamma, costs, draft.acceptance, most)
 
@@ -187,8 +193,10 @@ class Sequence:
         try:
             here = on_device(self._inputs, self.pair.target.device)
             prompt = self.pair.prepare_prompt(here)
-            if not drafter.shared_vision:
-                drafter.begin(self._inputs if self._draft_inputs is None else self._draft_inputs)
+            # Vision towers start many small operations: in two threads of one process they wait for each other.
+            after = self.pair.draft is not None and self.pair.draft.place == "thread"
+            if not after:
+                self._begin(drafter)
             spare = self.params.max_new_tokens + LARGEST + 1
             target = CachedModel.of(
                 self.pair.family, self.pair.target, spare=spare, fixed_width=self.pair.fixed_width(self.params)
@@ -197,7 +205,10 @@ class Sequence:
             if self._cache is not None:
                 media = media_key(self._inputs)
                 known = self._cache.find(prompt, media, self.pair.target.get_input_embeddings())
-            embeds = self._embed(here, known, drafter)
+            beside = self._beside and not (after or drafter.shared_vision or drafter.lost)
+            embeds = self._embed(here, known, beside)
+            if after:
+                self._begin(drafter)
             logits = yield from self._prefill(embeds, prompt, known, target, drafter)
             if self._cache is not None:
                 read = embeds[: media_end(prompt, embeds, self.pair.target.get_input_embeddings())]
@@ -219,14 +230,25 @@ class Sequence:
             return Drafter(None, self.stats, on_step=self._schedule.saw_draft)
         draft = self.pair.draft
         late = self.params.decoder == "auto" and draft is not None and draft.place == "inline"
-        return self.pair.drafter(self.stats, self._schedule.saw_draft, self._draft_inputs is not None, late)
+        drafter = self.pair.drafter(self.stats, self._schedule.saw_draft, self._draft_inputs is not None, late)
+        penalty = self.params.repetition_penalty
+        if penalty is None:
+            penalty = self.pair.target.generation_config.repetition_penalty
+        drafter.penalty = penalty or 1.0
+        return drafter
 
-    def _embed(self, inputs: dict[str, Any], known: Known | None, drafter: Drafter) -> Embeds:
-        """The vision tower and the text's embeddings, as far as they are not known."""
+    def _begin(self, drafter: Drafter) -> None:
+        """Let the draft encode the video, if its vision tower is its own."""
+        if not drafter.shared_vision:
+            drafter.begin(self._inputs if self._draft_inputs is None else self._draft_inputs)
+
+    def _embed(self, inputs: dict[str, Any], known: Known | None, beside: bool) -> Embeds:
+        """The vision tower and the text's embeddings, as far as they are not known. beside: whether the draft's vision
+        tower works at the same time."""
         if known is not None and known.embeds is not None:
             return known.embeds
         began = clock(self.pair.target.device)
-        self._share(not (drafter.shared_vision or drafter.lost))  # the draft's vision tower works at the same time
+        self._share(beside)
         embeds = self.pair.family.embed(self.pair.target, inputs)
         self._share(False)
         ended = clock(self.pair.target.device)
@@ -241,8 +263,11 @@ class Sequence:
         prefill's logits, (vocabulary,)."""
         device, stats = self.pair.target.device, self.stats
         begin = 0 if known is None else known.count
-        keeping = _Keeping(self.pair, self.params, prompt, embeds, drafter, stats, self._inputs, begin)
-        if self.params.decoder != "ar" and not keeping.recorders:
+        # A drafter without a model sees no video: there is nothing to choose.
+        pruner = pruner_named(self.params.pruner if self._prunes else "none")
+        how = (pruner, self.params.keep_ratio)
+        keeping = _Keeping(self.pair, *how, prompt, embeds, drafter, stats, self._inputs, begin)
+        if self._prunes and not keeping.recorders:
             keeping.choose()
         before = None if known is None else (known.keys_and_values, begin)
         parts = target.reading(embeds, prompt, self._progress, self.part, before)
@@ -269,16 +294,15 @@ class Sequence:
     def answer(self, prompt: Prompt) -> Answer:
         """An empty answer, with its verify rule and stop rule."""
         params, target = tensor_parallel.broadcast(self.params.seeded()), self.pair.target
-        verifier = Verifier(params, logits_processors(target, params, prompt.input_ids), prompt.input_ids)
-        eos = target.generation_config.eos_token_id
-        eos = [] if eos is None else [eos] if isinstance(eos, int) else eos
-        stop = StopRule(eos, params.max_new_tokens, params.stop, self._decode_text)
+        if self._rules is not None:
+            processors, ends, eos = self._rules
+        else:
+            processors, ends = logits_processors(target, params, prompt.input_ids), None
+            eos = target.generation_config.eos_token_id
+            eos = [] if eos is None else [eos] if isinstance(eos, int) else eos
+        verifier = Verifier(params, processors, prompt.input_ids)
+        stop = StopRule(eos, params.max_new_tokens, params.stop, self._decode_text, ends)
         return Answer(verifier, stop, self.stats, params.logprobs)
-
-
-def pruner_of(params: SamplingParams) -> Pruner:
-    """The pruner that parameters name or hold."""
-    return pruner_named(params.pruner) if isinstance(params.pruner, str) else params.pruner
 
 
 class _Keeping:
@@ -287,7 +311,8 @@ class _Keeping:
     def __init__(
         self,
         pair: Pair,
-        params: SamplingParams,
+        pruner: Pruner,
+        keep_ratio: float,
         prompt: Prompt,
         embeds: Embeds,
         drafter: Drafter,
@@ -296,8 +321,7 @@ class _Keeping:
         begin: int,
     ) -> None:
         self._pair, self._prompt, self._embeds, self._drafter = pair, prompt, embeds, drafter
-        self._ratio, self._stats, self._inputs = params.keep_ratio, stats, inputs
-        self._pruner = pruner_of(params)
+        self._pruner, self._ratio, self._stats, self._inputs = pruner, keep_ratio, stats, inputs
         self._seconds = 0.0
         self.recorders: list[AttentionRecorder] = []
         self._chosen = False

@@ -31,7 +31,8 @@ class Stats:
     """Counts of one request. target_forwards: those after the prefill. draft_rounds: those of them beside which the
     draft worked. checked, accepted: drafted tokens. kept_tokens: of the target's video tokens. cached_tokens: of
     the prompt, read by an earlier request. kv_cache_mib: what the
-    target's keys and values take. warnings: what the user should know, beside a lost draft. trace: token by token."""
+    target's keys and values take. drafter: what drafts without a model; nothing is pruned then, and kept_tokens is 0.
+    warnings: what the user should know, beside a lost draft. trace: token by token."""
 
     method: str = ""
     new_tokens: int = 0
@@ -46,6 +47,7 @@ class Stats:
     kept_tokens: int = 0
     cached_tokens: int = 0
     kv_cache_mib: float = 0.0
+    drafter: str = ""
     draft_lost: str = ""
     finish: str = ""
     warnings: list[str] = field(default_factory=list)

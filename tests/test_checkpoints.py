@@ -16,6 +16,7 @@ from hippo import checkpoints
 from hippo.checkpoints import (
     BUNDLED,
     Checkpoint,
+    known_attention,
     load_model,
     load_processor,
     load_target,
@@ -185,6 +186,47 @@ def test_trust_reaches_everything_that_is_loaded(monkeypatch, trusted):
     loaded = ("AutoProcessor", "AutoTokenizer", "AutoModelForImageTextToText")
     assert {(name, trusted) for name in loaded} <= set(told) and (trusted or True not in {trust for _, trust in told})
     assert [trust for name, trust in told if name == "draft"] == ["trust" if trusted else "no code"] * 2
+
+
+@pytest.mark.parametrize("given", [None, "eager", {"vision_config": "eager"}])
+def test_attention_reaches_both_models(monkeypatch, given):
+    told, plain = [], transformers.AutoModelForImageTextToText.from_pretrained
+
+    def loading(*args, **options):
+        told.append(options.get("attn_implementation"))
+        return plain(*args, **options)
+
+    monkeypatch.setattr(transformers.AutoModelForImageTextToText, "from_pretrained", loading)
+    with hippo.load("tiny", attn_implementation=given, draft_worker="inline") as llm:
+        config = llm.pair.target.config
+    parts = {name: getattr(config, name)._attn_implementation for name in ("text_config", "vision_config")}
+    assert parts == {
+        "text_config": "eager" if given == "eager" else "sdpa",
+        "vision_config": "eager" if given else "sdpa",
+    }
+    assert told == [given] * 2
+    monkeypatch.setattr(process, "may_fork", lambda *_: False)
+    monkeypatch.setattr(process, "fresh", lambda pipe, arguments: told.append(arguments[5]) or Ended())
+    with hippo.load("tiny", attn_implementation=given, start_draft=False) as llm:
+        llm.pair.draft.worker()
+    assert told[-1] == known_attention(given)
+
+
+@pytest.mark.parametrize(
+    ("given", "cause"),
+    [
+        ("paged|eager", "'paged|eager' needs transformers' own paged cache"),
+        ({"text_config": "paged|sdpa"}, "'paged|sdpa' needs transformers' own paged cache"),
+        ("{eager", "is no JSON"),
+        ({"text_config": 3}, "3 is no name"),
+        ("nonsense", "cannot have attention 'nonsense' here"),
+        ("flex_attention", "cannot have attention 'flex_attention' here"),
+        ("flash_attention_2", "cannot have attention 'flash_attention_2' here"),
+    ],
+)
+def test_attention_that_cannot_be_is_refused_by_name(given, cause):
+    with pytest.raises(BadRequest, match=re.escape(cause)):
+        hippo.load("tiny", attn_implementation=given, start_draft=False)
 
 
 class Ended:

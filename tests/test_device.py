@@ -1,5 +1,6 @@
 """Free memory, and dividing cores between two models."""
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,33 @@ def test_free_memory_shrinks_when_some_is_taken():
     before = device.free_memory()
     taken = np.ones(600 << 17)  # 600 MiB
     assert 1 << 20 < device.free_memory() < before - (300 << 20) and taken.any()
+
+
+class Allocator:
+    """As torch's on a GPU of so many bytes: what is freed stays reserved, and is given out again."""
+
+    def __init__(self, total):
+        self.total, self.reserved, self.allocated = total, 0, 0
+
+    def take(self, size):
+        self.allocated += size
+        self.reserved = max(self.reserved, self.allocated)
+
+    def free(self, size):
+        self.allocated -= size
+
+
+def test_memory_that_torch_keeps_is_free(monkeypatch):
+    gpu = Allocator(80 << 30)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (gpu.total - gpu.reserved, gpu.total))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: gpu.reserved)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: gpu.allocated)
+    gpu.take(16 << 30)  # the weights
+    assert device.free_memory("cuda:0") == 64 << 30
+    gpu.take(40 << 30)  # a long prompt
+    assert device.free_memory("cuda:0") == 24 << 30
+    gpu.free(40 << 30)
+    assert device.free_memory("cuda:0") == 64 << 30
 
 
 def test_the_two_never_want_more_than_there_is(monkeypatch):
@@ -62,3 +90,18 @@ def test_dtypes_whose_products_are_slow_here(monkeypatch):
     assert device.has_products("float32") and device.has_products("auto")
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_fp16": True})
     assert device.has_products("float16")
+
+
+def test_a_thread_that_uses_one_thread_leaves_the_others_theirs():
+    """Else the engine's next thread would run the target on one core after any reading ahead."""
+    full, seen = torch.get_num_threads(), {}
+
+    def read():
+        device.use_threads(1, full)
+        seen["reader"] = torch.get_num_threads()
+
+    for name, run in (("", read), ("later", lambda: seen.update(later=torch.get_num_threads()))):
+        thread = threading.Thread(target=run, name=name)
+        thread.start()
+        thread.join()
+    assert seen == {"reader": 1, "later": full} and torch.get_num_threads() == full

@@ -1,6 +1,7 @@
 """The documents agree with the package and with each other, as far as a program can tell."""
 
 import re
+import shutil
 import tomllib
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 import hippo
 from hippo.cli.app import app
+from hippo.cli.demo import CLIP
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -30,3 +32,15 @@ def test_the_version_is_in_one_place():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert "version" not in project and project["dynamic"] == ["version"]
     assert f"## [{hippo.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+@pytest.mark.parametrize(("page", "says"), [("pruner-plugins", "tokens kept"), ("drafter-plugins", "tokens accepted")])
+def test_examples_of_plug_ins_run_as_written(page, says, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HIPPO_STATE", "off")
+    shutil.copy(CLIP, "clip.mp4")
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / f"{page}.md").read_text(), re.DOTALL | re.MULTILINE)
+    scope = {"__name__": "example"}
+    for block in blocks:
+        exec(compile(block, page, "exec"), scope)
+    assert blocks and says in capsys.readouterr().out

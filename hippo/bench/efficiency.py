@@ -20,10 +20,11 @@ from hippo.forward import CachedModel
 from hippo.inputs import on_device
 from hippo.pair import Pair
 from hippo.params import SamplingParams
-from hippo.sequence import pruner_of
+from hippo.pruning import pruner_named
 from hippo.stats import Stats
 
 _RUN = 64  # tokens that the draft is busy with while a target forward is timed
+_COPIED = 1 << 30  # bytes that are copied at most, and held twice, to find the bandwidth: far more than caches hold
 
 
 class Answer(NamedTuple):
@@ -58,20 +59,25 @@ def steps(pair: Pair, draft: Any, inputs: dict[str, Any], count: int = 24) -> di
 
 
 def _read_once(pair: Pair, target: CachedModel) -> float:
-    """Seconds to read what a target forward reads, at the bandwidth of copying as much."""
+    """Seconds to read what a target forward reads."""
     modules = (pair.family.language_model(pair.target), pair.target.get_output_embeddings())
     lookup = {id(parameter) for parameter in pair.target.get_input_embeddings().parameters()}
     weights = {id(p): p.nbytes for module in modules for p in module.parameters()}
     head = {id(parameter) for parameter in modules[1].parameters()}
     size = target.size + sum(each for known, each in weights.items() if known not in lookup - head)
-    source = torch.zeros(size, dtype=torch.uint8, device=pair.target.device)
+    return reading_seconds(size, pair.target.device)
+
+
+def reading_seconds(size: int, device: torch.device) -> float:
+    """Seconds to read so many bytes, at the bandwidth of copying some of them within the device's memory."""
+    source = torch.zeros(min(size, _COPIED), dtype=torch.uint8, device=device)
     copy = torch.empty_like(source)
     seconds = []
     for _ in range(5):
-        began = clock(source.device)
+        began = clock(device)
         copy.copy_(source)
-        seconds.append(clock(source.device) - began)
-    return min(seconds) / 2  # a copy reads and writes
+        seconds.append(clock(device) - began)
+    return min(seconds) / 2 * size / len(source)  # a copy reads and writes
 
 
 def _readers(model: Any, inputs: dict[str, Any], ratio: float) -> list[CachedModel]:
@@ -109,7 +115,7 @@ def _beside(
 @torch.no_grad()
 def reading(pair: Pair, draft: Any, inputs: dict[str, Any], options: SamplingParams) -> tuple[CachedModel, float]:
     """A draft that has read what it keeps of a prompt, and the seconds that took."""
-    pruner = pruner_of(options)
+    pruner = pruner_named(options.pruner)
     _, signals = pair.look(inputs, pruner.attention)
     kept = pruner.keep_all_of(signals, options.keep_ratio)
     family, here = family_of(draft), on_device(inputs, draft.device)
@@ -160,5 +166,5 @@ def _rows(reader: CachedModel, ids: list[int]) -> Tensor:
 
 def _prefill_left(options: SamplingParams, layers: int) -> float:
     """The share of the target's prefill that is still to come when the draft's tokens are chosen."""
-    attention = pruner_of(options).attention
+    attention = pruner_named(options.pruner).attention
     return 1.0 if attention is None else 1 - (max(attention.layers(layers)) + 1) / layers

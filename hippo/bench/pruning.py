@@ -79,7 +79,7 @@ def study(
     chosen = [pruner_named(name) for name in pruners if name != ORACLE]
     steps = ORACLE_STEPS if ORACLE in pruners else 0
     draft = load_draft(
-        str(llm.pair.require_draft().source), "float32", "cpu", llm.pair.require_draft().trust_remote_code
+        llm.pair.require_draft().checkpoint, "float32", "cpu", llm.pair.require_draft().trust_remote_code
     )
     with tempfile.TemporaryDirectory() as folder:
         clip = Path(folder) / "clip.mp4"

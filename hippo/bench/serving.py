@@ -1,8 +1,11 @@
-"""What the engine brings: a second question on a video, and several requests together."""
+"""What the engine brings: a second question on a video, several requests together, a batch job."""
 
 from __future__ import annotations
 
+import json
 import math
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from hippo.batch import Answers, Defaults, Row, answer_all
 from hippo.bench.world import make_scene, write_clip
 from hippo.engine import State
 from hippo.inputs import messages_of
@@ -112,6 +116,40 @@ def throughput_study(
                     }
                 )
     return rows
+
+
+def batch_study(
+    llm: VideoLLM, count: int, context: int, tokens: int, commands: int, progress: Progress
+) -> dict[str, Any]:
+    """Seconds for the same clips by `hippo batch`'s loop, by `llm.generate` one after another, in turn for each eighth
+    of them, and for a `hippo caption` each, of the first `commands`. llm: keeps nothing."""
+    batched, looped, apart, same = list[float](), list[float](), list[float](), True
+    defaults = Defaults(params=SamplingParams(max_new_tokens=tokens))
+    with clips(count, context) as paths:
+        rows = [Row(str(path), str(path)) for path in paths]
+        llm.generate(paths[0], max_new_tokens=tokens)  # warms up
+        size = max(1, count // 8)
+        for begin in range(0, count, size):
+            progress(f"{begin} of {count} clips", begin / (count + 2 * commands))
+            some, out = rows[begin : begin + size], paths[0].with_name(f"{begin}.jsonl")
+            started = time.perf_counter()
+            with Answers(out, {row.custom_id: defaults.digest(row) for row in some}) as answers:
+                answer_all(llm, some, answers, defaults)
+            middle = time.perf_counter()
+            texts = {row.custom_id: llm.generate(row.video, max_new_tokens=tokens).text for row in some}
+            ended = time.perf_counter()
+            batched.append((middle - started) / len(some))
+            looped.append((ended - middle) / len(some))
+            lines = map(json.loads, out.read_text().splitlines())
+            found = {line["custom_id"]: line["response"]["body"]["choices"][0]["message"]["content"] for line in lines}
+            same &= found == texts
+        for path in paths[:commands]:
+            progress("one command for each clip", (count + 2 * len(apart)) / (count + 2 * commands))
+            command = [sys.executable, "-m", "hippo", "caption", str(path), "--max-new-tokens", str(tokens)]
+            started = time.perf_counter()
+            subprocess.run(command, check=True, capture_output=True)
+            apart.append(time.perf_counter() - started)
+    return {"clips": count, "batch": batched, "loop": looped, "commands": apart, "identical": same}
 
 
 def _named(method: str) -> dict[str, Any]:

@@ -143,6 +143,7 @@ SHAPES = {
     "qwen2.5-32b+7b": Shape(qwen2_5_text, text_request, QWEN_32B, QWEN_7B),
     "qwen2.5-vl-3b": Shape(qwen2_5_vl, qwen2_5_vl_request, QWEN_3B, QWEN_HALF_B),
     "qwen2.5-vl-7b": Shape(qwen2_5_vl, qwen2_5_vl_request, QWEN_7B, QWEN_HALF_B),
+    "qwen2.5-vl-7b+3b": Shape(qwen2_5_vl, qwen2_5_vl_request, QWEN_7B, QWEN_3B),
     "qwen2.5-vl-32b": Shape(qwen2_5_vl, qwen2_5_vl_request, QWEN_32B, QWEN_7B),
     "llava-onevision-7b": Shape(llava_onevision, llava_onevision_request, QWEN_7B, QWEN_HALF_B),
 }

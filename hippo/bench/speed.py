@@ -41,7 +41,7 @@ FIGURES = (
     *("method", "cannot_run", "new_tokens", "seconds", "decode_seconds", "speedup_vs_transformers"),
     *("decode_vs_transformers", "speedup_vs_ar", "tokens_per_target_forward", "acceptance_rate", "target_forwards"),
     *("scoring_share_of_prefill", "efficiency", "efficiency_undisturbed", "peak_memory", "identical", "synthetic"),
-    *("identical_answers", "identical_to_ar"),
+    *("identical_answers", "identical_to_ar", "timeline"),
 )  # of a row; those that are not known are None
 _ALSO = {"specvlm": {"decoder": "serial", "pruner": "specvlm"}}
 
@@ -190,9 +190,13 @@ def measure(
 
 def answer_by(name: str, subject: Subject, wrong: Subject, draft: Any, tokens: int) -> Run:
     """One answer of a method. Raises HippoError, and whatever transformers raises, if it cannot run."""
+    if name == ASSISTED and draft is None:
+        raise HippoError("transformers' assisted generation needs a draft model")
     if name in LIBRARY:
         also = {STATIC: {"cache_implementation": "static"}, ASSISTED: {"assistant_model": draft}}
         return subject.library(tokens, also.get(name, {}))
+    if name == WRONG and subject.pair.require_draft().plugin is not None:
+        raise HippoError("a drafter without a model cannot be made to say the least likely")
     options = options_of("hippo" if name == WRONG else name, tokens)
     if options.decoder == "parallel" and subject.pair.require_draft().place == "inline":
         raise HippoError("a draft that works inline works in turns")
@@ -221,6 +225,7 @@ def _row(name: str, seen: dict[str, list[Run]], synthetic: bool, cannot: str | N
             "acceptance_rate": stats.acceptance_rate,
             "target_forwards": stats.target_forwards,
             "scoring_share_of_prefill": median(_scoring(one) for one in answers),
+            "timeline": stats.trace.timeline,
         }
     return row
 
@@ -300,17 +305,25 @@ def bench_pair(
     draft_bits: int | str,
     progress: Callable[[str, float], None],
     prompts: Sequence[str] = (),
+    ignore_eos: bool = False,
 ) -> dict[str, Any]:
-    """The whole study of a trained pair on a clip; `rate` draws the verdicts instead. draft_bits: of the draft of every
-    method, transformers' own included. prompts: one run for each, in place of `runs` answers to one; memory and
-    efficiency, which are those of one request, are then not measured."""
+    """The whole study of a trained pair on a clip; `rate` draws the verdicts instead. draft: "ngram" too, but then no
+    verdicts are drawn. draft_bits: of the draft of every method, transformers' own included. prompts: one run for each,
+    in place of `runs` answers to one; memory and efficiency, which are those of one request, are then not measured.
+    ignore_eos: answers go on past their end, up to `tokens`; memory is then not measured."""
     runs = len(prompts) or runs
     with ExitStack() as stack:
         llm = stack.enter_context(load(target, draft, start_draft=rate is None, cache_memory=0, draft_bits=draft_bits))
         dtype = str(llm.pair.target.dtype).removeprefix("torch.")
         own = llm.pair.require_draft()
-        small = load_draft(str(own.source), dtype, str(llm.pair.target.device), bits=own.bits)
-        bad = load_draft(str(own.source), dtype, str(llm.pair.target.device))
+        if ignore_eos:
+            llm.pair.target.generation_config.eos_token_id = None
+        if own.plugin is not None and rate is None:
+            clip = Clip(llm, video, prompts or (DEFAULT_PROMPT,))
+            rows = measure(clip, clip, None, methods, runs, tokens, progress)
+            return {"rows": rows, "steps": {}, "machine": machine() | {"draft": own.name}}
+        small = load_draft(own.checkpoint, dtype, str(llm.pair.target.device), bits=own.bits)
+        bad = load_draft(own.checkpoint, dtype, str(llm.pair.target.device))
         say_the_least_likely(bad)
         quantize(bad, own.bits)
         if rate is None:
@@ -327,7 +340,7 @@ def bench_pair(
         rows = measure(subject, wrong, small, methods, runs, tokens, progress)
         skip = own.place == "inline" or bool(prompts)
         costs = {} if skip else efficiencies(subject, small, bad, rows, tokens, rate)
-    if rate is None and not prompts:
+    if rate is None and not prompts and not ignore_eos:
         for row in rows:
             progress(f"memory of {row['method']}", 1.0)
             command = [row["method"], target, draft or "", str(video), str(tokens), str(draft_bits)]
@@ -386,7 +399,7 @@ def _once(method: str, target: str, draft: str, video: str, tokens: str, draft_b
         target, draft or None, start_draft=start, cache_memory=0, draft_bits=known_bits(draft_bits) or "auto"
     ) as llm:
         own, subject = llm.pair.require_draft(), Clip(llm, Path(video))
-        small = load_draft(str(own.source), "float32", "cpu", bits=own.bits) if method == ASSISTED else None
+        small = load_draft(own.checkpoint, "float32", "cpu", bits=own.bits) if method == ASSISTED else None
         answer_by(method, subject, subject, small, int(tokens))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from hippo.errors import BadRequest
 
 _DRAFTING = (  # model arguments that a target alone does not use
-    *("draft", "draft_device", "draft_timeout", "draft_worker", "draft_bits"),
+    *("draft", "drafter", "draft_device", "draft_timeout", "draft_worker", "draft_bits"),
     *("keep_ratio", "gamma", "decoder", "pruner"),
 )
 

@@ -19,9 +19,12 @@ def caption(
     together: common.TogetherOption = False,
     target: common.TargetOption = "tiny",
     draft: common.DraftOption = None,
+    drafter: common.DrafterOption = None,
     method: common.MethodOption = "hippo",
     decoder: Annotated[str, typer.Option(help="ar, serial, parallel or auto, instead of the method's own.")] = "",
-    pruner: Annotated[str, typer.Option(help=f"Instead of the method's own: {common.PRUNERS}.")] = "",
+    pruner: Annotated[
+        str, typer.Option(help=f"Instead of the method's own: {common.PRUNERS}; or MODULE:FUNCTION.")
+    ] = "",
     keep_ratio: common.KeepOption = 0.1,
     gamma: common.GammaOption = "auto",
     verify_width: common.WidthOption = "auto",
@@ -51,6 +54,7 @@ def caption(
     draft_bits: common.BitsOption = "auto",
     draft_device: common.DraftDeviceOption = "auto",
     trust_remote_code: common.TrustOption = False,
+    attn_implementation: common.AttentionOption = None,
     compare: Annotated[bool, typer.Option("--compare", help="Also run transformers' generate() and compare.")] = False,
     json: common.JsonOption = False,
 ) -> None:

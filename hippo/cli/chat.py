@@ -19,6 +19,7 @@ def chat(
     system: common.SystemOption = "",
     target: common.TargetOption = "tiny",
     draft: common.DraftOption = None,
+    drafter: common.DrafterOption = None,
     method: common.MethodOption = "hippo",
     keep_ratio: common.KeepOption = 0.1,
     max_new_tokens: common.TokensOption = 256,
@@ -30,6 +31,7 @@ def chat(
     dtype: common.DtypeOption = "auto",
     cache_memory: common.CacheOption = None,
     trust_remote_code: common.TrustOption = False,
+    attn_implementation: common.AttentionOption = None,
 ) -> None:
     """Talk about a clip, or about several together. A further question reads only its own words.
 
@@ -47,7 +49,14 @@ def chat(
     common.params_of(options)
     common.check_clips([], frames, fps)
     memory = None if cache_memory is None else cache_memory << 20
-    where = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code, "cache_memory": memory}
+    where = {
+        "drafter": drafter,
+        "device": device,
+        "dtype": dtype,
+        "trust_remote_code": trust_remote_code,
+        "attn_implementation": attn_implementation,
+        "cache_memory": memory,
+    }
     with common.loaded(target, draft, start_draft=method != "ar", **where) as llm:
         media = {name: value for name, value in asked.items() if value is not None}
         talk = llm.open(videos, system=system, **options, **media)

@@ -38,7 +38,8 @@ OPTIONS = (
     *("repetition_penalty", "seed", "stop", "verify_width"),
 )  # of `VideoLLM.generate`
 WHERE = (  # of `hippo.load`
-    *("device", "dtype", "draft_timeout", "draft_worker", "draft_bits", "draft_device", "trust_remote_code"),
+    *("drafter", "device", "dtype", "draft_timeout", "draft_worker", "draft_bits", "draft_device", "trust_remote_code"),
+    "attn_implementation",
 )
 BUNDLED = Path(__file__).parents[1] / "bundled"
 
@@ -56,7 +57,14 @@ SystemOption = Annotated[str, typer.Option("--system", help="The system prompt."
 TogetherOption = Annotated[bool, typer.Option("--together", help="Put all clips and images into one prompt.")]
 TargetOption = Annotated[str, typer.Option(help="The model that decides the answer: a folder, a hub id, or tiny.")]
 DraftOption = Annotated[
-    str | None, typer.Option(help="A smaller model with the same tokenizer, or self: the target in 4 bits.")
+    str | None,
+    typer.Option(
+        help="A smaller model with the same tokenizer; self: the target in 4 bits; ngram: what followed the same words "
+        "before, without a model."
+    ),
+]
+DrafterOption = Annotated[
+    str | None, typer.Option(help="Your own drafter in place of a draft model: MODULE:CLASS, or an entry point's name.")
 ]
 FramesOption = Annotated[int | None, typer.Option(help=escape("Frames to sample, evenly spread. [default: 16]"))]
 StartOption = Annotated[float | None, typer.Option("--start", help="Seconds into each clip where to begin.")]
@@ -118,6 +126,16 @@ CacheOption = Annotated[
 TrustOption = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run code that a checkpoint brings. Only if you trust it.")
 ]
+AttentionOption = Annotated[
+    str | None,
+    typer.Option(
+        "--attn-implementation",
+        help=escape(
+            "Attention of both models, as transformers has it: sdpa, eager, flash_attention_2, ..., or JSON such as "
+            '{"vision_config": "eager"}. [default: transformers\' own choice]'
+        ),
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text and tables: one object per line.")]
 
 
@@ -177,7 +195,8 @@ def loading_options(given: dict[str, Any]) -> dict[str, Any]:
         options["draft_bits"] = int(options["draft_bits"])
     if "cache_memory" in given:
         options["cache_memory"] = None if given["cache_memory"] is None else given["cache_memory"] << 20
-    return options | {"start_draft": params_of(sampling_options(given)).decoder != "ar"}
+    drafts = params_of(sampling_options(given)).decoder != "ar"
+    return options | {"start_draft": given.get("start_draft", drafts)}
 
 
 class Requests:
@@ -191,8 +210,8 @@ class Requests:
         self.given = given
         self.options = sampling_options(given)
         self._where = loading_options(given)
-        clips = given["videos"]
-        self.groups = [clips] if given["together"] else [[clip] for clip in clips]
+        self.clips = clips = given["videos"]
+        self.groups = [clips] if given.get("together") else [[clip] for clip in clips]
         self.several, self._failed = len(self.groups) > 1, False
         for clip in clips:
             if Path(clip).is_dir():
@@ -205,7 +224,7 @@ class Requests:
     def run(self, act: Callable[[VideoLLM, dict[str, Any], list[str]], T]) -> list[T]:
         """What `act` returns for each request, given the pair, what `VideoLLM.generate` takes, and the clips."""
         if self.groups:
-            with loaded(self.given["target"], self.given["draft"], **self._where) as llm:
+            with loaded(self.given["target"], self.given.get("draft"), **self._where) as llm:
                 results = self._each(lambda clips: act(llm, self._request(clips), clips))
         if self._failed:
             raise typer.Exit(2)
@@ -255,10 +274,10 @@ def named(clips: Sequence[str | Path]) -> dict[str, Any]:
     return {"video": str(clips[0])} if len(clips) == 1 else {"videos": [str(clip) for clip in clips]}
 
 
-def require_draft(target: str, draft: str | None) -> None:
+def require_draft(target: str, draft: str | None, drafter: str | None = None) -> None:
     """Refuse a target without a draft before it is loaded."""
-    if draft is None and target != "tiny":
-        raise BadRequest("there is no draft model", "name one with --draft, or use --method ar")
+    if draft is None and drafter is None and target != "tiny":
+        raise BadRequest("there is no draft model", "name one with --draft (ngram needs none), or use --method ar")
 
 
 def versions() -> dict[str, str]:
@@ -282,7 +301,7 @@ def loaded(target: str, draft: str | None, **where: Any) -> Iterator[VideoLLM]:
     cache_memory nothing is kept from one answer for the next: repeated answers are timed."""
     where.setdefault("cache_memory", 0)
     if where.get("start_draft", True):
-        require_draft(target, draft)
+        require_draft(target, draft, where.get("drafter"))
     text = escape(f"loading {target}" + (f" and {draft}" if draft else "") + " ...")
     # Not stderr.status: its thread would keep the draft's process from being a fork.
     with Live(text, console=stderr, auto_refresh=False, transient=True):

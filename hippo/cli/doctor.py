@@ -61,6 +61,17 @@ def _devices() -> dict[str, str]:
     return found
 
 
+def _graphs(device: str) -> str:
+    """Whether forwards can be recorded there, and why the last that could not was not."""
+    import torch
+
+    from hippo.forward.cuda_graphs import last_failure, why_no_graphs
+
+    reason, last = why_no_graphs(torch.device(device)), last_failure()
+    now = f"not used, {reason}" if reason else "can be recorded"
+    return now + (f"; a model went on without them on {last}" if last else "")
+
+
 def _plan(torchcodec: bool) -> dict[str, str]:
     import torch
 
@@ -80,6 +91,7 @@ def _plan(torchcodec: bool) -> dict[str, str]:
         plan["dtype"] = (half if has_bfloat16() else "") + "float32"
         plan["draft of a large pair"] = "inline, in turns with the target: both read from one memory"
         plan["forwards"] = "fused while decoding, for layers laid out like Llama's; `hippo verify` says if yours are"
+        plan["CUDA graphs"] = "not used, there is no GPU"
     else:
         others = "; all of them if it is too large for one, or a part on each under torchrun" if gpus > 1 else ""
         plan["target"] = f"{device}: the first GPU{others}"
@@ -89,7 +101,8 @@ def _plan(torchcodec: bool) -> dict[str, str]:
             else f"{device}, in a thread, on a stream of its own: there is no second GPU, and two processes take turns"
         )
         plan["dtype"] = "the checkpoint's own"
-        plan["forwards"] = "recorded as CUDA graphs while decoding, for layers laid out like Llama's"
+        plan["forwards"] = "fused and recorded as CUDA graphs while decoding, for layers laid out like Llama's"
+        plan["CUDA graphs"] = _graphs(device)
     plan["families"] = ", ".join(name for family in FAMILIES for name in family.model_types)
     there = all(any((BUNDLED / "tiny" / role).glob("*.safetensors")) for role in ("target", "draft"))
     plan["bundled pair"] = "there" if there else "missing: reinstall hippo-video"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 from rich.markup import escape
@@ -16,26 +16,40 @@ from rich.markup import escape
 from hippo.cli import common
 from hippo.errors import BadRequest
 
+if TYPE_CHECKING:
+    from hippo.llm import VideoLLM
+
 
 def explain(
-    video: common.VideoArgument,
+    videos: common.SourcesArgument,
     out: Annotated[
         Path | None,
-        typer.Option(help=escape("The folder for the pictures; made if it is not there. [default: CLIP-explained]")),
+        typer.Option(
+            help=escape(
+                "The folder for the pictures, or of several clips for a folder of each; made if it is not there. "
+                "[default: CLIP-explained]"
+            )
+        ),
     ] = None,
     prompt: common.PromptOption = common.DEFAULT_PROMPT,
+    system: common.SystemOption = "",
     target: common.TargetOption = "tiny",
     keep_ratio: common.KeepOption = 0.1,
     pruners: Annotated[
-        str, typer.Option(help=f"Which to show, the first of them in the clip too: {common.PRUNERS}.")
+        str,
+        typer.Option(help=f"Which to show, the first of them in the clip too: {common.PRUNERS}; or MODULE:FUNCTION."),
     ] = "hippo,attention,uniform",
     frames: common.FramesOption = None,
     fps: common.FpsOption = None,
     start: common.StartOption = None,
     end: common.EndOption = None,
+    max_pixels: common.PixelsOption = None,
+    max_video_tokens: common.VideoTokensOption = None,
+    no_fetch: common.NoFetchOption = False,
     device: common.DeviceOption = "auto",
     dtype: common.DtypeOption = "auto",
     trust_remote_code: common.TrustOption = False,
+    attn_implementation: common.AttentionOption = None,
     json: common.JsonOption = False,
 ) -> None:
     """Show which video tokens the draft would see, and why: kept.png, scores.png, kept.mp4, caption.txt.
@@ -44,58 +58,52 @@ def explain(
 
     hippo explain clip.mp4 --out pictures -p "What does the red circle do?" --pruners hippo,specvlm
     """
-    common.params_of({"keep_ratio": keep_ratio})
-    common.check_clips([video], frames, fps, start, end)
-    out = out or Path(f"{video.stem}-explained")
+    requests = common.Requests("explain", locals() | {"start_draft": False})
     with common.importing():
-        from hippo.pruning import PRUNERS, pruner_named
-        from hippo.report.kept import caption, scores_of, write_kept
-        from hippo.report.pictures import cells_of, kept_sheet, score_sheet, shown
-        from hippo.video import read_video
+        from hippo.inputs import split_options
+        from hippo.pruning import pruner_named
+        from hippo.report.kept import explained
+        from hippo.request import Request
 
     chosen = [pruner_named(name) for name in dict.fromkeys(name.strip() for name in pruners.split(","))]
-    with all_or_nothing(out) as folder:
-        where = {"device": device, "dtype": dtype, "start_draft": False, "trust_remote_code": trust_remote_code}
-        with common.loaded(target, None, **where) as llm, common.answering() as (_, progress):
-            clip = read_video(
-                video, frames=frames, fps=fps, start=start or 0.0, end=end, progress=partial(progress, "reading frames")
-            )
-            inputs = llm.inputs(clip, prompt)
-            # A prefill for each kind of attention: nearly always one.
-            usual = PRUNERS["hippo"].attention
-            kinds = dict.fromkeys([usual, *(pruner.attention or usual for pruner in chosen)])
-            signals = {kind: llm.pair.look(inputs, kind)[1][0] for kind in kinds}
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            kept = {
-                pruner.name: pruner.keep(signals[pruner.attention or usual], keep_ratio).cpu().numpy()
-                for pruner in chosen
-            }
-        grid = signals[usual].grid
-        steps = shown(len(clip.frames), grid.frames)
-        pictures, times = [clip.frames[step] for step in steps], [clip.timestamps[step] for step in steps]
-        words = f"The question: {prompt}\n{caption(kept, grid, times)}"
-        cells = {name: cells_of(indices, grid) for name, indices in kept.items()}
-        with common.stderr.status(escape(f"drawing {out}")):
-            (folder / "caption.txt").write_text(words + "\n")
-            write_kept(clip, next(iter(cells.values())), folder / "kept.mp4")
-            kept_sheet(pictures, times, grid, kept).save(folder / "kept.png")
-            score_sheet(pictures, times, grid, scores_of(signals[usual])).save(folder / "scores.png")
-    names = ("caption.txt", "kept.mp4", "kept.png", "scores.png")
-    common.warn(*clip.warnings, *(str(warning.message) for warning in caught))
-    if not json:
+    folders = _folders(requests.clips, out)
+    if requests.several and out is not None:
+        common.make_folder(out)
+
+    def show(llm: VideoLLM, request: dict[str, Any], clips: list[str]) -> None:
+        folder = folders[clips[0]]
+        with all_or_nothing(folder) as there:
+            with common.answering() as (_, progress):
+                frames_read = partial(progress, "reading frames")
+                media, rest = split_options(request)
+                found = explained(llm, Request(**rest, media=media), chosen, keep_ratio, frames_read)
+            with common.stderr.status(escape(f"drawing {folder}")):
+                words = f"The question: {prompt}\n{found.words}"
+                (there / "caption.txt").write_text(words + "\n")
+                found.draw(there)
+        common.warn(*found.warnings)
+        names = ("caption.txt", "kept.mp4", "kept.png", "scores.png")
+        if json:
+            files = {"files": [str(folder / name) for name in names], "caption": words}
+            common.print_json(common.named(clips) | found.as_dict() | files)
+            return
         common.say(words + "\n")
-        common.stderr.print(f"in {out}: {', '.join(names)}", style="dim", markup=False, soft_wrap=True)
-        return
-    common.print_json(
-        {
-            "kept": {name: indices.tolist() for name, indices in kept.items()},
-            "per_frame": {name: one.sum((1, 2)).tolist() for name, one in cells.items()},
-            "grid": [grid.frames, grid.rows, grid.columns],
-            "files": [str(out / name) for name in names],
-            "caption": words,
-        }
-    )
+        common.stderr.print(f"in {folder}: {', '.join(names)}", style="dim", markup=False, soft_wrap=True)
+
+    requests.run(show)
+
+
+def _folders(clips: list[str], out: Path | None) -> dict[str, Path]:
+    """A folder for the pictures of each clip."""
+    if len(clips) == 1 and out is not None:
+        return {clips[0]: out}
+    folders: dict[str, Path] = {}
+    for clip in clips:
+        stem = Path(urlsplit(clip).path).stem if "://" in clip else Path(clip).stem
+        stem = {"-": "stdin"}.get(stem, stem or "clip")[:100]
+        count = sum(folder.name.startswith(f"{stem}-explained") for folder in folders.values())
+        folders[clip] = (out or Path()) / f"{stem}-explained{f'-{count + 1}' * (count > 0)}"
+    return folders
 
 
 @contextmanager

@@ -34,6 +34,7 @@ class _Stream(io.FileIO):
 def main() -> None:
     """Run the command line. Exit code 2 and one line on stderr for whatever the user can act on."""
     _open_streams()
+    sys.path.append(os.getcwd())  # where --pruner and --drafter may name a module
     if not tensor_parallel.is_leader():  # the terminal belongs to the first process
         nothing = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nothing, STDOUT)

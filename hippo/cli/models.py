@@ -19,6 +19,10 @@ RUN_BUNDLED = (
     "bitsandbytes, torchao and quanto; timed in float32"
 )
 NOT_RUN = "the pairs named here, and any other released checkpoint, of any size: no hub was at hand; float16; a GPU"
+TOGETHER = (
+    "in one target forward, for every family; a checkpoint with layers that do not keep every token (a sliding window, "
+    "linear attention) has a forward for each request, one after another"
+)
 MEMORY = "of both models' weights in bfloat16, 2 bytes a parameter: by parameter count, not measured"
 
 
@@ -29,7 +33,7 @@ def models(json: JsonOption = False) -> None:
 
     rows = [_row(family) for family in FAMILIES]
     if json:
-        print_json({"families": rows, "memory": MEMORY, "not run": NOT_RUN})
+        print_json({"families": rows, "memory": MEMORY, "together": TOGETHER, "not run": NOT_RUN})
         return
     facts = {
         row["family"]: {
@@ -40,7 +44,7 @@ def models(json: JsonOption = False) -> None:
         }
         for row in rows
     }
-    stderr.print(facts_table(facts | {"all": {"not run": NOT_RUN, "GiB": MEMORY}}))
+    stderr.print(facts_table(facts | {"all": {"several requests": TOGETHER, "not run": NOT_RUN, "GiB": MEMORY}}))
 
 
 def _row(family: Family) -> dict[str, Any]:

@@ -72,6 +72,8 @@ def pair_of(target: str, draft: str | None) -> tuple[Sizes, Sizes | None]:
     if draft is None and (target == "tiny" or target.startswith(SHAPE)):
         draft = target
     common.require_draft(target, draft)
+    if draft == "ngram":
+        raise BadRequest("ngram drafts without a model: nothing is known of it beforehand", "try it, as hippo caption")
     return _sizes(target, "target"), None if draft == "self" else _sizes(str(draft), "draft")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +18,7 @@ _GROUP_MEDIA = "Videos and images"
 def serve(
     target: common.TargetOption = "tiny",
     draft: common.DraftOption = None,
+    drafter: common.DrafterOption = None,
     host: Annotated[str, typer.Option(help="Address to listen at. 0.0.0.0: every network.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
     api_key: Annotated[
@@ -42,6 +44,12 @@ def serve(
     max_media: Annotated[
         int, typer.Option(min=0, help="Videos and images of one request.", rich_help_panel=_GROUP_MEDIA)
     ] = 16,
+    media_memory: Annotated[
+        int, typer.Option(min=128, help="MiB for decoding those of a request.", rich_help_panel=_GROUP_MEDIA)
+    ] = 2048,
+    decode_timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds for decoding one.", rich_help_panel=_GROUP_MEDIA)
+    ] = 120.0,
     allow_origin: Annotated[
         list[str] | None, typer.Option(help="Site whose pages may ask (CORS). Several times.")
     ] = None,
@@ -51,6 +59,7 @@ def serve(
     draft_device: common.DraftDeviceOption = "auto",
     draft_bits: common.BitsOption = "auto",
     trust_remote_code: common.TrustOption = False,
+    attn_implementation: common.AttentionOption = None,
 ) -> None:
     """Serve the OpenAI API for questions about videos, and a page at / to try it. Needs hippo-video[server].
 
@@ -70,19 +79,29 @@ def serve(
         except ModuleNotFoundError as error:
             raise HippoError(f"{error.name} is not installed", "pip install 'hippo-video[server]'") from None
     domains = tuple(one.lower() for one in allowed_media_domains or ())
-    policy = MediaPolicy(allowed_local_media_path, domains, max_media_bytes, media_timeout, max_media)
+    policy = MediaPolicy(
+        allowed_local_media_path,
+        domains,
+        max_media_bytes,
+        media_timeout,
+        max_media,
+        media_memory << 20,
+        decode_timeout,
+    )
     where = {
+        "drafter": drafter,
         "device": device,
         "dtype": dtype,
         "draft_device": draft_device,
         "draft_bits": draft_bits,
         "trust_remote_code": trust_remote_code,
+        "attn_implementation": attn_implementation,
         "max_running": max_running,
         "cache_memory": None if cache_memory is None else cache_memory << 20,
     }
-    with common.loaded(target, draft, **where) as llm:
-        name = served_model_name or (Path(target).name if Path(target).is_dir() else target)
-        service = Service(llm, name, policy, max_waiting)
+    name = served_model_name or (Path(target).name if Path(target).is_dir() else target)
+    with common.loaded(target, draft, **where) as llm, closing(Service(llm, name, policy, max_waiting)) as service:
+        service.workers.start()
         app = make_app(service, tuple(api_key or ()), tuple(allow_origin or ()), not disable_page)
 
         def ready(port: int) -> None:

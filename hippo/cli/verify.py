@@ -21,6 +21,7 @@ def verify(
     together: common.TogetherOption = False,
     target: common.TargetOption = "tiny",
     draft: common.DraftOption = None,
+    drafter: common.DrafterOption = None,
     keep_ratio: common.KeepOption = 0.1,
     gamma: common.GammaOption = "auto",
     verify_width: common.WidthOption = "auto",
@@ -38,6 +39,7 @@ def verify(
     draft_bits: common.BitsOption = "auto",
     draft_device: common.DraftDeviceOption = "auto",
     trust_remote_code: common.TrustOption = False,
+    attn_implementation: common.AttentionOption = None,
     json: common.JsonOption = False,
 ) -> None:
     """Run transformers' generate() and every method on each clip: identical, or the first difference.
@@ -63,7 +65,7 @@ def verify(
 
 def _report(llm: VideoLLM, request: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
     from hippo.checkpoints import quantisation_of
-    from hippo.forward import why_not_fused
+    from hippo.forward import why_not_fused, why_not_recorded
     from hippo.params import METHODS
     from hippo.report.baseline import transformers_generate
     from hippo.report.difference import first_difference
@@ -87,16 +89,17 @@ def _report(llm: VideoLLM, request: dict[str, Any], options: dict[str, Any]) -> 
                 row["draft_lost"] = output.stats.draft_lost
             rows.append(row)
     model, family = llm.pair.target, llm.pair.family
-    reason = why_not_fused(family.language_model(model))
+    reason, unrecorded = (why(family.language_model(model)) for why in (why_not_fused, why_not_recorded))
+    recorded = f"not recorded: {unrecorded}" if unrecorded else "recorded as CUDA graphs"
     return {
         "versions": common.versions(),
         "family": family.card.name,
         "target": model.name_or_path,
-        "draft": str(llm.pair.require_draft().source),
+        "draft": llm.pair.require_draft().name,
         "device": str(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),
         "quantised": quantisation_of(model),
-        "forwards": f"transformers' own, since {reason}" if reason else "fused",
+        "forwards": f"transformers' own, since {reason}" if reason else f"fused, {recorded}",
         "video_tokens": output.stats.video_tokens,
         "baseline_tokens": len(baseline.token_ids),
         "methods": rows,

@@ -1,6 +1,6 @@
 """Decoding: one loop, one verify rule, one stop rule, and the policies that say how far to draft."""
 
-from hippo.decode.answer import Answer
+from hippo.decode.answer import Answer, Rules
 from hippo.decode.costs import LARGEST, UNKNOWN, Costs
 from hippo.decode.loop import Check, Pause, Rounds, alone, decode
 from hippo.decode.schedule import AutoSchedule, Mode, Schedule
@@ -17,6 +17,7 @@ __all__ = [
     "Mode",
     "Pause",
     "Rounds",
+    "Rules",
     "Schedule",
     "StopRule",
     "Verdict",

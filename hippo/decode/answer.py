@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 
 from hippo.decode.stop import StopRule
-from hippo.decode.verify import Verdict, Verifier, logprobs_of
+from hippo.decode.verify import Processors, Verdict, Verifier, logprobs_of
 from hippo.draft import Proposal
 from hippo.stats import Stats
 from hippo.trace import Logprob, TokenInfo
+
+
+class Rules(NamedTuple):
+    """A caller's own rules of what is said and where it ends, instead of those that parameters and the checkpoint make.
+
+    processors: see `Verifier`. ends, eos: see `StopRule`; eos names the end, `ends` decides it too.
+    """
+
+    processors: Processors
+    ends: Callable[[list[int]], bool]
+    eos: Collection[int]
 
 
 class Answer:

@@ -122,6 +122,8 @@ def take(answer: Answer, drafter: Drafter, schedule: Schedule, mode: Mode, most:
         if not schedule.wants([one.prob for one in pending], None if coming is None else coming.prob):
             break
         if not (taken := drafter.take(1)):
+            if not (pending or drafter.lost):
+                schedule.saw_nothing()
             break
         pending += taken
     return pending

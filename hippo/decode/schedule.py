@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from enum import Enum
+from statistics import median
 
 from hippo.decode.costs import LARGEST, UNKNOWN, Acceptance, Costs, in_turns_speed, parallel_speed, plain_speed
 from hippo.decode.policies import AlwaysDraft, FixedGamma, InTurns, Lookahead, Rest, Threshold
@@ -76,6 +78,9 @@ class Schedule:
         if self._now is Mode.PARALLEL:
             self.costs.saw_draft(seconds, both=True)
 
+    def saw_nothing(self) -> None:
+        """The draft was asked and had nothing to propose. A draft without a model may have nothing."""
+
     def saw_verdict(self, accepted: int, probs: Sequence[float]) -> None:
         """The first `accepted` of the checked tokens were accepted; probs: the draft's probability of each."""
         self.acceptance.saw(accepted, probs)
@@ -118,6 +123,8 @@ class AutoSchedule(Schedule):
         self._beside = beside
         self._left, self._longer, self._behind = 0, 1, False
         self._batch = 1
+        self._asking, self._had_nothing = 0.0, False  # seconds of the draft in this round; whether they were in vain
+        self._in_vain: deque[float] = deque(maxlen=5)  # seconds of rounds in which it had nothing
 
     def batch(self, size: int) -> None:
         """See Schedule."""
@@ -128,6 +135,7 @@ class AutoSchedule(Schedule):
     def begin_round(self) -> Mode:
         """See Schedule."""
         before, self._now = self._now, self._choose()
+        self._asking = 0.0
         if self._now is not Mode.PLAIN:
             self._lookaheads[self._now].begin_round()
         self._behind = before is Mode.PLAIN
@@ -138,6 +146,17 @@ class AutoSchedule(Schedule):
     def waking(self) -> bool:
         """See Schedule."""
         return self._behind and self._now is not Mode.PLAIN
+
+    def saw_draft(self, seconds: float) -> None:
+        """See Schedule."""
+        super().saw_draft(seconds)
+        self._asking += seconds
+
+    def saw_nothing(self) -> None:
+        """See Schedule. It is asked again once the target has worked so long that the time is a small share of it."""
+        if self._now is Mode.IN_TURNS and (alone := sum(self.costs.target(False))):
+            self._in_vain.append(self._asking)
+            self._left, self._had_nothing = int(median(self._in_vain) / alone / self._TRIALS), True
 
     def speeds(self) -> dict[Mode, float]:
         """Tokens a second that each way promises, as far as costs are known."""
@@ -160,9 +179,12 @@ class AutoSchedule(Schedule):
         if self._beside:
             speeds[Mode.PARALLEL] /= self._OPTIMISM
         best = max(speeds, key=lambda mode: speeds[mode])
+        had_nothing, self._had_nothing = self._had_nothing, False
         if best is not Mode.PLAIN:
             self._longer = 1
             return best
+        if had_nothing:  # the trial goes on until there is something to check
+            return Mode.IN_TURNS
         loses = speeds[Mode.PLAIN] / speeds[Mode.IN_TURNS] - 1  # rounds of the target, in a trial
         if not self._beside and not self._has_drafted:
             loses += self.costs.draft_prompt * speeds[Mode.PLAIN]

@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import LogitsProcessorList
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from hippo.params import SamplingParams
 from hippo.trace import Logprob
+
+# (1, L) ids and (1, vocabulary) scores -> scores; an empty list is none.
+Processors = LogitsProcessorList | Callable[[Any, Any], Any]
+# What these make of a row depends on which tokens are in its text, not on their order or number.
+_OF_A_SET = (
+    *(RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarper),
+    *(TopKLogitsWarper, TopPLogitsWarper, MinPLogitsWarper),
+)
 
 
 class Verdict(NamedTuple):
@@ -34,11 +49,14 @@ class Verdict(NamedTuple):
 class Verifier:
     """The target's choice, greedy or sampled, row of logits by row of logits, for one request.
 
-    prompt_ids: (L,), which penalties use as generate() does.
+    processors: called once for each place of the text, in order, so they may have state; transformers' own that have
+    none, once for all rows. prompt_ids: (L,), which penalties use as generate() does.
     """
 
-    def __init__(self, params: SamplingParams, processors: LogitsProcessorList, prompt_ids: Tensor) -> None:
+    def __init__(self, params: SamplingParams, processors: Processors, prompt_ids: Tensor) -> None:
         self._greedy, self._processors, self._ids = params.greedy, processors, prompt_ids
+        known = isinstance(processors, LogitsProcessorList)
+        self._at_once = known and all(type(processor) in _OF_A_SET for processor in processors)  # type: ignore
         self._seed = params.seeded().seed
 
     def commit(self, tokens: Sequence[int]) -> None:
@@ -56,30 +74,43 @@ class Verifier:
         alone, so a seed gives the same text whatever is drafted.
         """
         drafted = list(drafted)
-        plain = self._greedy and not self._processors
-        choices = iter(logits.argmax(dim=-1).tolist() if plain else map(self._choose, logits, _prefixes(drafted)))
+        choices = self._choices(logits, drafted)
         for place, (token, choice) in enumerate(zip(drafted, choices, strict=False)):
             if token != choice:
                 return Verdict(drafted[:place], choice, True)
         return Verdict(drafted, next(choices, None), False)
 
-    def _choose(self, row: Tensor, before: list[int]) -> int:
-        """The target's choice from one row of logits, (vocabulary,), after the text so far and the tokens `before`."""
-        scores = self._scores(row, before)
-        if self._greedy:
-            return int(scores.argmax())
-        scores = scores.cpu()
-        mass = scores.double().softmax(dim=-1).cumsum(dim=-1)
-        point = random.Random(f"{self._seed} {len(self._ids) + len(before)}").random() * mass[-1]
-        return min(int(torch.searchsorted(mass, point, right=True)), int(scores.isfinite().nonzero()[-1]))
+    def _choices(self, logits: Tensor, drafted: list[int]) -> Iterator[int]:
+        """The target's choice from each row of logits, (n, vocabulary)."""
+        if self._at_once:
+            yield from self._chosen(self._scores(logits, drafted), 0)
+            return
+        for place, row in enumerate(logits):  # none after a rejected token is asked for
+            ids: Any = torch.cat([self._ids, self._ids.new_tensor(drafted[:place])])[None].to(row.device)
+            yield from self._chosen(self._processors(ids, row[None].float().clone()), place)
 
-    def _scores(self, row: Tensor, before: list[int]) -> Tensor:
-        """(vocabulary,) float32, after penalties and, when sampling, temperature, top-k, top-p and min-p."""
+    def _chosen(self, scores: Tensor, place: int) -> list[int]:
+        """The choice from each row of scores, (n, vocabulary), of which the first is of the text's next place but
+        `place`. Only the choices leave the device."""
+        if self._greedy:
+            return scores.argmax(dim=-1).tolist()
+        begin = len(self._ids) + place
+        mass = scores.double().softmax(dim=-1).cumsum(dim=-1)
+        points = [random.Random(f"{self._seed} {begin + row}").random() for row in range(len(scores))]
+        drawn = mass.new_tensor(points)[:, None] * mass[:, -1:]
+        last = torch.arange(scores.shape[1], device=scores.device).where(scores.isfinite(), 0).amax(dim=-1)
+        return torch.searchsorted(mass, drawn, right=True)[:, 0].minimum(last).tolist()
+
+    def _scores(self, logits: Tensor, drafted: list[int]) -> Tensor:
+        """(n, vocabulary) after penalties and, when sampling, temperature, top-k, top-p and min-p."""
         if not self._processors:
-            return row.float()
-        ids: Any = torch.cat([self._ids, self._ids.new_tensor(before)])[None]
-        # A copy: processors may write into what they get.
-        return self._processors(ids.to(row.device), row[None].float().clone())[0]
+            return logits
+        rows, more = logits.float().clone(), len(logits) - 1  # a copy: processors may write into what they get
+        text, own = self._ids.to(rows.device), torch.tensor(drafted[:more], dtype=torch.long, device=rows.device)
+        # Row i follows i of the drafted tokens; a token that is in the text anyway takes the place of the others.
+        follows = torch.ones(len(rows), more, dtype=torch.bool, device=rows.device).tril(-1)
+        ids: Any = torch.cat([text.expand(len(rows), -1), own.where(follows, text[-1])], dim=1)
+        return self._processors(ids, rows)
 
 
 def logprobs_of(logits: Tensor, tokens: Sequence[int], count: int) -> list[Logprob]:
@@ -90,10 +121,6 @@ def logprobs_of(logits: Tensor, tokens: Sequence[int], count: int) -> list[Logpr
     best = rows.topk(min(count, rows.shape[1]))
     top = [tuple(zip(*row, strict=True)) for row in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
     return [Logprob(*one) for one in zip(chosen, top, strict=True)]
-
-
-def _prefixes(tokens: list[int]) -> Iterator[list[int]]:
-    return (tokens[:count] for count in range(len(tokens) + 1))
 
 
 def logits_processors(model: nn.Module, params: SamplingParams, prompt_ids: Tensor) -> LogitsProcessorList:

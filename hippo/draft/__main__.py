@@ -6,9 +6,10 @@ from multiprocessing.connection import Connection
 
 from hippo.draft.messages import heartbeat
 
-_, descriptor, source, dtype, device, trust, bits, threads = sys.argv
+_, descriptor, source, dtype, device, trust, bits, attention, threads = sys.argv
 connection = Connection(int(descriptor))
 with heartbeat(lambda record: connection.send_bytes(pickle.dumps(record))):
     from hippo.draft.transport import ProcessTransport
     from hippo.draft.worker import work
-sys.exit(work(ProcessTransport(connection), source, dtype, device, int(threads), trust == "trust", int(bits)))
+transport = ProcessTransport(connection)
+sys.exit(work(transport, source, dtype, device, int(threads), trust == "trust", int(bits), attention))

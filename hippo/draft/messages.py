@@ -20,11 +20,12 @@ _HEARTBEAT = 0.1  # seconds
 
 class Begin(NamedTuple):
     """A new request with its processor's output, batch of one. The draft encodes the video at once. Ids from `limit` on
-    are never proposed."""
+    are never proposed. penalty: for repetition, which the target's choice is made with; 1 is none."""
 
     request: int
     inputs: dict[str, Any]
     limit: int
+    penalty: float = 1.0
 
 
 class Prefill(NamedTuple):
@@ -37,11 +38,12 @@ class Prefill(NamedTuple):
 
 class ReadPrompt(NamedTuple):
     """A new request in place of Begin and Prefill, for a draft that shares the target's vision tower. prompt: see
-    `hippo.draft.shared_vision.kept_prompt`. limit: see Begin."""
+    `hippo.draft.shared_vision.kept_prompt`. limit, penalty: see Begin."""
 
     request: int
     prompt: dict[str, Tensor]
     limit: int
+    penalty: float = 1.0
 
 
 class Commit(NamedTuple):
@@ -100,6 +102,15 @@ class Token(NamedTuple):
     prob: float
     seconds: float
     ended: float = 0.0
+
+
+class NoMore(NamedTuple):
+    """Fewer tokens were proposed than was asked for, and no more come before the next Commit. epoch: as in Token.
+    seconds: what it took to find none, 0 if there were some."""
+
+    request: int
+    epoch: int
+    seconds: float
 
 
 class Failed(NamedTuple):

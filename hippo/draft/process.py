@@ -24,6 +24,7 @@ from hippo.device import shares
 from hippo.draft.child import Forked, Threaded, fresh, may_fork
 from hippo.draft.drafter import Drafter
 from hippo.draft.messages import Begin, Failed, Loaded, Prefill, ReadPrompt, Ready
+from hippo.draft.proposer import Plugin
 from hippo.draft.transport import ProcessTransport, ThreadTransport, Transport
 from hippo.draft.worker import Inline, work
 from hippo.errors import BadRequest, CheckpointError, DraftLost
@@ -57,15 +58,15 @@ def placement(place: str, target: str, draft: str, weights: int = 0) -> str:
 class DraftWorker:
     """A process or thread with the draft model, which serves several requests at a time. It starts at once.
 
-    source: a checkpoint folder, a hub id, or a model in memory. timeout: seconds of silence after which it counts as
-    lost. trust_remote_code: whether code that a checkpoint brings may run. place: see `placement`. bits: of its
-    weights. The worker ends with `close` or with this object. `close` may be called from any thread, all else from one
-    at a time.
+    source: a checkpoint folder, a hub id, a model in memory, or, inline only, a plug-in. timeout: seconds of silence
+    after which it counts as lost. trust_remote_code: whether code that a checkpoint brings may run. place: see
+    `placement`. bits: of its weights. The worker ends with `close` or with this object. `close` may be called from any
+    thread, all else from one at a time.
     """
 
     def __init__(
         self,
-        source: str | Path | nn.Module,
+        source: str | Path | nn.Module | Plugin,
         dtype: str,
         device: str,
         timeout: float,
@@ -73,6 +74,7 @@ class DraftWorker:
         trust_remote_code: bool = False,
         place: str = "process",
         bits: int = 16,
+        attention: str = "",
     ) -> None:
         self.timeout = timeout
         self.loaded: Loaded | None = None
@@ -83,15 +85,15 @@ class DraftWorker:
         self._ids = itertools.count(1)
         self.beside = place != "inline"  # whether it can work at the same time as the target
         how: tuple[Child, Transport, str | None]
-        if place == "inline":
-            inline = Inline(source, dtype, device, trust_remote_code, bits)
+        if place == "inline" or isinstance(source, Plugin):
+            inline = Inline(source, dtype, device, trust_remote_code, bits, attention)
             how = inline, inline, None
         elif place == "thread":
             ours, theirs = ThreadTransport.pair()
-            run = partial(work, theirs, source, dtype, device, 0, trust_remote_code, bits)
+            run = partial(work, theirs, source, dtype, device, 0, trust_remote_code, bits, attention)
             how = Threaded(run, device), ours, None
         else:
-            how = _in_process(source, dtype, device, timeout, trust_remote_code, bits)
+            how = _in_process(source, dtype, device, timeout, trust_remote_code, bits, attention)
         self._child, self._transport, self._copy = how
         self._end = weakref.finalize(self, _end, *how)
 
@@ -211,14 +213,15 @@ class DraftWorker:
 
 
 def _in_process(
-    source: Any, dtype: str, device: str, timeout: float, trust: bool, bits: int
+    source: Any, dtype: str, device: str, timeout: float, trust: bool, bits: int, attention: str
 ) -> tuple[Child, Transport, str | None]:
     """A fork, or else a fresh interpreter, with the folder that it loads a model in memory from."""
     threads = shares()[1]
     ours, theirs = ProcessTransport.pair(timeout)
 
     def run() -> int:
-        return work(ProcessTransport(Connection(theirs.detach())), source, dtype, device, threads, trust, bits)
+        transport = ProcessTransport(Connection(theirs.detach()))
+        return work(transport, source, dtype, device, threads, trust, bits, attention)
 
     with theirs:
         pipe = theirs.fileno()
@@ -230,7 +233,8 @@ def _in_process(
             copy = tempfile.mkdtemp(prefix="hippo-draft-")
             source.save_pretrained(copy)  # type: ignore[operator]
         trusted = "trust" if trust else "no code"
-        return fresh(pipe, [copy or str(source), dtype, device, trusted, str(bits), str(threads)]), ours, copy
+        how = [dtype, device, trusted, str(bits), attention, str(threads)]
+        return fresh(pipe, [copy or str(source), *how]), ours, copy
 
 
 def _end(child: Child, transport: Transport, copy: str | None) -> None:

@@ -16,21 +16,24 @@ from torch import Tensor, nn
 
 from hippo.checkpoints import Checkpoint, load_model
 from hippo.draft import messages
+from hippo.draft.proposer import Plugin, ProposerWorker
 from hippo.draft.shared_vision import vision_fingerprint
 from hippo.draft.transport import Transport
 from hippo.errors import is_out_of_memory
 from hippo.families import Embeds, Prompt, VideoGrid, family_of
-from hippo.forward import CachedModel, extend_together, fused
+from hippo.forward import CachedModel, Repetition, extend_together, fused, likeliest
 from hippo.forward.quantize import quantize
 from hippo.pruning import remap_grid
 
 
 class DraftRequest:
     """What the draft knows of one request. tokens: generated and proposed, the first `fed` of them in the KV cache.
-    wanted: tokens still to propose. epoch: commits seen. seconds: of vision tower and prefill."""
+    wanted: tokens still to propose. epoch: commits seen. seconds: of vision tower and prefill. limit, penalty: see
+    `messages.Begin`."""
 
-    def __init__(self, model: Any, limit: int) -> None:
-        self._model, self._family, self.limit = model, family_of(model), limit
+    def __init__(self, model: Any, limit: int, penalty: float = 1.0) -> None:
+        self._model, self._family, self.limit, self._penalty = model, family_of(model), limit, penalty
+        self._repetition: Repetition | None = None  # of the prompt
         self._device = next(model.parameters()).device
         self._prompt: Prompt | None = None
         self._embeds: Embeds | None = None
@@ -57,6 +60,7 @@ class DraftRequest:
             self.warning = f"the draft's prompt holds {known} videos and the target's {videos}: all its tokens are kept"
         stays = prompt.keep(kept).to(self._device)
         # Kept tokens keep their positions in the whole prompt.
+        self._penalise(prompt.input_ids)
         self._read(embeds[stays], prompt.positions[:, stays], prompt.next_position)
 
     def read(self, prompt: dict[str, Tensor]) -> None:
@@ -64,7 +68,24 @@ class DraftRequest:
         prompt, lookup = self._here(prompt), self._model.get_input_embeddings()
         embeds = lookup(prompt["ids"].clamp(max=lookup.weight.shape[0] - 1))
         embeds[prompt["at"]] = prompt["rows"].to(embeds)
+        self._penalise(prompt["ids"])
         self._read(Embeds(embeds), prompt["positions"], prompt["next_position"])
+
+    def _penalise(self, ids: Tensor) -> None:
+        if self._penalty != 1:
+            nothing = Repetition(
+                torch.zeros(self.limit, dtype=torch.bool, device=self._device),
+                torch.tensor(self._penalty, device=self._device),
+            )
+            self._repetition = nothing.followed_by(ids[ids < self.limit])
+
+    @property
+    def repetition(self) -> Repetition | None:
+        """Of the prompt and all tokens so far; None if there is no penalty."""
+        if self._repetition is None:
+            return None
+        ids = [token for token in self._tokens if token < self.limit]
+        return self._repetition.followed_by(torch.tensor(ids, dtype=torch.long, device=self._device))
 
     def _here(self, inputs: dict[str, Any]) -> dict[str, Any]:
         return {key: value.to(self._device) if isinstance(value, Tensor) else value for key, value in inputs.items()}
@@ -129,7 +150,7 @@ class Worker:
     def take_in(self, record: Any) -> None:
         """Do what a record says."""
         if isinstance(record, messages.Begin | messages.ReadPrompt):
-            self._requests[record.request] = DraftRequest(self._model, record.limit)
+            self._requests[record.request] = DraftRequest(self._model, record.limit, record.penalty)
         request = self._requests.get(record.request)
         if request is None:  # it has failed
             return
@@ -172,35 +193,44 @@ def draft_together(requests: list[DraftRequest]) -> list[list[tuple[int, float]]
     """The next token of each request with its probability, or a few tokens where forwards are recorded."""
     parts = [(one.cached, one.feed()) for one in requests if one.cached is not None]
     if len(parts) == 1 or not all(cached.joins() for cached, _ in parts):
-        return [cached.draft(feed, one.wanted, one.limit) for one, (cached, feed) in zip(requests, parts, strict=True)]
-    logits = extend_together(parts)
-    last = torch.stack([rows[-1] for rows in logits])[:, : requests[0].limit]  # one pair, one limit
-    best = last.float().softmax(-1).max(-1)
-    return [[(int(token), prob)] for token, prob in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+        return [
+            cached.draft(feed, one.wanted, one.limit, one.repetition)
+            for one, (cached, feed) in zip(requests, parts, strict=True)
+        ]
+    logits = [rows[-1:] for rows in extend_together(parts)]
+    best = [likeliest(rows, one.limit, one.repetition) for one, rows in zip(requests, logits, strict=True)]
+    ids, probs = (torch.cat(each).tolist() for each in zip(*best, strict=True))
+    return [[each] for each in zip(ids, probs, strict=True)]
 
 
 def load_draft(
-    source: str | Path | nn.Module, dtype: str, device: str, trust_remote_code: bool = False, bits: int = 16
+    source: str | Path | nn.Module,
+    dtype: str,
+    device: str,
+    trust_remote_code: bool = False,
+    bits: int = 16,
+    attention: str = "",
 ) -> Any:
     """The draft model of a checkpoint folder, a hub id or a model in memory, in evaluation mode on its device.
 
-    bits: of its weights, see `hippo.forward.quantize`. A model in memory is somebody else's and stays as it is.
+    bits: of its weights, see `hippo.forward.quantize`. attention: see `hippo.checkpoints.known_attention`. A model in
+    memory is somebody else's and stays as it is.
     """
     if isinstance(source, nn.Module):
         return source.eval()
     from transformers import logging
 
     logging.disable_progress_bar()
-    model = load_model(Checkpoint(str(source), device, dtype, trust_remote_code))
+    model = load_model(Checkpoint(str(source), device, dtype, trust_remote_code, attention))
     quantize(model, bits)
     return model
 
 
 def prepared(
-    source: str | Path | nn.Module, dtype: str, device: str, trust: bool, bits: int
+    source: str | Path | nn.Module, dtype: str, device: str, trust: bool, bits: int, attention: str = ""
 ) -> tuple[Any, messages.Loaded]:
     """The draft model, ready to draft, and what the target must know of it."""
-    model = load_draft(source, dtype, device, trust, bits)
+    model = load_draft(source, dtype, device, trust, bits, attention)
     family = family_of(model)
     fused(family.language_model(model))  # now rather than in the first answer
     vocabulary, size = model.get_output_embeddings().out_features, model.get_memory_footprint()
@@ -208,14 +238,23 @@ def prepared(
 
 
 def work(
-    transport: Transport, source: str | Path | nn.Module, dtype: str, device: str, threads: int, trust: bool, bits: int
+    transport: Transport,
+    source: str | Path | nn.Module,
+    dtype: str,
+    device: str,
+    threads: int,
+    trust: bool,
+    bits: int,
+    attention: str = "",
 ) -> int:
     """Load the draft and serve until the transport closes. threads: of torch, 0 to leave them. Returns an exit code."""
     if threads:
         torch.set_num_threads(threads)
     try:
+        if torch.device(device).type == "cuda":
+            torch.cuda.set_device(device)  # of this thread: what names no device would go to the first GPU
         with messages.heartbeat(transport.send):
-            model, loaded = prepared(source, dtype, device, trust, bits)
+            model, loaded = prepared(source, dtype, device, trust, bits, attention)
         transport.send(loaded)
         Worker(transport, model).serve()
     except ConnectionError:
@@ -236,13 +275,25 @@ class Inline:
     It is both ends of a transport, and a child that ends when it is closed.
     """
 
-    def __init__(self, source: str | Path | nn.Module, dtype: str, device: str, trust: bool, bits: int) -> None:
+    def __init__(
+        self,
+        source: str | Path | nn.Module | Plugin,
+        dtype: str,
+        device: str,
+        trust: bool,
+        bits: int,
+        attention: str = "",
+    ) -> None:
         self.pid = os.getpid()
         self._outbox: deque[Any] = deque()
-        self._worker: Worker | None = None
+        self._worker: Worker | ProposerWorker | None = None
         self._code: int | None = None
+        if isinstance(source, Plugin):
+            self._worker = ProposerWorker(self._outbox.append, source)
+            self._outbox.append(self._worker.loaded)
+            return
         try:
-            model, loaded = prepared(source, dtype, device, trust, bits)
+            model, loaded = prepared(source, dtype, device, trust, bits, attention)
         except Exception as error:
             self._outbox.append(messages.Failed(0, _line(error)))
             return
@@ -272,7 +323,7 @@ class Inline:
         """See `close`."""
         self.close()
 
-    def _guarded(self, act: Callable[[Worker], Any]) -> Any:
+    def _guarded(self, act: Callable[[Worker | ProposerWorker], Any]) -> Any:
         if self._code is not None or self._worker is None:
             raise ConnectionError("closed")
         try:

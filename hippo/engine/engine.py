@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from hippo.decode import Check
-from hippo.device import bytes_per_token, cores, free_memory, sharing
+from hippo.device import bytes_per_token, cores, free_memory, sharing, use_threads
 from hippo.engine.scheduler import Job, Read, Scheduler, State
 from hippo.engine.stream import Stream
 from hippo.errors import BadRequest, Busy, out_of_memory_explained
@@ -187,7 +187,9 @@ class Engine:
             return
         for job in to_read:
             if self._pool is None:
-                self._pool = ThreadPoolExecutor(self._readers, "hippo-reader", torch.set_num_threads, (1,))
+                self._pool = ThreadPoolExecutor(
+                    self._readers, "hippo-reader", use_threads, (1, torch.get_num_threads())
+                )
             job.state = State.READING
             job.reading = self._pool.submit(self._read, job.request, job.progress)
 

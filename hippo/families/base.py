@@ -241,6 +241,11 @@ class Family(ABC):
 
     model_types: tuple[str, ...]
     card: Card
+    # What its processor returns beside the ids and their mask.
+    media_inputs: tuple[str, ...] = (
+        *("pixel_values", "pixel_values_videos", "image_grid_thw", "video_grid_thw"),
+        "mm_token_type_ids",
+    )
 
     @abstractmethod
     def prepare_prompt(self, config: Any, inputs: Mapping[str, Any]) -> Prompt:

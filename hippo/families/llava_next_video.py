@@ -33,6 +33,7 @@ class LlavaNextVideo(Family):
             "images are never pruned",
         ),
     )
+    media_inputs = (*Family.media_inputs, "image_sizes")
 
     def prepare_prompt(self, config: Any, inputs: Mapping[str, Any]) -> Prompt:
         input_ids, video_at = one_request(inputs, config.video_token_id)

@@ -35,6 +35,7 @@ class LlavaOnevision(Family):
         ),
         ("images, and the newline after each video, are never pruned",),
     )
+    media_inputs = (*Family.media_inputs, "image_sizes", "batch_num_images")
 
     def prepare_prompt(self, config: Any, inputs: Mapping[str, Any]) -> Prompt:
         input_ids, tokens = one_request(inputs, config.video_token_id)

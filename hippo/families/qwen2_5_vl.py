@@ -37,6 +37,7 @@ class Qwen2_5VL(Family):
         ),
         ("images are never pruned",),
     )
+    media_inputs = (*Family.media_inputs, "second_per_grid_ts")
 
     def prepare_prompt(self, config: Any, inputs: Mapping[str, Any]) -> Prompt:
         input_ids, video_at = one_request(inputs, config.video_token_id)

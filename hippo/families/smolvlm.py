@@ -26,6 +26,7 @@ class SmolVLM(Family):
             "images, and frames' times, are never pruned",
         ),
     )
+    media_inputs = (*Family.media_inputs, "pixel_attention_mask")
 
     def prepare_prompt(self, config: Any, inputs: Mapping[str, Any]) -> Prompt:
         pixels, tiles, side = inputs.get("pixel_values"), 0, 0

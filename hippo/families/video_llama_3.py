@@ -35,6 +35,7 @@ class VideoLlama3(Family):
             "images, and the text between the frames, are never pruned",
         ),
     )
+    media_inputs = (*Family.media_inputs, "image_merge_sizes", "video_merge_sizes", "video_compression_mask")
 
     def prepare_prompt(self, config: Any, inputs: Mapping[str, Any]) -> Prompt:
         input_ids, video_at = one_request(inputs, config.video_token_id)

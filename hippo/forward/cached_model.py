@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.bias import causal_lower_right
 
-from hippo.device import clock
+from hippo import tensor_parallel
+from hippo.device import bytes_per_token, clock, free_memory, total_memory
 from hippo.errors import BadRequest
 from hippo.families import Embeds, Family, Prompt
-from hippo.forward.cuda_graphs import RUN, Recorded, recorded_for, records
+from hippo.forward.cuda_graphs import RUN, NotRecorded, Recorded, recorded_for, records
 from hippo.forward.fused import FusedDecoder, fused
 from hippo.forward.kv_cache import KVCache, PassedOn, cache_argument
+from hippo.forward.likeliest import Repetition, likeliest
 from hippo.forward.observe import Attend, Observer, observing, wrapping
 
 _MOST_SPARE = 4096  # tokens; upper bound of the room made in advance for an answer
 Progress = Callable[[str, float], None]
 
-_WHOLE = 8192 * 18944  # tokens x MLP width that one prefill forward reads: 8192 tokens of a 7B model
+_WHOLE = 8192 * 18944  # tokens x MLP width that one prefill forward reads on a CPU: 8192 tokens of a 7B model
+_OF_GPU, _OF_FREE = 1 / 8, 1 / 2  # shares of a GPU's memory, all and free, that one prefill forward may take
 _PART = 2048  # tokens per forward of a longer prompt: bounds memory, and is slower
 _FEW = 512  # tokens; prompts up to this length use the fused forward, whose attention memory is quadratic
 _TABLE = 512  # positions by which the rotary table grows
@@ -119,10 +125,13 @@ class CachedModel:
         forward reads. progress: called with a phase and its share, if the prompt is long. part: tokens that one
         forward reads, unless the question is longer; None: as many as memory allows. known, begin: keys and values
         whose first `begin` tokens are this prompt's. Yields (vocabulary,) logits after each part."""
+        if self._fixed_width and self._attention and self._attention not in _MASKED:
+            hint = "leave verify_width out, or attn_implementation"
+            raise BadRequest(f"attention {self._attention!r} takes no mask, which a fixed width needs", hint)
         self._begin(len(embeds), next_position)
         if known is not None:
             self._kv.load(known[..., :begin, :])
-        for rows in prefill_parts(self._first - begin, question, self._width, part):
+        for rows in prefill_parts(self._first - begin, question, self._longest(embeds.tokens), part):
             rows = slice(rows.start + begin, rows.stop + begin)
             with observing(*([self._reporter(progress, rows)] if progress and self._first > _PART else [])):
                 logits = self._forward(embeds[rows], positions[:, rows], last_only=True)
@@ -148,7 +157,7 @@ class CachedModel:
         self._next, self._first = next_position, first
         if self._may_fuse and self._together and records(next_position.device):
             self._fused = fused(self._language_model)
-            if self._fused is not None:
+            if self._fused is not None and not self._fused.unrecorded:
                 config, tokens = self._language_model.config, first + self._spare + RUN
                 self._recorded = recorded_for(self, self._fused, self._lookup, self._head, tokens)
                 self._recorded.begin(first, next_position)
@@ -162,29 +171,36 @@ class CachedModel:
         device = self._next.device
         began = clock(device)
         recording = 0.0
+        logits = None
         if self._recorded is not None and self._recorded.holds(self.length, len(ids)):
-            logits = self._recorded.extend(ids, self.length)
-            self._kv.lengthen(len(ids))
+            with suppress(NotRecorded):
+                logits = self._recorded.extend(ids, self.length)
+                self._kv.lengthen(len(ids))
             recording = self._recorded.recording
-        else:
+        if logits is None:
             logits = self._extend(ids)
         self.forwards += 1
         self.seconds = clock(device) - began - recording
         return logits
 
     @torch.inference_mode()
-    def draft(self, ids: Sequence[int], count: int, limit: int) -> list[tuple[int, float]]:
+    def draft(
+        self, ids: Sequence[int], count: int, limit: int, repetition: Repetition | None = None
+    ) -> list[tuple[int, float]]:
         """Append `ids`, then the likeliest tokens one by one. Returns these with their probabilities: at least one, at
-        most `count`. All but the last are then in the cache. limit: only ids below it are proposed."""
-        if self._recorded is None or count < RUN or not self._recorded.holds(self.length + len(ids) - 1, RUN):
-            prob, token = (number.item() for number in self.extend(ids)[-1, :limit].float().softmax(-1).max(-1))
-            return [(int(token), prob)]
-        if len(ids) > 1:
-            self.extend(ids[:-1])
-        tokens, probs = self._recorded.draft(ids[-1], self.length, limit)
-        self._kv.lengthen(RUN)
-        self.forwards += RUN
-        return list(zip(tokens, probs, strict=True))
+        most `count`. All but the last are then in the cache. limit: only ids below it are proposed. repetition: of the
+        text, `ids` included."""
+        if self._recorded is not None and count >= RUN and self._recorded.holds(self.length + len(ids) - 1, RUN):
+            if len(ids) > 1:
+                self.extend(ids[:-1])
+                ids = ids[-1:]
+            with suppress(NotRecorded):
+                tokens, probs = self._recorded.draft(ids[0], self.length, limit, repetition)
+                self._kv.lengthen(RUN)
+                self.forwards += RUN
+                return list(zip(tokens, probs, strict=True))
+        token, prob = (number.item() for number in likeliest(self.extend(ids)[-1:], limit, repetition))
+        return [(int(token), prob)]
 
     def _extend(self, ids: Sequence[int]) -> Tensor:
         """`extend` without CUDA graphs."""
@@ -218,8 +234,12 @@ class CachedModel:
 
     def joins(self) -> bool:
         """Whether its forwards can be made together with those of other requests."""
-        attention = getattr(self._language_model.config, "_attn_implementation", "")
-        return not self._fixed_width and self._recorded is None and self._kv.full_attention and attention in _MASKED
+        together = not self._fixed_width and self._recorded is None and self._kv.full_attention
+        return together and self._attention in _MASKED
+
+    @property
+    def _attention(self) -> str:
+        return getattr(self._language_model.config, "_attn_implementation", None) or ""
 
     def rollback(self, count: int) -> None:
         """Forget the last `count` tokens."""
@@ -259,6 +279,17 @@ class CachedModel:
 
         return report
 
+    def _longest(self, like: Tensor) -> int:
+        """Tokens of a prompt that one forward reads, for embeddings `like` (n, D)."""
+        if like.device.type != "cuda":
+            return _WHOLE // self._width
+        config, free = self._language_model.config, free_memory(like.device)
+        if not self._kv.size:
+            free -= bytes_per_token(config, like.dtype) * self._first
+        # The share of all memory is the same each time, and so are the parts, unless memory is short.
+        room = min(_OF_GPU * total_memory(like.device), _OF_FREE * free)
+        return tensor_parallel.all_min(int(room / prefill_bytes(self._width, like)))
+
     def _forward(
         self, embeds: Embeds, positions: Tensor, last_only: bool = False, mask: Tensor | None = None
     ) -> Tensor:
@@ -266,7 +297,9 @@ class CachedModel:
             # Without an explicit mask of ones, transformers takes the gaps that pruning leaves in the positions for
             # borders between packed sequences.
             mask = torch.ones(1, self.length + len(embeds), dtype=torch.bool, device=embeds.tokens.device)
-        hidden = self._hidden(embeds, positions, mask, self._kv)
+        causal = last_only and self.length > 0 and self._kv.full_attention and self._attention == "sdpa"
+        with wrapping(without_mask, innermost=True) if causal else nullcontext():
+            hidden = self._hidden(embeds, positions, mask, self._kv)
         return self._head(hidden[-1:] if last_only else hidden)
 
     def _hidden(self, embeds: Embeds, positions: Tensor, mask: Tensor, kv: KVCache | PassedOn) -> Tensor:
@@ -331,10 +364,40 @@ def attending_apart(kvs: Sequence[tuple[KVCache, int]]) -> Callable[[Attend], At
     return wrapper
 
 
-def prefill_parts(length: int, question: int, width: int, part: int | None = None) -> list[slice]:
-    """The forwards that read a prompt: by `part` tokens, or one, unless length x width is large. width: of the model's
-    MLP. The last one holds at least the `question` tokens at the end."""
-    if length < 2 * part if part else length * width <= _WHOLE:
+def without_mask(attend: Attend) -> Attend:
+    """Wraps transformers' "sdpa", so that a later part of a prompt is read by a flash kernel where there is one: the
+    mask that it is given is causal, but only a kernel that knows so need not read it, nor repeat keys and values."""
+
+    def attention(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any) -> Any:
+        if query.shape[2] == 1 or not _has_flash(query, key, value):
+            return attend(module, query, key, value, mask, **kwargs)
+        causal = causal_lower_right(query.shape[2], key.shape[2])
+        grouped = query.shape[1] != key.shape[1]
+        scaling = kwargs.get("scaling")
+        output = F.scaled_dot_product_attention(query, key, value, causal, scale=scaling, enable_gqa=grouped)
+        return output.transpose(1, 2).contiguous(), None
+
+    return attention
+
+
+def _has_flash(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    if not query.is_cuda:
+        return False
+    grouped = query.shape[1] != key.shape[1]
+    cuda = torch.backends.cuda
+    return cuda.can_use_flash_attention(cuda.SDPAParams(query, key, value, None, 0.0, False, grouped))
+
+
+def prefill_bytes(width: int, like: Tensor) -> int:
+    """Bytes that a prefill forward takes for each token, beside its keys and values: three rows of the MLP, of `width`,
+    and eight of hidden states, some of which are in float32. like: embeddings, (n, D)."""
+    return 3 * width * like.dtype.itemsize + 8 * like.shape[-1] * 4
+
+
+def prefill_parts(length: int, question: int, longest: int, part: int | None = None) -> list[slice]:
+    """The forwards that read a prompt: by `part` tokens, or one, unless it is longer than `longest`. The last one holds
+    at least the `question` tokens at the end."""
+    if length < 2 * part if part else length <= longest:
         return [slice(0, length)]
     size = part or _PART
     last = length - max(size, question)

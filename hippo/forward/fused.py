@@ -56,6 +56,7 @@ class FusedDecoder:
         self._sections: list[int] = (getattr(config, "rope_parameters", None) or {}).get("mrope_section") or []
         self._layers = [_parts(layer) for layer in language_model.layers]
         self.idle: list[Any] = []  # recorded forwards that no request uses, see `recorded_for`
+        self.unrecorded = ""  # why forwards are not recorded any more, see `cuda_graphs`
         _require_equal(self, language_model)
 
     @property
@@ -93,9 +94,7 @@ class FusedDecoder:
             h = h.view(count, heads + 2 * key_heads, size)
             rotated = h[:, : heads + key_heads]
             if layer.head_norms:
-                rotated.mul_(rotated.square().mean(-1, keepdim=True).add_(self._epsilon).rsqrt_())
-                for part, weight in zip(rotated.split([heads, key_heads], dim=1), layer.head_norms, strict=True):
-                    part.mul_(weight)
+                _normalise(rotated, (heads, key_heads), layer.head_norms, self._epsilon)
             swapped = rotated.roll(half, -1)
             rotated.mul_(cos).addcmul_(swapped, sin)
             new = h[:, heads:].view(count, 2, key_heads, size).permute(1, 2, 0, 3)
@@ -139,6 +138,14 @@ def _parts(layer: Any) -> _Layer:
 
 def _linears(*linears: nn.Linear) -> tuple[_Linear, ...]:
     return tuple((one.weight.detach(), None if one.bias is None else one.bias.detach()) for one in linears)
+
+
+def _normalise(x: Tensor, parts: tuple[int, int], weights: tuple[Tensor, ...], epsilon: float) -> None:
+    """RMS norm of each head of x (n, H + H_kv, d) in place, in float32 whatever its dtype, as transformers computes it.
+    parts: H and H_kv. weights: (d,) of queries and of keys."""
+    x.mul_(x.float().square().mean(-1, keepdim=True).add_(epsilon).rsqrt_())
+    for part, weight in zip(x.split(parts, dim=1), weights, strict=True):
+        part.mul_(weight)
 
 
 def _weights(query: Tensor, keys: Tensor, mask: Tensor, scaling: float) -> Tensor:

@@ -74,6 +74,12 @@ class Room:
         """Bytes held."""
         return 0 if self.tensor is None else self.tensor.nbytes
 
+    def clear(self) -> None:
+        """Fill it with zeros: what an earlier request wrote is masked, but a NaN or an infinity stays one under a
+        mask."""
+        if self.tensor is not None:
+            self.tensor.zero_()
+
     def holding(self, end: int, like: Tensor) -> Tensor:
         """The buffer, (layers, 2, H_kv, capacity, d), with room for `end` tokens of keys `like` (1, H_kv, n, d)."""
         if self.tensor is None or end > self.tensor.shape[-2]:

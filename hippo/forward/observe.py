@@ -31,10 +31,12 @@ def observing(*observers: Observer) -> Iterator[None]:
 
 
 @contextmanager
-def wrapping(wrapper: Callable[[Attend], Attend]) -> Iterator[None]:
-    """While open, the models that this thread runs use `wrapper` of their attention function."""
+def wrapping(wrapper: Callable[[Attend], Attend], innermost: bool = False) -> Iterator[None]:
+    """While open, the models that this thread runs use `wrapper` of their attention function. innermost: what other
+    wrappers add happens around it."""
     _install()
-    before, _active.wrappers = _active.wrappers, (*_active.wrappers, wrapper)
+    before = _active.wrappers
+    _active.wrappers = (wrapper, *before) if innermost else (*before, wrapper)
     try:
         yield
     finally:

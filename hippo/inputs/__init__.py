@@ -4,7 +4,7 @@ from hippo.inputs.chat import Messages, Source, messages_of, open_messages, part
 from hippo.inputs.fit import Budget, read_fitting, room_for
 from hippo.inputs.memory import MediaMemory
 from hippo.inputs.options import MediaKeys, MediaOptions, split_options
-from hippo.inputs.prepare import on_device, prepare
+from hippo.inputs.prepare import on_device, prepare, prepare_text
 from hippo.inputs.sources import kind_of, stored
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "open_messages",
     "parts_of",
     "prepare",
+    "prepare_text",
     "read_fitting",
     "read_messages",
     "room_for",

@@ -11,11 +11,10 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
-from hippo.errors import BadRequest
+from hippo.errors import BadRequest, unknown
 from hippo.inputs.options import IMAGE_KEYS, VIDEO_KEYS, MediaOptions
 from hippo.inputs.sources import is_frames, is_url, kind_of, open_image, open_video
-from hippo.params import unknown
-from hippo.video import Clip, Sampling, Video, sample
+from hippo.video import Clip, Decoder, OpenClip, Sampling, Video
 
 Source = str | os.PathLike[str] | bytes | BinaryIO | np.ndarray | Clip | Video | Image.Image
 Messages = Sequence[Mapping[str, Any]]
@@ -26,6 +25,7 @@ PARTS = {  # the keys that may hold what a part is of, and the others it may hav
     "video": (("video", "video_url", "url", "path"), VIDEO_KEYS),
     "image": (("image", "image_url", "url", "path"), IMAGE_KEYS),
 }
+_HERE = Decoder()
 _TYPES = {"video_url": "video", "image_url": "image"}
 
 
@@ -61,13 +61,14 @@ def open_messages(
     *,
     video_processor: Any = None,
     progress: Callable[[float], None] | None = None,
+    decoder: Decoder = _HERE,
 ) -> list[dict[str, Any]]:
-    """Messages checked, with every content a list of parts, every image read and every video an open `Clip` or frames.
+    """Messages checked, with every content a list of parts, every image read and every video an open clip or frames.
 
     Parts with a video or an image have their own `MediaOptions` as "options". What is returned can be read any number
     of times without the files being read again. messages: see `read_messages`. options: those of the request.
-    video_processor: counts frames, see `MediaOptions.sampling`. progress: of what is fetched. Raises BadRequest or
-    MediaError.
+    video_processor: counts frames, see `MediaOptions.sampling`. progress: of what is fetched. decoder: opens files.
+    Raises BadRequest or MediaError.
     """
     options = options or MediaOptions()
     turns = checked(messages)
@@ -79,11 +80,11 @@ def open_messages(
         kind = part["type"]
         part["options"] = mine = options.with_keys(keys, PARTS[kind][1])
         if kind == "image":
-            part["image"] = open_image(part["image"], options.fetch)
+            part["image"] = open_image(part["image"], decoder, options.fetch)
         else:
             sampling = mine.sampling(video_processor)
-            make = partial(Clip, sampling=sampling)
-            part["video"] = _picked(open_video(part["video"], make, options.fetch, progress), mine, sampling)
+            video = open_video(part["video"], sampling, decoder, options.fetch, progress)
+            part["video"] = _picked(video, mine, sampling)
     return turns
 
 
@@ -115,8 +116,10 @@ def read_opened(
     video_processor: Any = None,
     most: int | None = None,
     progress: Callable[[float], None] | None = None,
+    decoder: Decoder = _HERE,
 ) -> list[dict[str, Any]]:
-    """A copy of what `open_messages` returned in which every video is a `Video`; see `read_messages`."""
+    """A copy of what `open_messages` returned in which every video is a `Video`; see `read_messages`. decoder: the one
+    that opened the clips."""
     turns = [{"role": turn["role"], "content": [dict(part) for part in turn["content"]]} for turn in opened]
     media = [part for turn in turns for part in turn["content"] if part["type"] != "text"]
     for index, part in enumerate(media):
@@ -125,14 +128,14 @@ def read_opened(
             part["video"] = video.thinned(most)
         elif video is not None:
             wanted = part["options"].sampling(video_processor)
-            part["video"] = sample(video, wanted, most=most, progress=report)
+            part["video"] = decoder.sample(video, wanted, most, report)
         report(1.0)
     return turns
 
 
-def _picked(video: Clip | Video, options: MediaOptions, sampling: Sampling) -> Clip | Video:
+def _picked(video: OpenClip | Video, options: MediaOptions, sampling: Sampling) -> OpenClip | Video:
     """Of frames in memory, those that are asked for."""
-    if isinstance(video, Clip):
+    if not isinstance(video, Video):
         return video
     rate = options.sample_fps or (None if video.timed else options.fps)
     if rate is not None:

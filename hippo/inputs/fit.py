@@ -17,7 +17,7 @@ from hippo.inputs.chat import Messages, open_messages, parts_of, read_opened
 from hippo.inputs.options import MediaOptions
 from hippo.inputs.pixels import Planned, Scaling, plan, require_scalable, scaled, shape_of
 from hippo.inputs.prepare import prepare, render
-from hippo.video import Clip
+from hippo.video import Decoder, Video
 
 FIRST_LOOK = 128  # frames of each video that are read before it is known what a frame costs
 _COPIES = 4  # of the pixels after scaling, that a processor holds at the same time
@@ -57,6 +57,7 @@ def read_fitting(
     options: MediaOptions | None = None,
     progress: Callable[[float], None] | None = None,
     process: Callable[[Messages, dict[str, Any]], dict[str, Any]] | None = None,
+    decoder: Decoder | None = None,
 ) -> tuple[list[dict[str, Any]], dict[str, Any], tuple[str, ...]]:
     """Messages read, the inputs made of them, and warnings. A video file is read once.
 
@@ -66,13 +67,12 @@ def read_fitting(
     budget once the processor shows what a token costs.
 
     count: inputs -> their video tokens. options, progress: see `open_messages`. process: `prepare`, or what is used in
-    its place. Raises BadRequest, MediaError or
-    OutOfMemory.
+    its place. decoder: opens and decodes files; None: this process does. Raises BadRequest, MediaError or OutOfMemory.
     """
-    options = options or MediaOptions()
+    options, decoder = options or MediaOptions(), decoder or Decoder()
     given = dict(options.processor_kwargs or {})
     videos_by = getattr(processor, "video_processor", None)
-    opened = open_messages(messages, options, video_processor=videos_by, progress=progress)
+    opened = open_messages(messages, options, video_processor=videos_by, progress=progress, decoder=decoder)
     require_scalable(processor, opened)
     affordable = _affordable(opened, videos_by)
     scaling = None if given else Scaling.of(videos_by)  # options of the processor may change what it does
@@ -80,7 +80,7 @@ def read_fitting(
     most, first = (planned.most, False) if planned else (min(FIRST_LOOK, affordable), True)
     while True:
         try:
-            turns = read_opened(opened, video_processor=videos_by, most=most, progress=progress)
+            turns = read_opened(opened, video_processor=videos_by, most=most, progress=progress, decoder=decoder)
             unscaled, notes = scaled(processor, turns, planned.cap if planned else math.inf)
             every = {**given, **unscaled}
             inputs = process(turns, every) if process else prepare(processor, turns, every)
@@ -149,7 +149,7 @@ def _affordable(messages: Messages, video_processor: Any) -> int:
     needed = each = 0
     for part in (part for turn in messages for part in turn["content"] if part["type"] == "video"):
         video = part["video"]
-        wanted = video.estimate(part["options"].sampling(video_processor)) if isinstance(video, Clip) else 0
+        wanted = video.estimate(part["options"].sampling(video_processor)) if not isinstance(video, Video) else 0
         part["wanted"], height, width = shape_of(video, wanted)
         each += width * height * _BYTES_PER_PIXEL
         needed += part["wanted"] * width * height * _BYTES_PER_PIXEL

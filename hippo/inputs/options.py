@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
-from hippo.errors import BadRequest
-from hippo.params import unknown
+from hippo.errors import BadRequest, unknown
 from hippo.video import Sampling, check_request
 
 _WHOLE = ("num_frames", "min_frames", "max_frames", "min_pixels", "max_pixels", "total_pixels")

@@ -16,7 +16,7 @@ import torch
 from hippo.errors import BadRequest
 from hippo.inputs.chat import Messages
 from hippo.inputs.options import MediaOptions
-from hippo.video import Clip, Video
+from hippo.video import OpenClip, Video
 
 # qwen-vl-utils' defaults, in tokens of one frame, where a part or a request asks for any size.
 LEAST, MOST, TOTAL = 128, 768, int(128000 * 0.9)
@@ -175,7 +175,7 @@ def scaled(processor: Any, messages: Messages, cap: float) -> tuple[dict[str, An
     return kwargs, notes
 
 
-def shape_of(video: Clip | Video, frames: int) -> tuple[int, int, int]:
+def shape_of(video: OpenClip | Video, frames: int) -> tuple[int, int, int]:
     """(frames, height, width) of a clip, by its header, or of frames. frames: that are wanted of a clip."""
     if isinstance(video, Video):
         return video.frames.shape[0], video.frames.shape[1], video.frames.shape[2]

@@ -59,6 +59,16 @@ def prepare(processor: Any, messages: Messages, options: Mapping[str, Any] | Non
     return inputs
 
 
+def prepare_text(processor: Any, prompt: str) -> dict[str, Any]:
+    """Inputs for a text that is continued as it is, without a chat template; see `prepare`. Raises BadRequest."""
+    _refuse_markers(processor, [prompt])
+    with quiet():
+        inputs = dict(processor(text=[prompt], return_tensors="pt"))
+    if not inputs["input_ids"].numel():
+        raise BadRequest("the prompt is empty", "write something to continue")
+    return inputs
+
+
 class _OneIsNotJoined(TorchFunctionMode):
     """Inside, joining a list of one tensor makes no copy. Processors join the pixels of all videos, mostly one, while
     they still hold them in two other forms: of a long clip, a third of all the memory that is ever needed."""
@@ -77,12 +87,8 @@ def render(processor: Any, messages: Messages) -> str:
     The order of parts is that of the messages as far as the template keeps it; some put the videos of a turn first.
     Raises BadRequest if the template refuses the messages or leaves something out.
     """
-    markers = {kind: getattr(processor, f"{kind}_token", None) for kind in ("video", "image")}
-    for marker in filter(None, markers.values()):
-        if any(marker in text for text in parts_of(messages, "text")):
-            raise BadRequest(
-                f"the prompt holds the model's own marker {marker}", "leave it out: the video's place is known"
-            )
+    markers = _markers(processor)
+    _refuse_markers(processor, parts_of(messages, "text"))
     turns = [{"role": turn["role"], "content": [_bare(part) for part in turn["content"]]} for turn in messages]
     try:
         prompt: str = processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
@@ -98,6 +104,18 @@ def render(processor: Any, messages: Messages) -> str:
             hint = SYSTEM_HINT if turn["role"] == "system" else TEMPLATE_HINT
             raise BadRequest(f"the model's chat template leaves out what the {turn['role']} says", hint)
     return prompt
+
+
+def _markers(processor: Any) -> dict[str, str | None]:
+    return {kind: getattr(processor, f"{kind}_token", None) for kind in ("video", "image")}
+
+
+def _refuse_markers(processor: Any, texts: list[str]) -> None:
+    for marker in filter(None, _markers(processor).values()):
+        if any(marker in text for text in texts):
+            raise BadRequest(
+                f"the prompt holds the model's own marker {marker}", "leave it out: the video's place is known"
+            )
 
 
 def _bare(part: dict[str, Any]) -> dict[str, Any]:

@@ -15,9 +15,9 @@ from PIL import Image
 
 from hippo.errors import BadRequest, MediaError
 from hippo.inputs.fetch import fetch, name_of
-from hippo.video import Clip, Stored, Video, as_frames, is_picture
-from hippo.video.files import is_animated, readable, require_size, temporary
-from hippo.video.frames import is_array, picture
+from hippo.video import Clip, Decoder, OpenClip, Sampling, Stored, Video, as_frames, is_picture
+from hippo.video.files import temporary
+from hippo.video.frames import as_picture, is_array, picture
 
 FORMS = "give a path, a URL, bytes, an open file, an array, a tensor, a list of frames or a hippo.Video"
 IMAGE_FORMS = "give a path, a URL, bytes, an open file, an array (H, W, C) or a PIL image"
@@ -68,44 +68,37 @@ def stored(source: Any, fetching: bool = True, progress: Progress = None) -> Pat
     return Path(source)
 
 
-def open_video(source: Any, make: Callable[[Path | Stored], Clip], fetching: bool, progress: Progress) -> Clip | Video:
-    """A clip that is open, or frames. make: opens a file. Raises HippoError."""
+def open_video(
+    source: Any, sampling: Sampling, decoder: Decoder, fetching: bool, progress: Progress
+) -> OpenClip | Video:
+    """A clip that is open, or frames. sampling: see `Clip`. Raises HippoError."""
     if isinstance(source, (Clip, Video)):
         return source
     if isinstance(source, tuple) and len(source) == 2 and _is_metadata(source[1]):
         return Video.of(*source)
     if isinstance(source, str) and source.startswith("data:video/jpeg"):  # vLLM's: one picture after another
         head, *pictures = source.split(",")
-        return Video([picture(open_image(f"{head},{each}")) for each in pictures])
+        return Video([picture(open_image(f"{head},{each}", decoder)) for each in pictures])
     if is_file(source):
-        return make(stored(source, fetching, progress))
+        return decoder.clip(stored(source, fetching, progress), sampling)
     if isinstance(source, (list, tuple)) and source and all(map(is_file, source)):  # of pictures, as in qwen-vl-utils
-        return Video([open_image(each, fetching) for each in source])
+        return Video([open_image(each, decoder, fetching) for each in source])
     if isinstance(source, (list, tuple)) or is_array(source):
         return Video(as_frames(source))
     raise BadRequest(f"a {type(source).__name__} is no video", FORMS)
 
 
-def open_image(source: Any, fetching: bool = True) -> Image.Image:
+def open_image(source: Any, decoder: Decoder, fetching: bool = True) -> Image.Image:
     """Upright, in RGB; of a file that holds several pages or views, the first. Raises HippoError."""
     if is_array(source):
         if source.ndim not in (2, 3):
             raise BadRequest(f"an image has the shape {tuple(source.shape)}", IMAGE_FORMS)
         return Image.fromarray(as_frames([source], "the image")[0])
     if isinstance(source, Image.Image):
-        return _upright(source, "the image")
+        return as_picture(source)
     if not is_file(source):
         raise BadRequest(f"a {type(source).__name__} is no image", IMAGE_FORMS)
-    file = stored(source, fetching)
-    name = file.name if isinstance(file, Stored) else str(file)
-    try:
-        with Image.open(readable(file)) as image:
-            return _upright(image, name)
-    except (BadRequest, MediaError, MemoryError):
-        raise
-    except Exception as error:  # damaged pictures fail in many ways
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise MediaError(f"{name} cannot be read as an image ({reason})", "give a jpg, png or webp file") from None
+    return decoder.picture(stored(source, fetching))
 
 
 def kind_of(source: Any, fetching: bool = True, progress: Progress = None) -> tuple[str, Any]:
@@ -151,10 +144,3 @@ def _data(url: str) -> bytes:
     except (OSError, ValueError) as error:
         cause = f"a data: URL cannot be decoded ({' '.join(str(error).split())[:80]})"
         raise MediaError(cause, "write data:video/mp4;base64,...") from None
-
-
-def _upright(image: Image.Image, name: str) -> Image.Image:
-    if is_animated(image):
-        raise BadRequest(f"{name} is animated", "give it as a video, or save one picture of it")
-    require_size(name, *image.size)
-    return Image.fromarray(picture(image)) if image.mode != "RGB" or image.getexif() else image.convert("RGB")

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any, NoReturn
 
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
@@ -16,18 +17,15 @@ from lmms_eval.protocol import ChatMessages
 from loguru import logger
 from tqdm import tqdm
 
-from hippo.errors import BadRequest, HippoError
+from hippo.errors import BadRequest, HippoError, unknown
 from hippo.inputs import MediaKeys, Messages, parts_of, split_options
 from hippo.llm import load
-from hippo.params import SamplingParams, unknown
+from hippo.params import SamplingParams
 from hippo.quiet import quiet
 from hippo.request import Output, Request
 
 _DECODING = ("method", "decoder", "pruner", "keep_ratio", "gamma", "verify_width")
-_LOADING = (
-    *("device", "dtype", "draft_device", "draft_timeout", "draft_worker", "draft_bits", "max_running"),
-    *("cache_memory", "trust_remote_code"),
-)
+_LOADING = tuple(name for name in signature(load).parameters if name not in ("target", "draft", "start_draft"))
 _MEDIA = ("frames", "fps", "max_video_tokens")
 _OWN = ("pretrained", "draft", "system_prompt", "max_new_tokens", "seed")
 _KNOWN = (*_OWN, *_DECODING, *_LOADING, *_MEDIA, *MediaKeys.__annotations__)
@@ -40,14 +38,13 @@ class Hippo(lmms):
 
     Args:
         pretrained: the target: a checkpoint folder, a hub id, or "tiny", the bundled pair.
-        draft: a smaller model with the same tokenizer; not needed with method=ar.
+        draft: a smaller model with the same tokenizer, or ngram; not needed with method=ar.
         system_prompt: words, or a file that holds them.
         max_new_tokens: of tasks that state none.
         seed: of the first request where a task samples; each further one has the next.
         arguments: `method`, `decoder`, `pruner`, `keep_ratio`, `gamma`, `verify_width` as `hippo.SamplingParams` has
             them; `frames`, `fps`, `max_video_tokens` and all of `hippo.inputs.MediaKeys` as `VideoLLM.generate` has
-            them; `device`, `dtype`, `draft_device`, `draft_timeout`, `draft_worker`, `draft_bits`, `max_running`,
-            `trust_remote_code` as `hippo.load` has them, and `cache_memory` in MiB.
+            them; `device`, `dtype`, `max_running` and all others as `hippo.load` has them, but `cache_memory` in MiB.
 
     Raises:
         HippoError: BadRequest, CheckpointError, OutOfMemory or DraftLost.
@@ -75,8 +72,8 @@ class Hippo(lmms):
         decoding = {name: given.pop(name) for name in _DECODING if name in given}
         self._decoding = decoding | {"max_new_tokens": max_new_tokens, "seed": seed}
         params = SamplingParams.of(**self._decoding)
-        if params.decoder != "ar" and draft is None and pretrained != "tiny":
-            raise BadRequest("there is no draft model", "name one with draft=, or use method=ar")
+        if params.decoder != "ar" and draft is None and "drafter" not in given and pretrained != "tiny":
+            raise BadRequest("there is no draft model", "name one with draft= (ngram needs none), or use method=ar")
         self._sampling = {name: given.pop(name) for name in _MEDIA if name in given}
         loading = {name: given.pop(name) for name in _LOADING if name in given}
         if "cache_memory" in loading:

@@ -1,6 +1,7 @@
 """Token preservation: which video tokens carry the meaning."""
 
 from hippo.pruning.attention import Attention, AttentionRecorder, recording
+from hippo.pruning.fusion import budget
 from hippo.pruning.pruners import PRUNERS, Pruner, Signals, pruner_named, signals_of
 from hippo.pruning.remap import remap_grid
 
@@ -10,6 +11,7 @@ __all__ = [
     "AttentionRecorder",
     "Pruner",
     "Signals",
+    "budget",
     "pruner_named",
     "recording",
     "remap_grid",

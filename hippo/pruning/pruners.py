@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from hippo.errors import BadRequest
+from hippo import plugins
+from hippo.errors import BadRequest, HippoError, is_out_of_memory
 from hippo.families import Prompt, VideoGrid
 from hippo.pruning.attention import Attention, outer_layers
 from hippo.pruning.fusion import budget, fuse
@@ -42,18 +44,67 @@ def signals_of(prompt: Prompt, features: Tensor, attention: Tensor | None) -> li
 
 @dataclass(frozen=True)
 class Pruner:
-    """keep: (signals, keep_ratio) -> kept indices, sorted, int64. attention: which of the target's attention it needs,
-    or None."""
+    """keep: (signals, keep_ratio) -> the kept tokens of one video: sorted indices, (K,) integers, or a mask, (V,) bool.
+    K is at most `budget(keep_ratio, grid)`. attention: which of the target's attention it needs, or None."""
 
     name: str
     keep: Callable[[Signals, float], Tensor]
     attention: Attention | None = None
 
     def keep_all_of(self, videos: Sequence[Signals], keep_ratio: float) -> Tensor:
-        """Kept indices into the tokens of all videos, each of which keeps its own share."""
+        """Kept indices into the tokens of all videos, each of which keeps its own share, int64. Raises BadRequest if a
+        pruner that is not hippo's own fails or returns something else."""
         first = [0, *accumulate(signals.grid.tokens for signals in videos)]
-        kept = [self.keep(signals, keep_ratio) + begin for signals, begin in zip(videos, first, strict=False)]
+        kept = [self._keep(signals, keep_ratio) + begin for signals, begin in zip(videos, first, strict=False)]
         return torch.cat(kept) if kept else torch.arange(0)
+
+    def _keep(self, signals: Signals, keep_ratio: float) -> Tensor:
+        if PRUNERS.get(self.name) is self:
+            return self.keep(signals, keep_ratio)
+        try:
+            kept = self.keep(signals, keep_ratio)
+        except HippoError:
+            raise
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            raise BadRequest(
+                f"pruner {self.name!r} failed ({plugins.said(error)})", "correct it, or use another"
+            ) from error
+        return checked(self.name, kept, signals.grid.tokens, budget(keep_ratio, signals.grid))
+
+
+def checked(name: str, kept: Any, tokens: int, most: int) -> Tensor:
+    """What a user's pruner returned, as indices, (K,) int64 on the CPU: at most `most` of so many tokens. Raises
+    BadRequest that names the pruner."""
+    try:
+        found = torch.as_tensor(kept).detach().cpu()
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        found = None
+    if found is None or not (found.dtype is torch.bool or _is_integer(found) or found.shape == (0,)):
+        what = type(kept).__name__ if found is None else str(found.dtype).removeprefix("torch.")
+        problem = f"returned {what}, neither indices nor a mask"
+    elif found.dtype is torch.bool and found.shape != (tokens,):
+        problem = f"returned a mask of shape {tuple(found.shape)} for {tokens} video tokens"
+    elif found.ndim != 1:
+        problem = f"returned indices of shape {tuple(found.shape)}"
+    else:
+        found = found.nonzero()[:, 0] if found.dtype is torch.bool else found.long()
+        if len(found) and not 0 <= int(found.min()) <= int(found.max()) < tokens:
+            problem = (
+                f"returned an index out of range: {int(found.min())} to {int(found.max())} of {tokens} video tokens"
+            )
+        elif bool((found.diff() <= 0).any()):
+            problem = "returned indices that are not sorted, or repeat"
+        elif len(found) > most:
+            problem = f"kept {len(found)} of {tokens} video tokens, and keep_ratio allows {most}"
+        else:
+            return found
+    raise BadRequest(f"pruner {name!r} {problem}", "return sorted indices, or a mask, of as many as keep_ratio allows")
+
+
+def _is_integer(values: Tensor) -> bool:
+    return not (values.is_floating_point() or values.is_complex())
 
 
 def keep_all(signals: Signals, keep_ratio: float) -> Tensor:
@@ -138,10 +189,12 @@ PRUNERS = {
 }
 
 
-def pruner_named(name: str | Pruner) -> Pruner:
-    """Look a pruner up; a Pruner is returned as it is. Raises BadRequest naming those there are."""
-    if isinstance(name, Pruner):
-        return name
-    if name not in PRUNERS:
-        raise BadRequest(f"unknown pruner {name!r}", f"use one of: {', '.join(PRUNERS)}")
-    return PRUNERS[name]
+def pruner_named(name: str | Pruner | Callable[[Signals, float], Tensor]) -> Pruner:
+    """Look a pruner up, by a name that `SamplingParams.pruner` may have; a Pruner is returned as it is, and a function
+    makes one. Raises BadRequest naming those there are."""
+    if isinstance(name, str):
+        if name in PRUNERS:
+            return PRUNERS[name]
+        found = plugins.load("pruner", name, PRUNERS)
+        return replace(found, name=name) if isinstance(found, Pruner) else Pruner(name, found)
+    return name if isinstance(name, Pruner) else Pruner(plugins.name_of(name), name)

@@ -3,23 +3,85 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from hippo.errors import BadRequest
 from hippo.families import VideoGrid
-from hippo.pruning import Signals
+from hippo.inputs import parts_of
+from hippo.llm import VideoLLM
+from hippo.pruning import PRUNERS, Pruner, Signals
 from hippo.pruning.fusion import fuse
 from hippo.pruning.spatial import spatial_score
 from hippo.pruning.temporal import temporal_score
-from hippo.report.pictures import cells_of, lit
+from hippo.report.pictures import cells_of, kept_sheet, lit, score_sheet, shown
+from hippo.request import Request
 from hippo.video import Video, write_video
 
 SMOOTH = 12  # frames per second that every player plays well
 STILL = 2.0  # seconds that one frame stays at most
+
+
+@dataclass
+class Explained:
+    """What pruners kept of one clip. signals: what they judged by, with the attention of the pruner hippo. kept: a
+    pruner's name -> (K,) indices. warnings: what the user should know."""
+
+    clip: Video
+    signals: Signals
+    kept: dict[str, np.ndarray]
+    warnings: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        self._grid = self.signals.grid
+        self._steps = shown(len(self.clip.frames), self._grid.frames)
+        self._times = [self.clip.timestamps[step] for step in self._steps]
+
+    @property
+    def words(self) -> str:
+        """See `caption`."""
+        return caption(self.kept, self._grid, self._times)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain lists, for JSON."""
+        counts = {name: cells_of(kept, self._grid).sum((1, 2)).tolist() for name, kept in self.kept.items()}
+        return {
+            "kept": {name: kept.tolist() for name, kept in self.kept.items()},
+            "per_frame": counts,
+            "grid": [self._grid.frames, self._grid.rows, self._grid.columns],
+        }
+
+    def draw(self, folder: Path) -> None:
+        """Write kept.mp4, kept.png and scores.png."""
+        pictures = [self.clip.frames[step] for step in self._steps]
+        write_kept(self.clip, cells_of(next(iter(self.kept.values())), self._grid), folder / "kept.mp4")
+        kept_sheet(pictures, self._times, self._grid, self.kept).save(folder / "kept.png")
+        score_sheet(pictures, self._times, self._grid, scores_of(self.signals)).save(folder / "scores.png")
+
+
+def explained(
+    llm: VideoLLM, request: Request, pruners: Sequence[Pruner], ratio: float, progress: Callable[[float], None]
+) -> Explained:
+    """What each pruner keeps of a request's video. Raises HippoError, also where there is no video."""
+    turns, inputs, notes = llm.read(request, progress)
+    if not (clips := parts_of(turns, "video")):
+        raise BadRequest("there is no video to explain", "name a clip")
+    # A prefill for each kind of attention: nearly always one.
+    usual = PRUNERS["hippo"].attention
+    kinds = dict.fromkeys([usual, *(pruner.attention or usual for pruner in pruners)])
+    signals = {kind: llm.pair.look(inputs, kind)[1][0] for kind in kinds}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        seen = {one.name: [signals[one.attention or usual]] for one in pruners}
+        kept = {one.name: one.keep_all_of(seen[one.name], ratio).cpu().numpy() for one in pruners}
+    return Explained(clips[0], signals[usual], kept, (*notes, *(str(warning.message) for warning in caught)))
 
 
 def caption(kept: Mapping[str, np.ndarray], grid: VideoGrid, times: Sequence[float]) -> str:

@@ -133,15 +133,17 @@ def score_sheet(
 ) -> Image.Image:
     """A contact sheet with a block per score: every step of the grid as a heat map.
 
-    frames, times: as for `kept_sheet`. scores: a label -> (P,) numbers, one for each cell. Colours run from a score's
-    1st to its 99th percentile over the clip.
+    frames, times: as for `kept_sheet`. scores: a label -> (P,) numbers, one for each cell. Colours are ranks over the
+    clip, so that low scores can be told apart too; a note says how far the median is from them.
     """
     layout, sheet, draw, small = _started(frames, grid, len(scores))
     for block, (label, score) in enumerate(scores.items()):
         score = np.nan_to_num(score, posinf=0.0, neginf=0.0)
-        low, high = np.quantile(score, (0.01, 0.99))
-        heat = ((score - low) / max(high - low, 1e-12)).clip(0, 1).reshape(grid.frames, grid.rows, grid.columns)
-        right = _heading(draw, layout, block, label, "low")
+        heat = np.searchsorted(np.sort(score), score) / max(1, len(score) - 1)
+        heat = heat.reshape(grid.frames, grid.rows, grid.columns)
+        low, middle, high = np.quantile(score, (0.01, 0.5, 0.99))
+        note = f"the median is {(middle - low) / max(high - low, 1e-12):.0%} of the way from low to high; by rank: low"
+        right = _heading(draw, layout, block, label, note)
         scale = Image.fromarray(_coloured(np.tile(np.linspace(0, 1, 120), (12, 1))).astype(np.uint8))
         top = layout.corner(0, block)[1] - LINE - HEADING
         sheet.paste(scale, (right + 8, top + 10))

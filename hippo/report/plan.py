@@ -21,12 +21,13 @@ from hippo.checkpoints import (
     stored_dtype,
 )
 from hippo.decode.costs import LARGEST, Costs, in_turns_speed, parallel_speed
-from hippo.device import UNKNOWN, free_memory
+from hippo.device import free_memory
 from hippo.draft import placement
 from hippo.errors import BadRequest, HippoError
 from hippo.families import family_of, require_family
 from hippo.pair import free_width
 from hippo.report.rates import packed_bytes, rates
+from hippo.system import UNKNOWN
 
 ACCEPTANCES = (0.6, 0.7, 0.8, 0.9, 0.95)
 DRAFT_BITS = (16, 8, 4)

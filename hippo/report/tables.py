@@ -25,7 +25,12 @@ def stats_table(stats: Stats, comparison: Comparison | None = None) -> Table:
     table.add_row("tokens", f"{stats.new_tokens} ({stats.finish})")
     table.add_row("seconds, all", f"{total:.2f}")
     table.add_row("seconds, decode", f"{decode:.2f}")
-    table.add_row("video tokens kept by the draft", f"{stats.kept_tokens} of {stats.video_tokens}")
+    kept = (
+        f"none pruned: {stats.drafter} has no model"
+        if stats.drafter
+        else f"{stats.kept_tokens} of {stats.video_tokens}"
+    )
+    table.add_row("video tokens kept by the draft", kept)
     table.add_row("KV cache of the target", f"{stats.kv_cache_mib:.0f} MiB")
     table.add_row("gamma", f"{stats.gamma:.1f}")
     table.add_row("tokens per target forward", f"{stats.tokens_per_target_forward:.2f}")

@@ -21,6 +21,7 @@ from hippo import __version__
 from hippo.errors import HippoError
 from hippo.serve import page
 from hippo.serve.chat import chat_completions
+from hippo.serve.completions import completions
 from hippo.serve.errors import ApiError, explained
 from hippo.serve.responses import responses
 from hippo.serve.schema import TokenizeBody, parsed
@@ -60,6 +61,7 @@ def make_app(
     began = int(time.time())
     routes = [
         Route("/v1/chat/completions", posted(chat_completions), methods=["POST"]),
+        Route("/v1/completions", posted(completions), methods=["POST"]),
         Route("/v1/responses", posted(responses), methods=["POST"]),
         Route("/tokenize", posted(_tokenize), methods=["POST"]),
         Route("/v1/models", read(lambda one: {"object": "list", "data": [_model(one, began)]})),

@@ -55,11 +55,11 @@ async def chat_completions(service: Service, request: HttpRequest, given: Any) -
         # The first piece decides about the status, so that what is wrong with a request is no part of a stream.
         chunks = completion.chunks(await unless_gone(request, submitting))
         first = await unless_gone(request, anext(chunks))
-        lines = _lines(first, chunks, unless_streamed.pop_all())
-    return StreamingResponse(lines, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        streamed = lines(first, chunks, unless_streamed.pop_all())
+    return StreamingResponse(streamed, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
 
 
-async def _lines(first: str, chunks: AsyncGenerator[str], held: ExitStack) -> AsyncIterator[str]:
+async def lines(first: str, chunks: AsyncGenerator[str], held: ExitStack) -> AsyncIterator[str]:
     """Server-sent events. held: closed at the end, whoever ends it."""
     with held:
         async with aclosing(chunks):
@@ -68,7 +68,7 @@ async def _lines(first: str, chunks: AsyncGenerator[str], held: ExitStack) -> As
                 async for chunk in chunks:
                     yield chunk
             except ApiError as error:
-                yield _event(error.body)
+                yield event(error.body)
                 yield DONE
 
 
@@ -122,7 +122,7 @@ class _Completion:
                         await asyncio.to_thread(self._account.draw, answers.streams[place])
                     yield self._chunk(place, {"content": ""} if not text else {}, answers, options, output, ended=True)
             if options.include_usage:
-                yield _event(self._head | {"object": "chat.completion.chunk", "choices": [], "usage": _usage(answers)})
+                yield event(self._head | {"object": "chat.completion.chunk", "choices": [], "usage": answers.usage})
             yield DONE
 
     def _chunk(
@@ -146,7 +146,7 @@ class _Completion:
             stream = answers.streams[place]
             choice["hippo"] = self._account.last(stream) if ended else self._account.more(stream)
         chunk = self._head | {"object": "chat.completion.chunk", "choices": [choice]}
-        return _event(chunk | ({"usage": _usage(answers)} if options.continuous_usage_stats else {}))
+        return event(chunk | ({"usage": answers.usage} if options.continuous_usage_stats else {}))
 
     def _logprobs(self, place: int, output: Output) -> dict[str, Any] | None:
         if not self._body.logprobs:
@@ -192,9 +192,6 @@ def _overlap(text: str, stop: str) -> int:
     return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:size])), 0)
 
 
-def _usage(answers: Answers) -> dict[str, Any]:
-    return usage_of([stream.output for stream in answers.streams])
-
-
-def _event(value: dict[str, Any]) -> str:
+def event(value: dict[str, Any]) -> str:
+    """A server-sent event."""
     return f"data: {json.dumps(value, ensure_ascii=False, separators=(',', ':'))}\n\n"

@@ -1,4 +1,5 @@
-"""Which videos and images a client may have the server read, and fetching them without being led elsewhere."""
+"""Which videos and images a client may have the server read, at what cost, and fetching them without being led
+elsewhere."""
 
 from __future__ import annotations
 
@@ -13,8 +14,8 @@ from urllib.parse import unquote, urljoin, urlsplit
 
 import httpx2
 
+from hippo.errors import unknown
 from hippo.inputs.options import VIDEO_KEYS
-from hippo.params import unknown
 from hippo.serve.errors import ApiError
 
 MAX_REDIRECTS = 5
@@ -35,6 +36,7 @@ class MediaPolicy:
         max_bytes: of one video or image.
         seconds: for fetching one.
         most: videos and images of one request.
+        memory, decode_seconds: for decoding, see `hippo.video.process.Workers`.
     """
 
     folder: Path | None = None
@@ -42,6 +44,8 @@ class MediaPolicy:
     max_bytes: int = 64 << 20
     seconds: float = 30.0
     most: int = 16
+    memory: int = 2 << 30
+    decode_seconds: float = 120.0
 
     async def resolved(self, messages: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
         """A copy in which every video and image is content or a file that may be read, and the paths of these files.

@@ -7,30 +7,34 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from hippo.errors import BadRequest
-from hippo.params import unknown
+from hippo.errors import BadRequest, unknown
 from hippo.serve.errors import ApiError
 
 # Fields of OpenAI's that may be there as long as they ask for nothing.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "audio": (None,),
     "background": (None, False),
+    "best_of": (None, 1),
     "conversation": (None,),
+    "echo": (None, False),
     "frequency_penalty": (None, 0),
     "function_call": (None, "none"),
     "functions": (None, []),
     "include": (None, []),
     "logit_bias": (None, {}),
+    "logprobs": (None, False),
     "metadata": (None, {}),
     "modalities": (None, ["text"]),
     "parallel_tool_calls": (None, True, False),
     "presence_penalty": (None, 0),
     "previous_response_id": (None,),
+    "prompt_logprobs": (None,),
     "reasoning": (None,),
     "reasoning_effort": (None, "none"),
     "response_format": (None, {"type": "text"}),
     "service_tier": (None, "auto", "default"),
     "store": (None, False),
+    "suffix": (None, ""),
     "text": (None, {"format": {"type": "text"}}),
     "tool_choice": (None, "none", "auto"),
     "tools": (None, []),
@@ -67,7 +71,7 @@ class MediaInput(_Strict):
 
 
 class Sampling(_Strict):
-    """What both kinds of request have. temperature: greedy without one."""
+    """What all kinds of request have. temperature: greedy without one."""
 
     model: str | None = None
     stream: bool = False
@@ -109,6 +113,16 @@ class ResponsesBody(Sampling):
     input: str | list[dict[str, Any]]
     instructions: str | None = None
     max_output_tokens: Count | None = None
+
+
+class CompletionBody(Sampling):
+    """Of /v1/completions. max_tokens: OpenAI's default."""
+
+    prompt: str | Annotated[list[str], Field(min_length=1, max_length=1)]
+    stream_options: StreamOptions | None = None
+    max_tokens: Count = 16
+    stop: str | list[str] | None = None
+    n: int = Field(1, ge=1, le=16)
 
 
 class TokenizeBody(_Strict):

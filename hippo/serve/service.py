@@ -14,12 +14,13 @@ from hippo.engine import State, Stream
 from hippo.inputs import MediaOptions, Messages
 from hippo.llm import VideoLLM
 from hippo.params import SamplingParams
-from hippo.report.openai import reason_of
+from hippo.report.openai import reason_of, usage_of
 from hippo.request import Output, Request
 from hippo.serve.errors import ApiError, explained
 from hippo.serve.media import MediaPolicy
 from hippo.serve.metrics import Metrics
 from hippo.serve.schema import Sampling
+from hippo.video.process import Workers
 
 Done = TypeVar("Done")
 DEFAULT_TOKENS = 1024
@@ -27,7 +28,7 @@ DEFAULT_TOKENS = 1024
 
 @dataclass
 class Service:
-    """One server's models and rules.
+    """One server's models and rules. Files are decoded in other processes; close it, and they end.
 
     Args:
         llm: a loaded pair.
@@ -45,6 +46,7 @@ class Service:
     on_idle: Callable[[], None] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
+        self.workers = Workers(self.media.memory, self.media.decode_seconds)
         scheduler = self.llm.engine.scheduler
         self.metrics = Metrics(self.model, lambda: len(scheduler.running), lambda: len(scheduler.waiting))
 
@@ -52,6 +54,10 @@ class Service:
     def context(self) -> int:
         """Tokens that the model reads and writes at most."""
         return getattr(self.llm.pair.target.config.get_text_config(), "max_position_embeddings", None) or 1 << 20
+
+    def close(self) -> None:
+        """End the processes that decode."""
+        self.workers.close()
 
     def require_model(self, name: str | None) -> None:
         """Raises ApiError."""
@@ -82,10 +88,11 @@ class Service:
         messages: list[dict[str, Any]],
         count: int = 1,
         on_read: Callable[[Messages], None] | None = None,
+        prompt: str | None = None,
         **options: Any,
     ) -> Answers:
-        """Let the engine answer. options: of `SamplingParams`, beside those of the body. Raises ApiError and
-        HippoError."""
+        """Let the engine answer. prompt: see `Request`. options: of `SamplingParams`, beside those of the body. Raises
+        ApiError and HippoError."""
         messages, hidden = await self.media.resolved(messages)
         video = None if body.media_io_kwargs is None else body.media_io_kwargs.video
         keys = {} if video is None else {name: one for name, one in video.model_dump().items() if one is not None}
@@ -95,10 +102,8 @@ class Service:
         if (longest := params.max_new_tokens) > self.context:
             raise ApiError(400, f"max_tokens is {longest} and the model's context {self.context}", "max_tokens")
         seeds = [params.seed] if count == 1 or params.seed is None else [params.seed + place for place in range(count)]
-        requests = [
-            Request(messages, replace(params, seed=seed), media=media, on_read=on_read)
-            for seed in (seeds * count)[:count]
-        ]
+        request = Request(messages, params, media=media, on_read=on_read, prompt=prompt, decoding=self.workers.decoding)
+        requests = [replace(request, params=replace(params, seed=seed)) for seed in (seeds * count)[:count]]
         self.llm.engine.start()
         return Answers(self, [self.llm.engine.submit(request) for request in requests], hidden)
 
@@ -121,6 +126,11 @@ class Answers:
     def __init__(self, service: Service, streams: list[Stream], hidden: tuple[str, ...]) -> None:
         self._service, self.streams, self._hidden = service, streams, hidden
         self._counted = [False] * len(streams)
+
+    @property
+    def usage(self) -> dict[str, Any]:
+        """See `usage_of`."""
+        return usage_of([stream.output for stream in self.streams])
 
     async def pieces(self) -> AsyncGenerator[tuple[int, str | None]]:
         """(which answer, a piece of its text, or None at its end) as they come. Cancels what is left when it is closed.

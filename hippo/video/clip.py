@@ -13,9 +13,10 @@ from typing import Any
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
-from hippo.device import free_memory
 from hippo.errors import MediaError, OutOfMemory
+from hippo.system import available_memory, memory_limit
 from hippo.video import torchcodec
 from hippo.video.files import COPY_AGAIN, Media, check_file, open_container, video_stream
 from hippo.video.sampling import DEFAULT_FRAMES, Sampling
@@ -32,6 +33,12 @@ REORDER = 17  # frames by which the order of decoding may differ from that of sh
 SPARSE = 8  # times as many frames as are wanted must be there, or reading all of them costs no more
 
 Progress = Callable[[float], None]
+Room = Callable[[tuple[int, ...]], np.ndarray]  # a shape -> an array of uint8
+
+
+def private(shape: tuple[int, ...]) -> np.ndarray:
+    """Memory of this process alone."""
+    return np.empty(shape, np.uint8)
 
 
 class Clip:
@@ -104,24 +111,26 @@ class Clip:
         timeline = self.timeline()
         return len(timeline.times) if self.complete else self.stream.frames or round(timeline.duration * self._rate)
 
-    def decode(self, choose: Callable[[Timeline], list[int]], progress: Progress) -> tuple[np.ndarray, list[int]]:
+    def decode(
+        self, choose: Callable[[Timeline], list[int]], progress: Progress, room: Room = private
+    ) -> tuple[np.ndarray, list[int]]:
         """Frames (F, H, W, 3) uint8 RGB, upright, and their positions in the timeline, as `choose` says.
 
-        Raises MediaError, or OutOfMemory if the frames do not fit.
+        room: where they are put. Raises MediaError, or OutOfMemory if the frames do not fit.
         """
         if self.trusted:
             picks = choose(self.timeline())
-            if (planned := self._planned(picks, progress)) is not None:
+            if (planned := self._planned(picks, progress, room)) is not None:
                 return planned, picks
             if not self.complete:
                 self._read(None)
-                return self.decode(choose, progress)
+                return self.decode(choose, progress, room)
             self.trusted, self._timeline = False, None
             self._open()  # for another decoder
         half = 0.5 if self._timeline is None else 0.0
         picks = choose(self.timeline(lambda done: progress(half * done)))
         slots = {index: slot for slot, index in enumerate(picks)}
-        store = FrameStore(len(picks), self.path.name)
+        store = FrameStore(len(picks), self.path.name, room)
         for index, frame in enumerate(self._every_frame(lambda done: progress(half + (1 - half) * done))):
             if (slot := slots.pop(index, None)) is not None:
                 store.put(slot, frame)
@@ -238,7 +247,7 @@ class Clip:
         """Note every packet of the video; whether their timestamps are in order and none is damaged."""
         self.stamps, self.keys, self.hidden, self._packets = [], [], [], []
         self._last_duration, self._cut = None, False
-        sound, room, end = True, PACKET_SHARE * free_memory(), 0.0
+        sound, room, end = True, PACKET_SHARE * min(available_memory(), memory_limit()), 0.0
         latest = decoding_time = -math.inf
         try:
             for packet in packets:
@@ -260,6 +269,8 @@ class Clip:
                     self._packets = None  # a very large file is read from the disk again
                 elif self._packets is not None:
                     self._packets.append(packet)
+        except MemoryError:
+            raise
         except av.FFmpegError:
             self._cut = True
         self._cut |= bool(self._whole and end + HEADER_SLACK < self._whole)
@@ -294,14 +305,14 @@ class Clip:
         with open_container(self.path) as container:
             yield from (packet for packet in packets_of(container) if packet.stream_index == self.stream.index)
 
-    def _planned(self, picks: list[int], progress: Progress) -> np.ndarray | None:
+    def _planned(self, picks: list[int], progress: Progress, room: Room = private) -> np.ndarray | None:
         """Decode only around the chosen frames; None if the decoder contradicts the packets."""
         shown = self._shown()
         # The last frame is decoded too: it shows whether the clip decodes up to its end.
         last = shown[picks[-1] if self.sampling is not None and self.sampling.end is not None else -1]
         runs = needed_runs(self.stamps, self.keys, [*(shown[index] for index in picks), last])
         missing = {self.stamps[shown[index]]: slot for slot, index in enumerate(picks)}
-        store = FrameStore(len(picks), self.path.name)
+        store = FrameStore(len(picks), self.path.name, room)
         latest: int | None = None
         try:
             for frame in self._frames_of_runs(runs, progress):
@@ -357,8 +368,10 @@ class Clip:
 class FrameStore:
     """Room for the frames kept from one clip, taken when the first one shows their size."""
 
-    def __init__(self, count: int, name: str) -> None:
-        self.count, self.name = count, name
+    def __init__(self, count: int, name: str, room: Room = private) -> None:
+        self.count, self.name, self._room = count, name, room
+        self._reformatter = VideoReformatter()  # each has threads of its own: one for all frames
+        self._turns: dict[int, tuple[bool, bool, bool]] = {}  # by the rotation, which does not say what is mirrored
         self.size: tuple[int, int] | None = None
         self.frames = np.empty((0, 0, 0, 3), np.uint8)
 
@@ -369,19 +382,22 @@ class FrameStore:
         """
         first = self.size is None
         width, height = self.size = self.size or (frame.width, frame.height)
-        if first and (needed := self.count * width * height * 3) > free_memory():
+        if first and (needed := self.count * width * height * 3) > available_memory():
             cause = f"{self.count} frames of {self.name} need {needed / 1e9:.1f} GB of memory"
             raise OutOfMemory(cause, "ask for fewer frames or a lower fps")
         try:
-            image = frame.reformat(width=width, height=height, format="rgb24").to_ndarray()
+            image = self._reformatter.reformat(frame, width, height, "rgb24").to_ndarray()
         except MemoryError:
             raise
         except (av.FFmpegError, OSError, ValueError) as error:
             cause = f"{self.name} has frames of the pixel format {frame.format.name}, which cannot be shown as RGB"
             raise MediaError(cause, "convert it to H.264 first") from error
-        image = upright(image, frame)
+        # A frame whose side data was asked for refers to itself, and stays until the clip is closed.
+        if (turn := self._turns.get(frame.rotation)) is None:
+            turn = self._turns[frame.rotation] = orientation(frame)
+        image = upright(image, turn)
         if first:
-            self.frames = np.empty((self.count, *image.shape), np.uint8)
+            self.frames = self._room((self.count, *image.shape))
         self.frames[slot] = image
 
 
@@ -443,16 +459,16 @@ def needed_runs(stamps: Sequence[int | None], keys: Sequence[bool], wanted: Sequ
     return runs
 
 
-def upright(image: np.ndarray, frame: Any) -> np.ndarray:
-    """An image (H, W, 3) turned the way a frame's display matrix says, (W, H, 3) if by a quarter."""
-    transpose, flip_x, flip_y = orientation(frame)
+def upright(image: np.ndarray, turn: tuple[bool, bool, bool]) -> np.ndarray:
+    """An image (H, W, 3) turned as `orientation` says, (W, H, 3) if by a quarter."""
+    transpose, flip_x, flip_y = turn
     image = image.transpose(1, 0, 2) if transpose else image
     return image[:: -1 if flip_y else 1, :: -1 if flip_x else 1]
 
 
 def orientation(frame: Any) -> tuple[bool, bool, bool]:
     """Whether to transpose a frame, then mirror it left to right, then top to bottom."""
-    if "DISPLAYMATRIX" not in frame.side_data:  # `frame.rotation` does not say whether it is mirrored
+    if "DISPLAYMATRIX" not in frame.side_data:
         return False, False, False
     # Read row by row, the matrix takes (x, y) to (a x + c y, b x + d y).
     a, b, _, c, d, *_ = struct.unpack("=9i", bytes(frame.side_data["DISPLAYMATRIX"]))

@@ -158,7 +158,7 @@ def _animation(path: Media) -> io.BytesIO | None:
         with Image.open(readable(path), formats=ANIMATED) as image:
             require_size(path.name, *image.size)
             return _lossless(image) if image.format == "WEBP" and is_animated(image) else None
-    except MediaError:
+    except (MediaError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
         raise MediaError(f"{path.name} declares frames that are too large", "scale it first") from error

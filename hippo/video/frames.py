@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-from hippo.errors import BadRequest
-from hippo.video.files import require_size
+from hippo.errors import BadRequest, MediaError
+from hippo.video.files import Media, Stored, is_animated, readable, require_size
 
 SHAPES = "give (T, H, W, C) or (T, C, H, W) with 1, 3 or 4 channels"
 _CHANNELS = (1, 3, 4)
@@ -47,6 +47,29 @@ def as_frames(source: Any, name: str = "the video") -> np.ndarray:
 def picture(image: Image.Image) -> np.ndarray:
     """A PIL image upright, (H, W, 3) uint8 RGB."""
     return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+
+
+def read_picture(path: Media) -> Image.Image:
+    """The picture in a file, upright, in RGB; of a file that holds several pages or views, the first. Raises BadRequest
+    or MediaError."""
+    name = path.name if isinstance(path, Stored) else str(path)
+    try:
+        with Image.open(readable(path)) as image:
+            return as_picture(image, name)
+    except (BadRequest, MediaError, MemoryError):
+        raise
+    except Exception as error:  # damaged pictures fail in many ways
+        known = not isinstance(error, UnidentifiedImageError)
+        reason = (getattr(error, "strerror", None) or " ".join(str(error).split())) if known else "an unknown format"
+        raise MediaError(f"{name} cannot be read as an image ({reason})", "give a jpg, png or webp file") from None
+
+
+def as_picture(image: Image.Image, name: str = "the image") -> Image.Image:
+    """A PIL image upright, in RGB. Raises BadRequest or MediaError."""
+    if is_animated(image):
+        raise BadRequest(f"{name} is animated", "give it as a video, or save one picture of it")
+    require_size(name, *image.size)
+    return Image.fromarray(picture(image)) if image.mode != "RGB" or image.getexif() else image.convert("RGB")
 
 
 def is_array(source: Any) -> bool:

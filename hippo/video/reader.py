@@ -14,7 +14,7 @@ import numpy as np
 
 from hippo.errors import BadRequest, OutOfMemory
 from hippo.video import torchcodec
-from hippo.video.clip import Clip
+from hippo.video.clip import Clip, Room, private
 from hippo.video.frames import as_frames
 from hippo.video.sampling import Sampling, check_request, thin
 from hippo.video.timeline import Timeline
@@ -174,8 +174,9 @@ def sample(
     most: int | None = None,
     backend: str = "auto",
     progress: Callable[[float], None] | None = None,
+    room: Room = private,
 ) -> Video:
-    """`read_video`, with what is wanted in one object, already checked."""
+    """`read_video`, with what is wanted in one object, already checked. room: where PyAV's frames are put."""
     wants_torchcodec = _wants_torchcodec(backend)
     report, warnings = _Rising(progress), list[str]()
     images: np.ndarray | str = "the clip is damaged or its timestamps need repair"
@@ -192,9 +193,10 @@ def sample(
         if isinstance(images, str):
             if backend == "torchcodec":
                 warnings.append(f"torchcodec did not read {clip.path.name} ({images}): used PyAV")
-            (images, picks), used = clip.decode(choose, report), "pyav"
+            (images, picks), used = clip.decode(choose, report, room), "pyav"
     except MemoryError as error:
-        raise OutOfMemory(f"{source} needs more memory than is free", "ask for fewer frames") from error
+        name = source.path.name if isinstance(source, Clip) else source
+        raise OutOfMemory(f"{name} needs more memory than is free", "ask for fewer frames") from error
     report(1.0)
     timeline = clip.timeline()
     return Video(

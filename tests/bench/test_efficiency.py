@@ -3,7 +3,9 @@
 from contextlib import closing
 
 import pytest
+import torch
 
+from hippo.bench import efficiency as efficiency_module
 from hippo.bench.efficiency import Answer, efficiency, reading, steps
 from hippo.bench.traces import WIDTHS
 from hippo.pair import Draft, Pair
@@ -27,6 +29,22 @@ def test_steps_are_timed_alone_and_beside_a_draft_at_work(costs):
     for kind in ("target_alone", "target_undisturbed", "target_beside"):
         assert list(costs[kind]) == list(WIDTHS) and min(costs[kind].values()) > 0
     assert min(seconds for name, seconds in costs.items() if not name.startswith("target_")) > 0
+
+
+def test_no_more_is_copied_than_shows_the_bandwidth(monkeypatch):
+    sizes, times = [], iter(range(1000))
+    zeros = torch.zeros
+
+    def counted(size, **options):
+        sizes.append(size)
+        return zeros(size, **options)
+
+    monkeypatch.setattr(efficiency_module, "_COPIED", 1000)
+    monkeypatch.setattr(efficiency_module, "clock", lambda device: next(times))
+    monkeypatch.setattr(torch, "zeros", counted)
+    assert efficiency_module.reading_seconds(600, torch.device("cpu")) == 0.5  # a second reads and writes all of it
+    assert efficiency_module.reading_seconds(15_000, torch.device("cpu")) == 7.5
+    assert sizes == [600, 1000]
 
 
 def test_a_pruned_prompt_is_read_where_it_is_pruned(pair):

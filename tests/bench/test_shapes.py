@@ -11,7 +11,10 @@ from hippo.families import family_of
 SMALL = shapes.Text(64, 96, 2, 4, 2, 152064)
 
 
-@pytest.mark.parametrize("name", [name for name in shapes.SHAPES if "+" not in name])
+VIDEO = [name for name, shape in shapes.SHAPES.items() if shape.request is not shapes.text_request]
+
+
+@pytest.mark.parametrize("name", VIDEO)
 def test_a_request_holds_the_video_tokens_asked_for(name):
     import torch
 
@@ -22,7 +25,15 @@ def test_a_request_holds_the_video_tokens_asked_for(name):
     prompt = family_of(target).prepare_prompt(target.config, request)
     assert 1000 <= len(prompt.video_at) < 1200 and len(prompt.question_at) >= shapes.WORDS
     billions = sum(parameter.numel() for parameter in target.parameters()) / 1e9
-    assert billions == pytest.approx({"3b": 3.75, "7b": 8.2, "32b": 33.5}[name.rsplit("-", 1)[1]], rel=0.1)
+    size = name.split("+")[0].rsplit("-", 1)[1]
+    assert billions == pytest.approx({"3b": 3.75, "7b": 8.2, "32b": 33.5}[size], rel=0.1)
+
+
+def test_the_pair_that_is_published_is_there_with_its_draft():
+    target, draft = (shapes.model_of_shape("qwen2.5-vl-7b+3b", role) for role in ("target", "draft"))
+    billions = sum(parameter.numel() for parameter in draft.parameters()) / 1e9
+    assert billions == pytest.approx(3.75, rel=0.1)
+    assert target.config.vision_config.depth == draft.config.vision_config.depth == 32
 
 
 def test_a_shape_is_measured_and_marked_synthetic(monkeypatch):

@@ -3,18 +3,23 @@
 import json
 import os
 import random
+import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from hippo.bench.world import make_scene, write_clip
 from hippo.cli.app import app
 from hippo.cli.demo import CLIP
 from hippo.errors import BadRequest
 
+PAGE = Path(__file__).parents[2] / "docs" / "batch.md"
 SHORT = ["--max-new-tokens", "4", "--method", "ar"]
 
 
@@ -94,27 +99,41 @@ def test_what_cannot_be_is_said_before_anything_is_loaded(clips, tmp_path, monke
     assert not (tmp_path / "answers.jsonl").exists()
 
 
-def test_killed_at_any_moment_it_goes_on_to_the_same_answers(loaded_once, tmp_path):
-    lines = [
-        json.dumps({"custom_id": str(number), "video": str(CLIP), "prompt": f"What is number {number}?"})
-        for number in range(12)
-    ]
-    (tmp_path / "job.jsonl").write_text("\n".join(lines))
-    assert run(tmp_path / "job.jsonl", "--out", tmp_path / "whole.jsonl", *SHORT).exit_code == 0
-    out, rng = tmp_path / "out.jsonl", random.Random(0)
-    command = [sys.executable, "-m", "hippo", "batch", "job.jsonl", "--out", "out.jsonl", *SHORT]
-    for _ in range(2):
+def test_the_quick_start_of_the_documentation(loaded_once, clips, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    commands, lines = re.findall(r"```(?:json)?\n(.*?)```", PAGE.read_text(), re.DOTALL)[:2]
+    (tmp_path / "questions.jsonl").write_text(lines)
+    for command in commands.splitlines():
+        words = shlex.split(command)
+        assert words[:2] == ["hippo", "batch"] and run(*words[2:], *SHORT[2:]).exit_code == 0, command
+    assert len(answers(tmp_path / "answers.jsonl")) == len(answers(tmp_path / "moves.jsonl")) == 3
+    answered = {line["custom_id"]: line for line in answers(tmp_path / "questions-answered.jsonl")}
+    assert sorted(answered) == ["q1", "q2", "questions.jsonl:3"] and answered["q1"]["label"] == "circle"
+
+
+def test_killed_at_any_moment_it_goes_on_to_the_same_answers(loaded_once, tmp_path, monkeypatch):
+    """HIPPO_KILLS=20 is twenty kills and a hundred clips."""
+    kills, rng = int(os.environ.get("HIPPO_KILLS", 2)), random.Random(0)
+    (tmp_path / "clips").mkdir()
+    for number in range(5 * kills):
+        write_clip(make_scene(7000 + number), tmp_path / "clips" / f"{number}.mp4", 64)
+    command = [sys.executable, "-m", "hippo", "batch", "clips", "--out", "out.jsonl", *SHORT]
+    out = tmp_path / "out.jsonl"
+    for _ in range(kills):
         with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL, start_new_session=True) as process:
             seen = out.stat().st_size if out.exists() else 0
             while process.poll() is None and not (out.exists() and out.stat().st_size > seen):
                 time.sleep(0.005)
             time.sleep(0.2 * rng.random())
             os.killpg(process.pid, signal.SIGKILL)
+    killed = len(out.read_text().splitlines())
     subprocess.run(command, cwd=tmp_path, stderr=subprocess.DEVNULL, check=True)
+    monkeypatch.chdir(tmp_path)
+    assert run("clips", "--out", "whole.jsonl", *SHORT).exit_code == 0
 
     def words(path):
-        return sorted(
-            (line["custom_id"], line["response"]["body"]["choices"][0]["message"]["content"]) for line in answers(path)
-        )
+        bodies = {line["custom_id"]: line["response"]["body"] for line in answers(path)}
+        return {name: body["choices"][0]["message"]["content"] for name, body in bodies.items()}
 
-    assert words(out) == words(tmp_path / "whole.jsonl") and len(answers(out)) == 12
+    assert kills // 2 <= killed and len(answers(out)) == len(words(out)) == 5 * kills
+    assert words(out) == words(tmp_path / "whole.jsonl")

@@ -66,12 +66,27 @@ def test_speed_asks_each_prompt_once(tmp_path, monkeypatch, clip):
     assert "| hippo | 4 |" in text and text.count("| yes |") == 3
 
 
+def test_speed_without_a_draft_model_and_past_the_end_of_answers(tmp_path):
+    (tmp_path / "prompts.txt").write_text("Say hello.\n")
+    options = ("--prompts", tmp_path / "prompts.txt", "--max-new-tokens", 60, "--ignore-eos", "--json")
+    methods = ("--methods", "assisted,hippo,pearl,wrong-draft")
+    result = json.loads(bench("speed", "--models", "tiny,ngram", *methods, *options))
+    rows = {row["method"]: row for row in result["rows"]}
+    assert result["machine"]["draft"] == "ngram" and result["steps"] == {}
+    assert all(rows[name]["new_tokens"] == 60 and rows[name]["identical"] for name in ("generate", "ar", "hippo"))
+    assert rows["hippo"]["peak_memory"] is None and rows["hippo"]["target_forwards"] <= 59
+    assert "needs a draft model" in rows["assisted"]["cannot_run"] and "in turns" in rows["pearl"]["cannot_run"]
+    assert "without a model" in rows["wrong-draft"]["cannot_run"]
+
+
 @pytest.mark.usefixtures("patient_targets", "few_steps")
-def test_speed_with_drawn_verdicts_is_synthetic_and_may_have_any_context():
+def test_speed_with_drawn_verdicts_is_synthetic_and_may_have_any_context(tmp_path):
+    picture = tmp_path / "timeline.svg"
     result = json.loads(
         bench("speed", "--methods", "hippo", "--runs", 1, "--max-new-tokens", 16, "--acceptance", 1, "--context", 600,
-              "--json")
+              "--timeline", picture, "--json")
     )  # fmt: skip
+    assert picture.read_text().count("target forwards after the prompt") == 2, "of ar and hippo"
     generate, alone, hippo = result["rows"]
     assert generate["synthetic"] and generate["identical"] is None and generate["new_tokens"] == 16
     assert alone["target_forwards"] == 15 > hippo["target_forwards"] and hippo["acceptance_rate"] == 1
@@ -86,7 +101,11 @@ def test_speed_with_drawn_verdicts_is_synthetic_and_may_have_any_context():
         (("--models", "shape:none", "--acceptance", "0.8"), "unknown shape 'none'"),
         (("--models", "shape:qwen2.5-vl-7b"), "no acceptance to measure"),
         (("--models", "some/target"), "no draft model"),
+        (("--models", "tiny,ngram", "--acceptance", "0.8"), "drafter 'ngram' has no model"),
+        (("--ignore-eos", "--acceptance", "0.8"), "no end to ignore"),
         (("--draft-bits", "5"), "draft_bits '5'"),
+        (("--timeline", "timeline.txt"), "timeline.txt is no picture"),
+        (("--timeline", "/nowhere/timeline.svg"), "there is no folder /nowhere"),
         (("--prompts", "/nowhere.txt"), "/nowhere.txt cannot be read"),
         (("--prompts", __file__, "--acceptance", "0.8"), "say nothing of prompts"),
     ],
@@ -158,3 +177,10 @@ def test_serve_asks_the_library_and_a_server_the_same():
 def test_serve_says_what_it_cannot_do(arguments, cause):
     with pytest.raises(HippoError, match=cause):
         bench("serve", *arguments)
+
+
+def test_a_batch_job_beside_a_loop_and_a_command_each():
+    arguments = ["bench", "batch", "--clips", "2", "--commands", "1", "--max-new-tokens", "4", "--json"]
+    found = json.loads(CliRunner().invoke(app, arguments, catch_exceptions=False).stdout)
+    assert found["identical"] and len(found["batch"]) == len(found["loop"]) == 2 and len(found["commands"]) == 1
+    assert min(found["batch"] + found["loop"] + found["commands"]) > 0

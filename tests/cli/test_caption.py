@@ -67,6 +67,22 @@ def test_one_bad_clip_among_several_is_a_line_and_the_others_are_answered(clips)
     assert len(lines) == 2 and "nowhere.mp4 does not exist" in lines[0] and "bad.mp4 is not a video" in lines[1]
 
 
+def test_a_pruner_and_a_drafter_of_ones_own(clips, tmp_path, monkeypatch):
+    (tmp_path / "own_pruners.py").write_text("def keep(signals, keep_ratio): return [1, 3, 5]")
+    monkeypatch.syspath_prepend(tmp_path)
+    done = run("caption", clips[0], "--pruner", "own_pruners:keep", "--max-new-tokens", 4, "--json")
+    assert json.loads(done.stdout)["stats"]["kept_tokens"] == 3
+    assert json.loads(done.stdout)["method"] == "auto + own_pruners:keep"
+    with pytest.raises(BadRequest, match="pruner 'own_pruners:nothing' does not load"):
+        run("caption", clips[0], "--pruner", "own_pruners:nothing")
+    given = {}
+    monkeypatch.setattr("hippo.llm.load", lambda *models, **where: given.update(where, models=models) or 1 / 0)
+    for command in (["caption"], ["verify"], ["chat"]):
+        with pytest.raises(ZeroDivisionError):
+            run(*command, clips[0], "--target", "some/target", "--drafter", "mine:Mine")
+        assert given["drafter"] == "mine:Mine" and given["models"] == ("some/target", None)
+
+
 def test_an_option_that_cannot_be_is_told_once_whatever_the_clips(clips):
     with pytest.raises(HippoError, match="frames must be"):
         run("caption", *clips, "--frames", 0)

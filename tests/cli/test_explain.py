@@ -16,6 +16,7 @@ from hippo.errors import HippoError
 from hippo.families import VideoGrid
 from hippo.pruning import PRUNERS, pruner_named
 from hippo.report.kept import caption
+from hippo.report.pictures import HEADING, LINE, score_sheet
 from hippo.video import read_video
 
 FILES = ["caption.txt", "kept.mp4", "kept.png", "scores.png"]
@@ -105,6 +106,40 @@ def test_a_failure_leaves_the_folder_as_it_was(tmp_path, failure, before):
         raise failure
     assert out.exists() == before
     assert not before or [path.read_text() for path in out.iterdir()] == ["old"]
+
+
+def test_several_clips_have_a_folder_each_and_one_that_fails_is_a_line(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "demo.mp4").write_bytes(CLIP.read_bytes())
+    clips = [CLIP, tmp_path / "gone.mp4", tmp_path / "a" / "demo.mp4"]
+    done = explain(*clips, "--out", tmp_path / "all", "--frames", 2, "--pruners", "uniform", "--json")
+    assert done.exit_code == 2 and "gone.mp4 does not exist" in done.stderr
+    first, second = map(json.loads, done.stdout.splitlines())
+    assert first["kept"] == second["kept"] and second["video"] == str(clips[2])
+    assert sorted(path.name for path in (tmp_path / "all").iterdir()) == ["demo-explained", "demo-explained-2"]
+    assert sorted(path.name for path in (tmp_path / "all" / "demo-explained-2").iterdir()) == FILES
+
+
+def test_standard_input_and_a_budget_of_tokens_as_in_caption(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["explain", "-", "--max-video-tokens", "100", "--pruners", "uniform", "--json"]
+    done = CliRunner().invoke(app, arguments, input=CLIP.read_bytes(), catch_exceptions=False)
+    frames, rows, columns = json.loads(done.stdout)["grid"]
+    assert frames * rows * columns <= 100 and "--max-video-tokens is 100" in " ".join(done.stderr.split())
+    assert sorted(path.name for path in (tmp_path / "stdin-explained").iterdir()) == FILES
+
+
+def test_an_image_is_no_video(tmp_path):
+    Image.new("RGB", (64, 64)).save(tmp_path / "one.png")
+    with pytest.raises(HippoError, match="no video to explain"):
+        explain(tmp_path / "one.png", "--out", tmp_path / "pictures")
+
+
+def test_scores_are_shown_by_rank():
+    frames, scores = [np.zeros((40, 40, 3), np.uint8)], 2.0 ** np.arange(16)
+    sheet = [score_sheet(frames, [0.0], VideoGrid(1, 4, 4), {"one": one}) for one in (scores, np.arange(16.0))]
+    pictures = [np.asarray(one)[HEADING + 2 * LINE :] for one in sheet]
+    assert np.array_equal(*pictures) and len(np.unique(pictures[0].reshape(-1, 3), axis=0)) > 16
 
 
 def test_the_caption_tells_the_truth():

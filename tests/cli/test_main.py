@@ -11,10 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
 from hippo.checkpoints import BUNDLED
+from hippo.cli import doctor
 from hippo.cli.app import app
 from hippo.cli.demo import CLIP
 from hippo.cli.verify import _show
@@ -218,6 +220,14 @@ def test_doctor():
     facts = json.loads(done.stdout)
     assert facts["versions"]["transformers"] and "cpu" in facts["devices"]
     assert facts["video decoders"]["pyav"][0].isdigit() and facts["will use"]["bundled pair"] == "there"
+    assert facts["will use"]["CUDA graphs"] == "not used, there is no GPU"
+
+
+def test_doctor_says_whether_a_gpu_records_forwards(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    told = doctor._plan(torchcodec=False)["CUDA graphs"]
+    assert told.startswith("not used, recording failed (") and "\n" not in told, "there is none"
 
 
 @pytest.mark.parametrize("others", [[], [CLIP, "--together", "--frames", 4, "--system", "Be brief."]])
@@ -245,6 +255,17 @@ def test_verify_tells_rounding_from_a_bug(capsys):
     told = " ".join(capsys.readouterr().err.replace("│", " ").split())
     assert "near tie (rounding)" in told and told.count("not a near tie: a bug, please report") == 2
     assert "it died" in told
+
+
+@pytest.mark.parametrize("command", ["caption", "verify", "explain"])
+def test_attention_is_passed_on(monkeypatch, tmp_path, command):
+    def load(*_, attn_implementation, **__):
+        raise HippoError(f"attention: {attn_implementation}")
+
+    monkeypatch.setattr("hippo.llm.load", load)
+    out = ["--out", str(tmp_path / "out")] if command == "explain" else []
+    with pytest.raises(HippoError, match="attention: eager"):
+        CliRunner().invoke(app, [command, str(CLIP), *out, "--attn-implementation", "eager"], catch_exceptions=False)
 
 
 @pytest.mark.parametrize("command", ["caption", "verify", "explain"])

@@ -61,6 +61,7 @@ def test_too_little_memory_is_a_warning(monkeypatch):
     [
         (("--target", "nobody/nothing", "--draft", "tiny"), "no configuration of nobody/nothing on this machine"),
         (("--target", "nobody/nothing"), "no draft model"),
+        (("--target", "tiny", "--draft", "ngram"), "ngram drafts without a model"),
         (("--target", "shape:none"), "unknown shape 'none'"),
         (("--target", "tiny", "--acceptance", "high"), "'high' is no list of numbers"),
         (("--target", "tiny", "--acceptance", "1"), "not in"),

@@ -150,3 +150,55 @@ def test_costs_are_kept_apart_by_the_number_of_requests_that_decode_together():
     schedule.costs.saw_draft(0.5, both=False)
     schedule.batch(13)
     assert schedule.costs.draft(False) == 0.5 and schedule.costs.as_dict()["draft"]["alone"] != [0.5]
+
+
+def asked_in_vain(cost, rounds, right=lambda round: False):
+    """Modes of an answer whose drafter takes `cost` of a target forward and mostly has nothing to propose. right:
+    whether it then proposes two tokens, which are accepted. Returns (modes, seconds, tokens)."""
+    schedule, modes, seconds, tokens = AutoSchedule(False, prior=0.8), [], 0.0, 0
+    for round in range(rounds):
+        modes.append(schedule.begin_round())
+        took, width, drafts = 0.1, 1, modes[-1] is Mode.IN_TURNS
+        if drafts:
+            took += 0.1 * cost
+            schedule.saw_draft(0.1 * cost)
+            if right(round):
+                width = 3
+            else:
+                schedule.saw_nothing()
+        schedule.saw_target(width, 0.1)
+        if drafts:
+            schedule.saw_verdict(width - 1, [1.0] * (width - 1))
+        schedule.end_round(width, took)
+        seconds, tokens = seconds + took, tokens + width
+    return modes, seconds, tokens
+
+
+@pytest.mark.parametrize("cost", [0.001, 0.1, 1.0, 20.0])
+def test_a_drafter_that_has_nothing_to_propose_costs_little(cost):
+    """At most 2 % of a long answer, and the first two rounds, before which nothing is known."""
+    modes, seconds, tokens = asked_in_vain(cost, 3000)
+    assert seconds <= 1.02 * 0.1 * tokens + 2 * 0.1 * cost
+    assert (modes.count(Mode.IN_TURNS) == 3000) == (cost == 0.001), "one that is cheap is always asked"
+    assert Mode.IN_TURNS in modes[2:]
+
+
+def test_a_drafter_that_finds_something_late_is_used():
+    modes, _, tokens = asked_in_vain(0.001, 400, right=lambda round: round >= 200)
+    assert modes[200:] == [Mode.IN_TURNS] * 200 and tokens == 200 + 3 * 200
+
+
+def test_a_trial_without_anything_to_check_goes_on():
+    """A draft that was wrong rests, then is tried: what it did not propose says nothing of it."""
+    costs = known(0.1, 0.001, (1.0, 1.0))
+    schedule = AutoSchedule(False, costs=costs, prior=0.0)
+    modes = []
+    for _ in range(60):
+        modes.append(schedule.begin_round())
+        if modes[-1] is Mode.IN_TURNS:
+            schedule.saw_draft(1e-6)
+            schedule.saw_nothing()
+        schedule.saw_target(1, 0.1)
+        schedule.end_round(1, 0.1)
+    first = modes.index(Mode.IN_TURNS)
+    assert set(modes[:first]) == {Mode.PLAIN} and first > 0 and set(modes[first:]) == {Mode.IN_TURNS}

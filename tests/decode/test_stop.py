@@ -39,3 +39,13 @@ def test_windows_end_where_single_steps_end(tokens, width, length):
         return answer, rule.reason
 
     assert run(width) == run(1)
+
+
+def test_a_callers_own_end_is_asked_once_for_each_token():
+    asked = []
+    rule = StopRule([9], 100, ends=lambda tokens: asked.append(tokens) or len(tokens) == 4)
+    assert rule.cut([], [1]) == [1] and rule.cut([1], [2, 3]) == [2, 3] and rule.reason is None
+    assert rule.cut([1, 2, 3], [4, 5, 6]) == [4] and rule.reason == "stop"
+    assert asked == [[1], [1, 2], [1, 2, 3], [1, 2, 3, 4]]
+    rule = StopRule([9], 2, ends=lambda tokens: True)
+    assert rule.cut([1], [2, 3]) == [2] and rule.reason == "length"

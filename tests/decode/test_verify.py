@@ -5,7 +5,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
-from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
+from transformers import (
+    LogitsProcessorList,
+    NoRepeatNGramLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    TopKLogitsWarper,
+)
 
 from hippo.decode import Verifier, logits_processors
 from hippo.params import SamplingParams
@@ -48,6 +53,58 @@ def test_penalties_are_applied_row_by_row_as_in_single_steps(best, data):
         ids.append(expected[-1])
     verdict = verifier(temperature=0, processors=penalty).verify(rows.clone(), expected[:-1])
     assert verdict == (expected[:-1], expected[-1], False)
+
+
+class Counting(RepetitionPenaltyLogitsProcessor):
+    """Counts its calls."""
+
+    calls = 0
+
+    def __call__(self, input_ids, scores):
+        Counting.calls += 1
+        return super().__call__(input_ids, scores)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_all_rows_go_through_penalties_at_once(temperature, monkeypatch):
+    """One call for a window, and the text of single steps, for a vocabulary wide enough to be divided among threads."""
+    monkeypatch.setattr("hippo.decode.verify._OF_A_SET", (Counting, TopKLogitsWarper))
+    rows = torch.randn(6, 20_000, generator=torch.Generator().manual_seed(2))
+    processors = [Counting(1.9), TopKLogitsWarper(50)]
+    judge, text = verifier(seed=5, temperature=temperature, processors=processors), []
+    for row in rows:
+        text.append(judge.verify(row[None], []).bonus_token)
+        judge.commit(text[-1:])
+    before = rows.clone()
+    Counting.calls = 0
+    verdict = verifier(seed=5, temperature=temperature, processors=processors).verify(rows, text[:5])
+    assert verdict == (text[:5], text[5], False) and Counting.calls == 1 and torch.equal(rows, before)
+    verdict = verifier(seed=5, temperature=temperature, processors=processors).verify(rows[:3], [*text[:2], -1])
+    assert verdict == (text[:2], text[2], True)
+
+
+def test_one_with_state_is_called_once_for_each_place_that_is_judged():
+    seen = []
+
+    def processor(ids, scores):
+        seen.append(ids[0].tolist())
+        return scores
+
+    judge = Verifier(SamplingParams(temperature=0), processor, PROMPT)
+    assert judge.verify(rows_of([4, 5, 1, 2]), [4, 0, 1]) == ([4], 5, True)
+    assert seen == [[1, 2, 3], [1, 2, 3, 4]]
+
+
+def test_what_depends_on_the_order_of_tokens_goes_row_by_row():
+    rows = rows_of([1, 2, 1, 2]) + rows_of([5, 5, 5, 5]) / 2
+    processors = [NoRepeatNGramLogitsProcessor(2)]
+    judge, text = verifier(temperature=0, processors=processors), []
+    for row in rows:
+        text.append(judge.verify(row[None].clone(), []).bonus_token)
+        judge.commit(text[-1:])
+    assert text != [1, 2, 1, 2]
+    verdict = verifier(temperature=0, processors=processors).verify(rows.clone(), text[:3])
+    assert verdict == (text[:3], text[3], False)
 
 
 def test_committed_tokens_count_for_penalties():

@@ -5,9 +5,9 @@ import threading
 import pytest
 import torch
 
-from hippo.draft.messages import Begin, Commit, End, Failed, Prefill, Propose, ReadPrompt, Ready, Token
+from hippo.draft.messages import Begin, Commit, End, Failed, Loaded, Loading, Prefill, Propose, ReadPrompt, Ready, Token
 from hippo.draft.shared_vision import kept_prompt
-from hippo.draft.worker import Worker
+from hippo.draft.worker import Worker, work
 from hippo.families import VideoGrid, family_of
 from tests.draft.test_transport import connected
 from tests.models import generated, inputs, model
@@ -32,7 +32,8 @@ def pipe(request):
 def begin(pipe, request, id=1):
     pipe.send(Begin(id, request, 160))
     pipe.send(Prefill(id, torch.arange(24), (VideoGrid(4, 2, 3),)))
-    ready = pipe.receive(20)
+    while isinstance(ready := pipe.receive(20), Loading | Loaded):
+        pass
     assert isinstance(ready, Ready) and ready.seconds > 0 and ready.request == id
 
 
@@ -121,6 +122,24 @@ def test_two_requests_at_a_time_are_served_in_turn_and_get_the_tokens_they_get_a
     assert [t.id for t in proposals(pipe, 3, 2)] == expected[2][4:7]
 
 
+def test_each_of_two_requests_has_a_penalty_of_its_own(pipe):
+    expected, penalties = {}, {1: 1.0, 2: 1.7}
+    request = inputs("qwen2_5_vl", seed=1)
+    for id, penalty in penalties.items():
+        expected[id] = generated(model("qwen2_5_vl"), request, repetition_penalty=penalty)
+        pipe.send(Begin(id, request, 160, penalty))
+        pipe.send(Prefill(id, torch.arange(24), (VideoGrid(4, 2, 3),)))
+        assert isinstance(pipe.receive(20), Ready)
+    for id in penalties:
+        pipe.send(Commit(id, 0, expected[id][:1]))
+        pipe.send(Propose(id, 8))
+    drafted = [pipe.receive(20) for _ in range(16)]
+    for id in penalties:
+        assert [t.id for t in drafted if t.request == id] == expected[id][1:9]
+        pipe.send(Commit(id, 2, [expected[id][2]]))  # what was drafted after it is no part of the text
+    assert [t.id for t in proposals(pipe, 6, 2)] == expected[2][3:9] != expected[1][3:9]
+
+
 def test_inputs_that_cannot_be_used_lose_only_their_request(pipe):
     request = inputs("qwen2_5_vl")
     expected = generated(model("qwen2_5_vl"), request)
@@ -141,3 +160,26 @@ def test_a_prompt_that_cannot_be_read_loses_only_its_request(pipe):
     failed = pipe.receive(20)
     assert isinstance(failed, Failed) and failed.request == 1
     begin(pipe, inputs("qwen2_5_vl"), 2)
+
+
+@pytest.mark.parametrize("device", ["cuda:1", "cpu"])
+def test_it_works_on_the_device_it_is_given_and_leaves_that_of_others(device, monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "set_device", lambda which: chosen.append((which, threading.current_thread())))
+    ours, theirs = connected("thread")
+    thread = threading.Thread(target=work, args=(theirs, model("qwen2_5_vl"), "float32", device, 0, False, 16))
+    thread.start()
+    begin(ours, inputs("qwen2_5_vl"))
+    ours.close()
+    thread.join(10)
+    assert chosen == ([("cuda:1", thread)] if device == "cuda:1" else [])
+
+
+def test_a_device_that_cannot_be_set_loses_the_draft_with_its_reason(monkeypatch):
+    def refuse(which):
+        raise RuntimeError("invalid device ordinal")
+
+    monkeypatch.setattr(torch.cuda, "set_device", refuse)
+    ours, theirs = connected("thread")
+    assert work(theirs, model("qwen2_5_vl"), "float32", "cuda:1", 0, False, 16) == 1
+    assert ours.receive(5) == Failed(0, "RuntimeError: invalid device ordinal")

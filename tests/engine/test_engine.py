@@ -14,10 +14,12 @@ import pytest
 import torch
 
 import hippo
+from hippo.draft import Plugin, plugin_of
 from hippo.engine import Engine, Read, State
 from hippo.errors import BadRequest, Busy, MediaError
 from hippo.pair import Draft, Pair
 from hippo.params import SamplingParams
+from hippo.pruning import Attention, Pruner
 from hippo.request import Request
 from tests.models import FAMILIES, inputs, model, text_only
 
@@ -43,7 +45,8 @@ def engine_of(family, draft, place="inline", max_running=8, cache_memory=0, read
         of_request = text_only(family, seed) if seed < 0 else inputs(family, seed=seed, question=4 + seed % 5)
         return Read(of_request, None, request.params, (), 0.0)
 
-    pair = Pair(model(family), None if draft is None else Draft(model(family, draft), place=place))
+    source = draft if isinstance(draft, Plugin) else model(family, draft or 0)
+    pair = Pair(model(family), None if draft is None else Draft(source, place=place))
     return Engine(pair, Ids(), read or reading, max_running, cache_memory, readers=1)
 
 
@@ -86,6 +89,44 @@ def test_a_draft_anywhere_serves_several(running, place):
     for output, request in zip(outputs, requests, strict=True):
         assert output.token_ids == alone("qwen2_5_vl", request)
     assert any(output.stats.accepted for output in outputs)
+
+
+def test_a_drafter_without_a_model_serves_several_and_fails_one_alone(running):
+    class Repeats:
+        """Proposes the last token again; fails in a prompt with a 7-token question."""
+
+        def commit(self, tokens):
+            self.tokens = [*getattr(self, "tokens", []), *tokens]
+
+        def propose(self, count):
+            assert self.tokens[:short] != prompts[3][:short]
+            return self.tokens[-1:] * count
+
+    requests = [asked(seed, method=method) for seed, method in enumerate(("hippo", "sd", "ar", "hippo", "sd"))]
+    prompts = [inputs("qwen2_5_vl", seed=seed, question=4 + seed % 5)["input_ids"][0].tolist() for seed in range(5)]
+    short = min(map(len, prompts))
+    for drafter in ("ngram", Repeats):
+        engine = running("qwen2_5_vl", plugin_of(drafter))
+        streams = [engine.submit(request) for request in requests]
+        for place, (stream, request) in enumerate(zip(streams, requests, strict=True)):
+            output = stream.result()
+            assert output.token_ids == alone("qwen2_5_vl", request)
+            assert bool(output.stats.draft_lost) == (drafter is Repeats and place == 3) == bool(output.warnings)
+
+
+@pytest.mark.parametrize("place", ["thread", "inline"])
+@pytest.mark.parametrize("attention", [None, Attention()])
+def test_a_pruner_that_fails_ends_its_own_request(running, attention, place):
+    """Also one that is asked within the target's forward, as soon as it has its attention."""
+
+    def fails(signals, keep_ratio):
+        raise ValueError("what now?")
+
+    engine, pruner = running("qwen2_5_vl", 1, place), Pruner("mine", fails, attention)
+    streams = [engine.submit(asked(seed, **({"pruner": pruner} if seed == 1 else {}))) for seed in range(3)]
+    with pytest.raises(BadRequest, match=r"^pruner 'mine' failed \(ValueError: what now\?\)"):
+        streams[1].result()
+    assert all(streams[place].result().token_ids == alone("qwen2_5_vl", asked(place)) for place in (0, 2))
 
 
 def test_no_more_run_than_may_and_the_oldest_come_first(running):

@@ -185,6 +185,24 @@ class Halved(nn.Linear):
         return super().forward(x) / 2
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_norms_of_heads_have_the_bits_of_transformers_own(dtype):
+    attention = copy.deepcopy(model("qwen3_vl")).model.language_model.layers[0].self_attn.to(dtype)
+    norms = attention.q_norm, attention.k_norm
+    generator = torch.Generator().manual_seed(0)
+    for norm in norms:
+        norm.weight.data.normal_(1.0, 0.3, generator=generator)
+    size = len(norms[0].weight)
+    x = (30 * torch.randn(50, 6, size, generator=generator)).to(dtype)
+    expected = torch.cat([norms[0](x[:, :4]), norms[1](x[:, 4:])], dim=1)
+    weights = tuple(norm.weight.detach() for norm in norms)
+    sys.modules["hippo.forward.fused"]._normalise(x, (4, 2), weights, norms[0].variance_epsilon)
+    if dtype == torch.float32:
+        torch.testing.assert_close(x, expected)  # the order of two products differs
+    else:
+        assert torch.equal(x, expected)
+
+
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "smolvlm"])
 def test_half_precision_as_on_a_gpu_differs_by_rounding_alone(family, monkeypatch):
     monkeypatch.setattr(sys.modules["hippo.forward.fused"], "_served", lambda device, dtype: True)

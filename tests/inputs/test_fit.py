@@ -5,8 +5,8 @@ import pytest
 
 from hippo.bench.world import make_scene, write_clip
 from hippo.errors import BadRequest, OutOfMemory
-from hippo.inputs import Budget, MediaOptions, chat, fit, messages_of, read_fitting, read_messages, room_for
-from hippo.video import read_video
+from hippo.inputs import Budget, MediaOptions, fit, messages_of, read_fitting, read_messages, room_for
+from hippo.video import decoder, read_video
 from tests.models import inputs, model
 
 TOKENS = 64  # of a step of two frames
@@ -91,9 +91,9 @@ def test_a_request_opens_its_clip_once(monkeypatch, clip):
 def test_memory_is_asked_before_anything_is_decoded(monkeypatch, clip):
     """A frame of 56x56 costs 36 bytes a pixel while it is prepared."""
     asked = []
-    real = chat.sample
+    real = decoder.sample
     monkeypatch.setattr(
-        chat, "sample", lambda *args, **options: asked.append(options["most"]) or real(*args, **options)
+        decoder, "sample", lambda *args, **options: asked.append(options["most"]) or real(*args, **options)
     )
     monkeypatch.setattr(fit, "free_memory", lambda device="cpu": 5.5 * 56 * 56 * 36 / 0.8)
     tokens, (warning,), looks = read(monkeypatch, clip)

@@ -1,11 +1,12 @@
 """Every pruner keeps what it was allowed, sorted and without repeats."""
 
+import numpy as np
 import pytest
 import torch
 
-from hippo.errors import BadRequest
+from hippo.errors import BadRequest, MediaError
 from hippo.families import VideoGrid
-from hippo.pruning import PRUNERS, Signals, pruner_named
+from hippo.pruning import PRUNERS, Pruner, Signals, pruner_named
 from hippo.pruning.pruners import top
 
 GRID = VideoGrid(4, 3, 5)
@@ -101,6 +102,68 @@ def test_frames_with_more_to_say_keep_more():
 
 
 def test_unknown_pruner():
-    with pytest.raises(BadRequest, match=r"none, uniform, attention, specvlm, hippo$"):
-        pruner_named("nope")
+    with pytest.raises(BadRequest, match=r"none, uniform, attention, specvlm, hippo, or MODULE:NAME$"):
+        pruner_named("blind")
     assert pruner_named(PRUNERS["hippo"]) is PRUNERS["hippo"]
+
+
+def kept_by(keep, signals, ratio=0.1):
+    return Pruner("mine", keep).keep_all_of([signals, signals], ratio)
+
+
+@pytest.mark.parametrize("of", [list, np.array, torch.tensor])
+def test_a_pruner_of_ones_own_returns_indices_or_a_mask(of, signals):
+    kept, mask = [1, 5, 59], [place in (1, 5, 59) for place in range(60)]
+    for returned in (of(kept), of(mask), torch.tensor(kept, dtype=torch.uint8)):
+        both = kept_by(lambda signals, keep_ratio, returned=returned: returned, signals)
+        assert both.tolist() == [1, 5, 59, 61, 65, 119] and both.dtype is torch.int64
+
+
+def test_a_pruner_of_ones_own_may_keep_nothing(signals):
+    for nothing in ([], torch.arange(0), torch.zeros(60, dtype=torch.bool)):
+        assert kept_by(lambda signals, keep_ratio, nothing=nothing: nothing, signals).tolist() == []
+
+
+@pytest.mark.parametrize(
+    ("returned", "problem"),
+    [
+        (None, "returned NoneType, neither indices nor a mask"),
+        ("all", "returned str, neither"),
+        ([[1, 2], [3]], "returned list, neither"),
+        ([1.0, 2.0], "returned float32, neither"),
+        ([[1, 2]], r"indices of shape \(1, 2\)"),
+        (torch.tensor(3), r"indices of shape \(\)"),
+        ([2, 1], "not sorted, or repeat"),
+        ([2, 2], "not sorted, or repeat"),
+        ([-1, 2], "out of range: -1 to 2 of 60"),
+        ([2, 60], "out of range: 2 to 60 of 60"),
+        ([1 << 70], "returned list, neither"),
+        (torch.ones(59, dtype=torch.bool), r"a mask of shape \(59,\) for 60"),
+        (torch.ones(60, dtype=torch.bool), "kept 60 of 60 video tokens, and keep_ratio allows 6"),
+        (list(range(7)), "kept 7 of 60 video tokens, and keep_ratio allows 6"),
+    ],
+)
+def test_what_a_pruner_of_ones_own_may_not_return(returned, problem, signals):
+    with pytest.raises(BadRequest, match=f"^pruner 'mine' .*{problem}") as error:
+        kept_by(lambda signals, keep_ratio: returned, signals)
+    assert "\n" not in str(error.value)
+
+
+def test_a_pruner_of_ones_own_that_fails_is_named(signals):
+    def fails(signals, keep_ratio):
+        raise IndexError("one\ntwo")
+
+    with pytest.raises(BadRequest, match=r"^pruner 'mine' failed \(IndexError: one two\)"):
+        kept_by(fails, signals)
+
+    def refuses(signals, keep_ratio):
+        raise MediaError("too dark")
+
+    with pytest.raises(MediaError, match=r"^too dark$"):
+        kept_by(refuses, signals)
+
+    def hungry(signals, keep_ratio):
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        kept_by(hungry, signals)

@@ -3,7 +3,7 @@
 import base64
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import pytest
 import uvicorn
@@ -50,7 +50,8 @@ def serving(service, **options):
 @pytest.fixture(scope="package")
 def service(llm):
     """Local clips of the demo's folder may be read."""
-    return Service(llm, "tiny", MediaPolicy(CLIP.parent))
+    with closing(Service(llm, "tiny", MediaPolicy(CLIP.parent))) as made:
+        yield made
 
 
 @pytest.fixture(scope="package")

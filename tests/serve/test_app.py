@@ -115,8 +115,22 @@ def command():
         process.wait()
 
 
+def children(pid):
+    """Processes that a process has started, and which of them decode."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if int((folder / "stat").read_text().rpartition(")")[2].split()[1]) == pid:
+                found[folder] = b"hippo.video.worker" in (folder / "cmdline").read_bytes()
+        except OSError:
+            pass
+    return found
+
+
 def test_sigterm_ends_the_command_after_its_answers(command):
     process, url = command
+    started = children(process.pid)
+    assert sum(started.values()) == 1, "one decoder is ready for the first request"
     with httpx2.Client(timeout=60) as client:
         expected = client.post(f"{url}/v1/chat/completions", json={"messages": asked()}).json()
         body, seen, begun = {"messages": asked(), "stream": True}, [], threading.Event()
@@ -138,6 +152,7 @@ def test_sigterm_ends_the_command_after_its_answers(command):
             pass  # it was already gone
         reader.join()
         assert process.wait(30) == 0 and process.stderr.read() == ""
+        assert not any(folder.exists() for folder in started)
     text = "".join(
         json.loads(line[6:])["choices"][0]["delta"].get("content", "") for line in seen if line.startswith("data: {")
     )

@@ -2,12 +2,14 @@
 
 import asyncio
 import base64
+import gc
 import io
 import json
 import os
 import signal
 import threading
 import time
+from contextlib import closing
 
 import httpx2
 import openai
@@ -17,7 +19,10 @@ from hypothesis import strategies as st
 from openai import AsyncOpenAI
 from PIL import Image
 
+import hippo
 from hippo.cli.demo import CLIP
+from hippo.engine.scheduler import Job
+from hippo.sequence import Sequence
 from hippo.serve.chat import StopCut
 from hippo.serve.media import MediaPolicy
 from hippo.serve.schema import ChatBody
@@ -42,6 +47,18 @@ def test_the_words_are_the_librarys(client, expected):
     assert answer.usage.prompt_tokens_details.video_tokens == expected.stats.video_tokens == 512
     ours = answer.usage.speculative
     assert 0 < ours["accepted"] <= ours["drafted"] and ours["kept_video_tokens"] == 51 and not ours["draft_lost"]
+
+
+def test_a_pair_without_a_draft_model(expected):
+    with hippo.load("tiny", "ngram", max_running=2) as llm, serving(Service(llm, "tiny", MediaPolicy())) as address:
+        client = openai.OpenAI(base_url=f"{address}/v1", api_key="none")
+        answer = ask(client)
+        assert answer.choices[0].message.content == expected.text
+        ours = answer.usage.speculative
+        assert ours["kept_video_tokens"] == 0 and not ours["draft_lost"]
+        body = {"pruner": "os:system"}
+        with pytest.raises(openai.BadRequestError, match="pruner"):
+            ask(client, extra_body=body)
 
 
 def test_a_stream_has_the_same_words_and_the_usage_last(client, expected):
@@ -247,6 +264,44 @@ def test_what_asks_for_nothing_is_taken(client):
         frequency_penalty=0, presence_penalty=0.0, logit_bias={}, user="me", response_format={"type": "text"}
     )
     assert ask(client, max_tokens=2, **neutral).usage.completion_tokens == 2
+
+
+def test_a_hundred_clients_that_leave_leave_nothing_behind(llm, expected):
+    """Some in mid-answer, some while they wait. The server goes on, and holds nothing of them."""
+    service = Service(llm, "tiny", MediaPolicy(), max_waiting=100)
+
+    async def visit(client, place):
+        messages = asked() if place % 20 == 0 else [{"role": "user", "content": "What happens?"}]
+        body = {"messages": messages, "stream": True, "max_tokens": 400, "temperature": 4, "seed": place}
+        try:
+            async with client.stream("POST", "/v1/chat/completions", json=body) as response:
+                async for line in response.aiter_lines():
+                    if '"content":"' in line and '"content":""' not in line:
+                        return True
+        except httpx2.TimeoutException:
+            return False
+
+    async def visits(url):
+        limits = httpx2.Limits(max_connections=200)
+        async with (
+            httpx2.AsyncClient(base_url=url, timeout=60, limits=limits) as patient,
+            httpx2.AsyncClient(base_url=url, timeout=0.3, limits=limits) as hasty,
+        ):
+            return await asyncio.gather(*(visit(hasty if place % 4 == 3 else patient, place) for place in range(100)))
+
+    with closing(service), serving(service) as url:
+        answered = asyncio.run(visits(url))
+        assert sum(map(bool, answered)) >= 75
+        deadline = time.monotonic() + 20
+        while (service.live or llm.engine.scheduler.jobs) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert not service.live and not llm.engine.scheduler.jobs
+        gc.collect()
+        assert not [one for one in gc.get_objects() if type(one) in (Sequence, Job)]
+        metrics = httpx2.get(f"{url}/metrics").text
+        assert 'hippo:num_requests_running{model_name="tiny"} 0.0' in metrics
+        answer = httpx2.post(f"{url}/v1/chat/completions", json={"messages": asked()}, timeout=60).json()
+        assert answer["choices"][0]["message"]["content"] == expected.text
 
 
 def test_a_client_that_leaves_cancels_its_request(url, llm, service, monkeypatch):

@@ -47,17 +47,21 @@ def write_clip(
     container_options: dict[str, str] | None = None,
     sound: float = 0.0,
     images: Sequence[np.ndarray] | None = None,
+    pixels: str | None = None,
 ) -> Path:
     """A clip of numbered frames.
 
     Args:
         ticks: each frame's time in hundredths of a second; evenly at `rate` if None.
         sound: seconds of silence to add as a sound track.
+        images: the frames, in place of numbered ones.
+        pixels: FFmpeg's name of the pixel format.
     """
     with av.open(str(path), "w", options=container_options or {}) as container:
         codec = codec or CODECS.get(path.suffix, "libx264")
         stream: Any = container.add_stream(codec, rate=rate, options=options or {})
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "rgb8" if codec == "gif" else "yuv420p"
+        stream.height, stream.width = (HEIGHT, WIDTH) if images is None else images[0].shape[:2]
+        stream.pix_fmt = pixels or ("rgb8" if codec == "gif" else "yuv420p")
         base = Fraction(1, rate) if ticks is None else Fraction(1, 100)
         stream.time_base = stream.codec_context.time_base = base
         silence = container.add_stream(SOUND_CODECS.get(path.suffix, "aac"), rate=48000) if sound else None

@@ -1,5 +1,7 @@
 """A clip's packets, what they say, and decoding only what is needed."""
 
+import gc
+import os
 import threading
 from pathlib import Path
 
@@ -152,3 +154,14 @@ def test_more_frames_than_fit_in_memory_are_refused():
     store = FrameStore(2**40, "clip.mp4")
     with pytest.raises(OutOfMemory, match=r"need .* GB of memory: ask for fewer"):
         store.put(0, av.VideoFrame(64, 48, "rgb24"))
+
+
+def test_decoded_frames_and_their_threads_are_not_kept(tmp_path):
+    """Else each would have threads of its own, and stay in the decoder's format until the clip is closed."""
+    opened = Clip(write_clip(tmp_path / "clip.mp4", count=60))
+    gc.collect()
+    before = len(os.listdir("/proc/self/task"))
+    frames, _ = opened.decode(lambda timeline: list(range(60)), quiet)
+    left = sum(type(one).__name__ == "VideoFrame" for one in gc.get_objects())
+    assert len(frames) == 60 and left < 6
+    assert len(os.listdir("/proc/self/task")) - before < 2 * (os.cpu_count() or 1) + 20

@@ -27,6 +27,14 @@ from .clips import (
     write_sound,
 )
 
+FORMATS = [  # FFmpeg's pixel formats that phones and editors seldom write
+    ("clip.mkv", "ffv1", "yuv444p10le"),
+    ("clip.mp4", "libx264", "yuv444p10le"),
+    ("clip.mkv", "ffv1", "gray"),
+    ("clip.mkv", "ffv1", "gray10le"),
+    ("clip.mkv", "ffv1", "bgra"),
+    ("clip.webm", "libvpx-vp9", "yuva420p"),
+]
 FRAGMENTED = {"movflags": "frag_keyframe+empty_moov"}
 
 
@@ -361,3 +369,18 @@ def test_real_clips(name, duration, rate, count):
         every, times = slow_decode(path)
         picked = [times.index(pytest.approx(shown)) for shown in video.timestamps]
         assert np.array_equal(video.frames, np.stack([every[index] for index in picked]))
+
+
+@pytest.mark.parametrize(("name", "codec", "pixels"), FORMATS, ids=lambda value: str(value))
+def test_deep_gray_and_transparent_frames_are_rgb(tmp_path, name, codec, pixels):
+    video = read_video(write_clip(tmp_path / name, codec=codec, pixels=pixels, count=16), frames=4)
+    assert video.frames.dtype == np.uint8 and video.frames.shape == (4, HEIGHT, WIDTH, 3)
+    assert numbers(video.frames) == [2, 6, 10, 14]
+
+
+@pytest.mark.parametrize("size", [(2, 2), (1, 1), (4000, 8000)], ids=str)
+def test_frames_of_one_pixel_and_of_many(tmp_path, size):
+    image = np.full((*size, 3), 200, np.uint8)
+    path = write_clip(tmp_path / "clip.mov", codec="png", pixels="rgb24", images=[image, image])
+    video = read_video(path, frames=1)
+    assert video.frames.shape == (1, *size, 3) and (video.frames == 200).all()

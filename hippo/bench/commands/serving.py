@@ -1,4 +1,4 @@
-"""hippo bench chat and throughput: what the engine brings."""
+"""hippo bench chat, throughput and batch: what the engine brings."""
 
 from __future__ import annotations
 
@@ -78,6 +78,37 @@ def throughput(
     else:
         _print(rows, arrival)
     if not same:
+        raise typer.Exit(1)
+
+
+def batch(
+    clips: Annotated[int, typer.Option(min=1, help="Different clips.")] = 100,
+    commands: Annotated[int, typer.Option(min=1, help="Clips that get a command each.")] = 5,
+    context: Annotated[int, typer.Option(min=64, help="Video tokens of a clip.")] = 512,
+    max_new_tokens: common.TokensOption = 96,
+    json: common.JsonOption = False,
+) -> None:
+    """Describe clips with the bundled pair by a batch job, by a loop over `llm.generate`, and by a command each.
+
+    Exit code 1 if a text differs.
+    """
+    with common.importing():
+        from hippo.bench.serving import batch_study
+
+    with common.loaded("tiny", None) as llm, common.progressing() as progress:
+        found = batch_study(llm, clips, context, max_new_tokens, commands, progress)
+    if json:
+        common.print_json(found)
+    else:
+        mine = found["batch"]
+        beside = {"batch": mine, "loop": mine, "commands": [median(mine)] * len(found["commands"])}
+        common.say("| way | seconds a clip | a minute | batch over it | identical |\n| --- | --- | --- | --- | --- |\n")
+        for name, short in beside.items():
+            gains = _spread([one / other for one, other in zip(found[name], short, strict=True)], "x")
+            words, seconds = "yes" if found["identical"] else "NO", median(found[name])
+            cells = [name, f"{seconds:.3f}", f"{60 / seconds:.0f}", gains, words]
+            common.say(f"| {' | '.join(cells)} |\n")
+    if not found["identical"]:
         raise typer.Exit(1)
 
 

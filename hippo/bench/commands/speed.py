@@ -23,7 +23,8 @@ def speed(
         typer.Option(help="Names, separated by commas; DECODER+PRUNER is one too. generate and ar always run."),
     ] = USUAL,
     models: Annotated[
-        str, typer.Option(help="tiny, TARGET,DRAFT, or shape:NAME: real layer shapes with random weights.")
+        str,
+        typer.Option(help="tiny, TARGET,DRAFT (which may be ngram), or shape:NAME: real layer shapes, random weights."),
     ] = "tiny",
     context: Annotated[
         int | None, typer.Option(min=64, help="Video tokens at least; the clip is then a larger one of the world.")
@@ -39,9 +40,15 @@ def speed(
     ] = None,
     runs: Annotated[int, typer.Option(min=1, help="Answers of each method, in turn; one more warms up.")] = 5,
     max_new_tokens: common.TokensOption = 256,
+    ignore_eos: Annotated[
+        bool, typer.Option("--ignore-eos", help="Answers go on past their end, up to --max-new-tokens.")
+    ] = False,
     draft_bits: common.BitsOption = "auto",
     device: common.DeviceOption = "auto",
     out: Annotated[Path | None, typer.Option(help="Folder for the table and all figures.")] = None,
+    timeline: Annotated[
+        Path | None, typer.Option(help="Picture of who worked when in each method's last answer: .svg, .png or .pdf.")
+    ] = None,
     json: common.JsonOption = False,
 ) -> None:
     """Time every method beside transformers' generate(), in turn, in one run: medians, spread, memory, efficiency.
@@ -50,19 +57,26 @@ def speed(
 
     hippo bench speed --models TARGET,DRAFT --prompts questions.txt --max-new-tokens 128
 
+    hippo bench speed --models tiny,ngram --methods ar,sd,hippo --ignore-eos --max-new-tokens 400
+
     hippo bench speed --models shape:qwen2.5-vl-7b --context 16384 --acceptance 0.8 --max-new-tokens 128
     """
     with common.importing():
+        from hippo.bench import plots
         from hippo.bench import speed as timing
         from hippo.bench.world import make_scene, write_clip
 
     rate, questions = _rate(acceptance), _questions(prompts)
     if questions and (rate is not None or models.startswith("shape:")):
         raise HippoError("drawn verdicts say nothing of prompts", "leave --prompts or --acceptance out")
+    if ignore_eos and (rate is not None or models.startswith("shape:")):
+        raise HippoError("answers with drawn verdicts have no end to ignore", "leave --ignore-eos or --acceptance out")
     names = [name.strip() for name in methods.split(",")]
     timing.require_methods(names)
     if out is not None:
         common.make_folder(out)
+    if timeline is not None:
+        plots.require_picture(timeline)
     common.quieten()
     with (
         TemporaryDirectory() as folder,
@@ -83,7 +97,12 @@ def speed(
                 write_clip(make_scene(60020), video, side=28 * math.ceil(math.sqrt(context / 8)))
             if video is not None:
                 common.check_clips([video], None, None)
-            result = timing.bench_pair(target, draft or None, video, *how, rate, draft_bits, progress, questions)
+            result = timing.bench_pair(
+                target, draft or None, video, *how, rate, draft_bits, progress, questions, ignore_eos
+            )
+    spans = {row["method"]: row.pop("timeline") for row in result["rows"]}
+    if timeline is not None:
+        plots.draw_timeline({method: own for method, own in spans.items() if own}, timeline)
     text = table(result)
     if out is not None:
         (out / "speed.json").write_text(jsonlib.dumps(result, indent=1) + "\n")
