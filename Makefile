@@ -1,12 +1,13 @@
 # The two commands a newcomer needs: make demo, make test. docs: the documentation site, in site/. test-oldest: the
-# families on the oldest transformers allowed.
+# families on the oldest transformers allowed. test-lmms: benchmarks by lmms-eval.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
 OLDEST := .venv-oldest
+LMMS := .venv-lmms
 
-.PHONY: demo test test-oldest lint docs clean
+.PHONY: demo test test-oldest test-lmms lint docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/hippo demo
@@ -16,6 +17,9 @@ test: $(VENV)/installed-dev
 
 test-oldest: $(OLDEST)/installed
 	$(OLDEST)/bin/python -m pytest tests/families tests/test_custom.py tests/test_pair.py tests/forward tests/pruning
+
+test-lmms: $(LMMS)/installed
+	$(LMMS)/bin/python -m pytest tests/lmms
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -46,5 +50,10 @@ $(OLDEST)/installed: pyproject.toml
 	$(OLDEST)/bin/python -m pip install -q -e '.[dev]' transformers==5.16.1
 	touch $@
 
+$(LMMS)/installed: pyproject.toml
+	$(PYTHON) -m venv $(LMMS)
+	$(LMMS)/bin/python -m pip install -q -e '.[dev,lmms]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(OLDEST) site
+	rm -rf $(VENV) $(OLDEST) $(LMMS) site

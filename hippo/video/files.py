@@ -103,6 +103,10 @@ def require_size(name: str, width: int, height: int) -> None:
         raise MediaError(f"{name} declares frames of {width}x{height}", "scale it to at most 8192x8192 first")
 
 
+# PyAV before 18 frees options of streams that are found while it probes, as in MPEG and FLV files, and crashes.
+_PROBING = {"max_pixels": str(MAX_PIXELS)} if int(av.__version__.partition(".")[0]) >= 18 else None
+
+
 def open_container(path: Media) -> InputContainer:
     """The opened clip; close it after use. Raises MediaError if it is not a video."""
     # The prefix keeps a colon in the name from being read as a protocol; the whitelist keeps a playlist from the net,
@@ -110,7 +114,7 @@ def open_container(path: Media) -> InputContainer:
     source: Any = _animation(path) or (path.opened() if isinstance(path, Stored) else f"file:{path}")
     allowed = {"protocol_whitelist": "file" if isinstance(path, Path) else "none"}
     try:
-        return av.open(source, metadata_errors="replace", options=_limits(), container_options=allowed)
+        return av.open(source, metadata_errors="replace", options=_PROBING, container_options=allowed)
     except MemoryError:
         raise
     except (av.FFmpegError, OSError, ValueError, IndexError) as error:
@@ -136,12 +140,8 @@ def video_stream(container: InputContainer, name: str) -> Any:
     if stream.codec_context is None:
         raise MediaError(f"{name} uses a video codec that is not known here", "convert it to H.264 first")
     require_size(name, stream.codec_context.width, stream.codec_context.height)
-    stream.codec_context.options = _limits()
+    stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
     return stream
-
-
-def _limits() -> dict[str, str]:
-    return {"max_pixels": str(MAX_PIXELS)}
 
 
 def _begin(path: Media) -> bytes:
