@@ -52,7 +52,7 @@ class Reader:
         trust_remote_code: bool = False,
     ) -> Reader:
         """The reader of a pair that is loaded elsewhere. The arguments are those of `hippo.load`. Raises HippoError."""
-        draft = None if str(draft) == "self" else draft
+        draft = None if str(draft) in ("self", "ngram") else draft  # these have the target's inputs
         here, beside = resolve(target, draft, "cpu", dtype, "cpu", trust_remote_code)
         with quiet():
             processor = load_processor(here)

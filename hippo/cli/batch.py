@@ -154,7 +154,7 @@ def _on_ray(
 ) -> Generator[dict[str, Any]]:
     """The lines of a job that a cluster answers. where: options of `hippo.load`."""
     if where["start_draft"]:
-        common.require_draft(target, draft)
+        common.require_draft(target, draft, where.get("drafter"))
     with common.importing():
         try:
             from hippo.ray.batch import answered
