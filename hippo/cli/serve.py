@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -119,7 +119,7 @@ def serve(
         "cache_memory": None if cache_memory is None else cache_memory << 20,
     }
     name = served_model_name or (Path(target).name if Path(target).is_dir() else target)
-    options = {
+    options: dict[str, Any] = {
         "keys": tuple(api_key or ()),
         "origins": tuple(allow_origin or ()),
         "with_page": not disable_page,

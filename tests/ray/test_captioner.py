@@ -28,9 +28,10 @@ TURNS = [
 
 @pytest.fixture
 def captioner(tiny, monkeypatch):
-    monkeypatch.setattr(tiny, "close", lambda: None)
     monkeypatch.setattr("hippo.ray.captioner.load", lambda *_, **__: tiny)
-    return Captioner(max_tokens=6, frames=4)
+    made = Captioner(max_tokens=6, frames=4)
+    yield made
+    made._llm = None  # it would close the pair of all tests
 
 
 def batch(**columns):

@@ -1,7 +1,6 @@
 """A cluster is found or refused in one line, and a job takes no more of it than there is."""
 
 import socket
-import time
 
 import pytest
 
@@ -52,18 +51,17 @@ def alone(monkeypatch):
     monkeypatch.setattr("ray.init", None)
 
 
-def test_an_address_that_nobody_answers_is_one_line_within_seconds(alone, monkeypatch):
+def test_an_address_that_nobody_answers_is_one_line(alone, monkeypatch):
+    monkeypatch.setattr("hippo.ray.cluster._PATIENCE", 0.5)
     with socket.socket() as silent:  # takes connections and says nothing, as a service that is no Ray
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         address = f"127.0.0.1:{silent.getsockname()[1]}"
-        began = time.monotonic()
         with pytest.raises(BadRequest, match=address), connected(address):
             pass
         monkeypatch.setenv("RAY_ADDRESS", address)
         with pytest.raises(BadRequest, match=address), connected("auto"):
             pass
-        assert time.monotonic() - began < 60
 
 
 def test_ray_client_is_not_for_jobs(alone):
