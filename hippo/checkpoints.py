@@ -118,6 +118,14 @@ def load_processor(checkpoint: Checkpoint) -> Any:
     return processor
 
 
+def load_config(checkpoint: Checkpoint) -> Any:
+    """The checkpoint's configuration, as its model would have it. Raises HippoError."""
+    from transformers import AutoConfig
+
+    with explained(checkpoint.source):
+        return AutoConfig.from_pretrained(checkpoint.source, trust_remote_code=checkpoint.trust_remote_code)
+
+
 def load_target(checkpoint: Checkpoint) -> nn.Module:
     """The checkpoint's model, in evaluation mode on its device. Raises HippoError."""
     require_memory(checkpoint)

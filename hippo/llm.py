@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn, Unpack
@@ -29,24 +27,15 @@ from hippo.checkpoints import (
     stored_bytes,
 )
 from hippo.draft import Plugin, Proposer, placement, plugin_of
-from hippo.engine import Engine, Read, State, Stream, warnings_of
+from hippo.engine import Engine, State, Stream, warnings_of
 from hippo.errors import BadRequest, CheckpointError, HippoError, out_of_memory_explained
 from hippo.families import family_of
-from hippo.inputs import (
-    Budget,
-    MediaKeys,
-    MediaMemory,
-    Messages,
-    prepare,
-    prepare_text,
-    read_fitting,
-    room_for,
-    split_options,
-)
+from hippo.inputs import MediaKeys, Messages, split_options
 from hippo.pair import Draft, Pair
 from hippo.params import SamplingOptions, SamplingParams
 from hippo.quiet import quiet
-from hippo.request import DEFAULT_PROMPT, Output, Request, Sources, messages_from
+from hippo.reader import Reader
+from hippo.request import DEFAULT_PROMPT, Output, Read, Request, Sources, messages_from
 from hippo.sequence import Progress, Sequence
 from hippo.stats import Stats
 
@@ -79,7 +68,8 @@ class VideoLLM:
         self.pair, self.processor, self.draft_processor = pair, processor, draft_processor
         self._notes = notes
         half = None if cache_memory is None else cache_memory // 2
-        self._memory = None if cache_memory == 0 else MediaMemory(half)
+        target = pair.target
+        self.reader = Reader(processor, draft_processor, target.config, target.dtype, target.device, half)
         self.engine = Engine(pair, processor.tokenizer, self._read, max_running, half)
 
     def generate(
@@ -220,52 +210,14 @@ class VideoLLM:
         self, request: Request, progress: Callable[[float], None] | None = None
     ) -> tuple[Messages, dict[str, Any], tuple[str, ...]]:
         """Messages read, the processor's output for them, and what the user should know; see `read_fitting`."""
-        if request.prompt is not None:
-            return (), prepare_text(self.processor, request.prompt), ()
-        target, family = self.pair.target, self.pair.family
-        context = getattr(target.config.get_text_config(), "max_position_embeddings", None)
-        budget = Budget(
-            request.max_video_tokens,
-            None if context is None else context - 1,
-            lambda pixels: tensor_parallel.all_min(room_for(target.config, target.dtype, target.device, pixels)),
-        )
-
-        def read(process: Any = None) -> tuple[list[dict[str, Any]], dict[str, Any], tuple[str, ...]]:
-            with request.decoding() as decoder:
-                return read_fitting(
-                    self.processor,
-                    request.messages,
-                    lambda inputs: len(family.prepare_prompt(target.config, inputs).video_at),
-                    budget,
-                    options=request.media,
-                    progress=progress,
-                    process=process,
-                    decoder=decoder,
-                )
-
-        with out_of_memory_explained():
-            if self._memory is None or request.media.processor_kwargs:
-                return read()
-            options = (repr(request.media), request.max_video_tokens)
-            return self._memory.read(self.processor, request.messages, options, read)
+        return self.reader.read(request, progress)
 
     def _read(self, request: Request, progress: Progress | None = None) -> Read:
         """A request's inputs, for the engine."""
-        began, params, lost = time.perf_counter(), request.params, ""
         report = None if progress is None else lambda share: progress("reading frames", share)
-        messages, inputs, warnings = self.read(request, report)
-        if request.on_read is not None:
-            request.on_read(messages)
-        warnings, self._notes = self._notes + warnings, ()
-        draft_inputs = None
-        if self.draft_processor is not None and params.decoder != "ar":
-            try:
-                text, own = request.prompt, self.draft_processor
-                draft_inputs = prepare(own, messages) if text is None else prepare_text(own, text)
-            except HippoError as error:
-                params = replace(params, decoder="ar")
-                lost = f"the draft cannot be asked this ({error.cause})"
-        return Read(inputs, draft_inputs, params, warnings, time.perf_counter() - began, lost)
+        read = request.prepared or self.reader.prepare(request, report)
+        notes, self._notes = self._notes, ()
+        return read._replace(warnings=notes + read.warnings)
 
     def close(self) -> None:
         """End all requests and the draft's worker."""

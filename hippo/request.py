@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from hippo.errors import BadRequest
 from hippo.inputs import MediaOptions, Messages, Source, messages_of
@@ -16,6 +16,18 @@ from hippo.video import Decoder, in_this_process
 
 DEFAULT_PROMPT = "Describe the video in detail."
 Sources = Source | Sequence[Source] | tuple[Any, Any] | None
+
+
+class Read(NamedTuple):
+    """What reading a request gives: the inputs of the target and, if it has its own, of the draft; how to decode;
+    what the user should know; the seconds it took; why there is no draft, if it cannot use the inputs."""
+
+    inputs: dict[str, Any]
+    draft_inputs: dict[str, Any] | None
+    params: SamplingParams
+    warnings: tuple[str, ...]
+    seconds: float
+    draft_lost: str = ""
 
 
 @dataclass(frozen=True)
@@ -35,6 +47,8 @@ class Request:
             given; in a thread that reads.
         prompt: a text that is continued as it is, without a chat template; the messages are empty then.
         decoding: opens what decodes the videos and images; by default this process does.
+        prepared: what `hippo.reader.Reader.prepare` made of this request before, perhaps on another machine. Nothing is
+            read again.
     """
 
     messages: Messages
@@ -46,6 +60,7 @@ class Request:
     on_read: Callable[[Messages], None] | None = field(default=None, compare=False)
     prompt: str | None = None
     decoding: Callable[[], AbstractContextManager[Decoder]] = field(default=in_this_process, compare=False, repr=False)
+    prepared: Read | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         given = {"frames": self.frames, "fps": self.fps}

@@ -2,6 +2,17 @@
 
 from hippo.batch.answers import Answers
 from hippo.batch.rows import Row, rows_of, shard
-from hippo.batch.run import Defaults, Summary, answer_all
+from hippo.batch.run import Defaults, Summary, answer_all, answered, by_subject, line_of
 
-__all__ = ["Answers", "Defaults", "Row", "Summary", "answer_all", "rows_of", "shard"]
+__all__ = [
+    "Answers",
+    "Defaults",
+    "Row",
+    "Summary",
+    "answer_all",
+    "answered",
+    "by_subject",
+    "line_of",
+    "rows_of",
+    "shard",
+]

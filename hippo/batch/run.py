@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
@@ -20,6 +20,7 @@ from hippo.params import SamplingParams
 from hippo.report.openai import reason_of, usage_of
 from hippo.request import DEFAULT_PROMPT, Output, Request, messages_from
 
+Line = dict[str, Any]
 _WORDS = (  # the parameters that decide the words; the others only decide how fast they come
     *("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop"),
 )
@@ -71,56 +72,66 @@ class Summary:
     seconds: float = 0.0
     stopped: bool = False
 
+    def add(self, line: Line) -> None:
+        """Count a request that has ended."""
+        if line["error"] is not None:
+            self.failures[line["error"]["code"]] += 1
+            return
+        usage = line["response"]["body"]["usage"]
+        self.answered += 1
+        self.tokens += usage["completion_tokens"]
+        self.checked += usage["speculative"]["drafted"]
+        self.accepted += usage["speculative"]["accepted"]
+
 
 def answer_all(
-    llm: VideoLLM,
-    rows: Sequence[Row],
+    lines: Generator[Line],
     answers: Answers,
-    defaults: Defaults,
     max_failures: int | None = None,
-    on_done: Callable[[Row, Output | Exception], None] = lambda row, answer: None,
+    on_done: Callable[[Line], None] = lambda line: None,
 ) -> Summary:
-    """Answer the rows that have no line yet, several at a time, and write a line for each as it ends.
+    """Write lines as they come, and close where they come from.
 
-    Requests on one video follow each other, so that it is read once. max_failures: stop at the next one. on_done:
-    called after each line. Raises HippoError if the file cannot be written.
+    lines: of `answered`, or of what answers elsewhere. max_failures: stop at the next one. on_done: called after each
+    line. Raises HippoError if the file cannot be written.
     """
-    summary, began, asked = Summary(), time.perf_counter(), dict[int, Row]()
+    summary, began = Summary(), time.perf_counter()
+    with closing(lines):
+        for line in lines:
+            answers.append(line)
+            summary.add(line)
+            summary.seconds = time.perf_counter() - began
+            summary.stopped = max_failures is not None and summary.failures.total() > max_failures
+            on_done(line)
+            if summary.stopped:
+                break
+    return summary
 
-    def ended(row: Row, answer: Output | Exception) -> None:
-        answers.append(_line(row, answer, defaults))
-        if isinstance(answer, Output):
-            summary.answered += 1
-            summary.tokens += len(answer.token_ids)
-            summary.checked += answer.stats.checked
-            summary.accepted += answer.stats.accepted
-        else:
-            summary.failures[type(answer).__name__] += 1
-        summary.stopped = max_failures is not None and summary.failures.total() > max_failures
-        summary.seconds = time.perf_counter() - began
-        on_done(row, answer)
+
+def answered(llm: VideoLLM, rows: Iterable[Row], defaults: Defaults) -> Generator[Line]:
+    """The line of each row as it ends, several answered at a time."""
+    asked, refused = dict[int, Row](), deque[Line]()
 
     def requests() -> Iterator[Request]:
-        for row in _by_subject(row for row in rows if row.custom_id not in answers.done):
-            if summary.stopped:
-                return
+        for row in rows:
             try:
                 request = defaults.request(row)
             except HippoError as error:
-                ended(row, error)
+                refused.append(line_of(row, error, defaults))
                 continue
             asked[len(asked)] = row
             yield request
 
     with closing(llm.as_completed(requests())) as coming:
         for index, answer in coming:
-            ended(asked[index], answer)
-            if summary.stopped:
-                break
-    return summary
+            while refused:
+                yield refused.popleft()
+            yield line_of(asked[index], answer, defaults)
+    yield from refused
 
 
-def _by_subject(rows: Iterator[Row]) -> list[Row]:
+def by_subject(rows: Iterable[Row]) -> list[Row]:
+    """Requests on one video follow each other, so that it is read once."""
     listed = list(rows)
     first: dict[str, int] = {}
     for row in listed:
@@ -143,8 +154,8 @@ def _with_paths(messages: list[Any], row: Row) -> list[Any]:
     return list(map(turn, messages))
 
 
-def _line(row: Row, answer: Output | Exception, defaults: Defaults) -> dict[str, Any]:
-    """In the fields of OpenAI's batch API, with the row's own columns."""
+def line_of(row: Row, answer: Output | Exception, defaults: Defaults) -> Line:
+    """The line of a request that has ended, in the fields of OpenAI's batch API, with the row's own columns."""
     line: dict[str, Any] = {"custom_id": row.custom_id}
     line |= {name: value for name, value in row.asked.items() if name in ("video", "prompt", "system")}
     line |= row.columns

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from hippo.batch import Answers, Defaults, Row, answer_all
+from hippo.batch import Answers, Defaults, Row, answer_all, answered
 from hippo.bench.world import make_scene, write_clip
 from hippo.engine import State
 from hippo.inputs import messages_of
@@ -134,7 +134,7 @@ def batch_study(
             some, out = rows[begin : begin + size], paths[0].with_name(f"{begin}.jsonl")
             started = time.perf_counter()
             with Answers(out, {row.custom_id: defaults.digest(row) for row in some}) as answers:
-                answer_all(llm, some, answers, defaults)
+                answer_all(answered(llm, some, defaults), answers)
             middle = time.perf_counter()
             texts = {row.custom_id: llm.generate(row.video, max_new_tokens=tokens).text for row in some}
             ended = time.perf_counter()

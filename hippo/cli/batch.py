@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Generator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from hippo.cli import common
-from hippo.errors import BadRequest
+from hippo.errors import BadRequest, HippoError
 
 if TYPE_CHECKING:
-    from hippo.batch import Row, Summary
-    from hippo.request import Output
+    from hippo.batch import Defaults, Row, Summary
 
 FAILED = 3  # exit code
+_GROUP_RAY = "Ray"
 _EVERY = 30.0  # seconds between lines where stderr is no terminal
 
 
@@ -66,6 +68,21 @@ def batch(
     draft_bits: common.BitsOption = "auto",
     draft_device: common.DraftDeviceOption = "auto",
     trust_remote_code: common.TrustOption = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Run on Ray: a cluster's host:port, auto for the one that this machine is in, or local for one here.",
+            rich_help_panel=_GROUP_RAY,
+        ),
+    ] = None,
+    ray_actors: Annotated[
+        int | None,
+        typer.Option(min=1, help="Pairs loaded, by default one for each GPU or machine.", rich_help_panel=_GROUP_RAY),
+    ] = None,
+    ray_gpus: Annotated[
+        float, typer.Option(min=0, help="GPUs of each pair, where the cluster has any.", rich_help_panel=_GROUP_RAY)
+    ] = 1.0,
 ) -> None:
     """Answer thousands of requests, several at a time, into one file. Exit code 3 if some of them failed.
 
@@ -77,13 +94,15 @@ def batch(
     hippo batch questions.jsonl --out answers.jsonl --target Qwen/Qwen2.5-VL-7B-Instruct
 
     hippo batch clips/ --out answers-2.jsonl --shard 2/8
+
+    hippo batch clips/ --out answers.jsonl --ray auto
     """
     given = locals()
     options = common.sampling_options(given)
     prompt = _prompt(prompt, prompt_file)
     common.check_clips([], frames, fps)
     with common.importing():
-        from hippo.batch import Answers, Defaults, answer_all, rows_of
+        from hippo.batch import Answers, Defaults, answer_all, answered, by_subject, rows_of
         from hippo.batch import shard as part
         from hippo.inputs import MediaOptions
     rows = rows_of(sources)
@@ -107,8 +126,14 @@ def batch(
             common.stderr.print(f"{len(answers.done)} of {len(rows)} were answered before", style="dim")
         if left:
             where = common.loading_options(given)
-            with common.loaded(target, draft, **where) as llm, _Progress(len(rows), len(answers.done)) as progress:
-                summary = answer_all(llm, rows, answers, defaults, max_failures, progress.ended)
+            todo = by_subject(row for row in rows if row.custom_id not in answers.done)
+            with ExitStack() as stack:
+                if ray is None:
+                    lines = answered(stack.enter_context(common.loaded(target, draft, **where)), todo, defaults)
+                else:
+                    lines = _on_ray(ray, ray_actors, ray_gpus, todo, defaults, target, draft, where)
+                progress = stack.enter_context(_Progress(len(rows), len(answers.done)))
+                summary = answer_all(lines, answers, max_failures, progress.ended)
             common.stderr.print(
                 common.facts_table({"batch": {"answers": str(out)} | _facts(summary, len(rows), answers.failures)})
             )
@@ -116,6 +141,27 @@ def batch(
                 common.warn(f"stopped after {summary.failures.total()} failures")
         if answers.failures:
             raise typer.Exit(FAILED)
+
+
+def _on_ray(
+    address: str,
+    actors: int | None,
+    gpus: float,
+    rows: list[Row],
+    defaults: Defaults,
+    target: str,
+    draft: str | None,
+    where: dict[str, Any],
+) -> Generator[dict[str, Any]]:
+    """The lines of a job that a cluster answers. where: options of `hippo.load`."""
+    if where["start_draft"]:
+        common.require_draft(target, draft, where.get("drafter"))
+    with common.importing():
+        try:
+            from hippo.ray.batch import answered
+        except ModuleNotFoundError as error:
+            raise HippoError(f"{error.name} is not installed", "pip install 'hippo-video[ray]'") from None
+    return answered(address, rows, defaults, target, draft, where, actors, gpus)
 
 
 def _prompt(prompt: str | None, file: Path | None) -> str | None:
@@ -160,12 +206,12 @@ class _Progress:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def ended(self, row: Row, answer: Output | Exception) -> None:
+    def ended(self, line: dict[str, Any]) -> None:
         """A request has its line."""
         self._done += 1
-        if isinstance(answer, Exception):
+        if line["error"] is not None:
             self._failed += 1
-            common.warn(f"{row.custom_id}: {answer}")
+            common.warn(f"{line['custom_id']}: {line['error']['message']}")
         now = time.monotonic()
         rate = self._done / (now - self._began)
         failed = f", {self._failed} failed" if self._failed else ""

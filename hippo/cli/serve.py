@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,6 +13,7 @@ from hippo.cli import common
 from hippo.errors import BadRequest, HippoError
 
 _GROUP_MEDIA = "Videos and images"
+_GROUP_RAY = "Ray"
 
 
 def serve(
@@ -60,12 +61,30 @@ def serve(
     draft_bits: common.BitsOption = "auto",
     trust_remote_code: common.TrustOption = False,
     attn_implementation: common.AttentionOption = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Serve by Ray Serve: a cluster's host:port, auto for the one that this machine is in, or local.",
+            rich_help_panel=_GROUP_RAY,
+        ),
+    ] = None,
+    ray_replicas: Annotated[int, typer.Option(min=1, help="Pairs loaded, at least.", rich_help_panel=_GROUP_RAY)] = 1,
+    ray_max_replicas: Annotated[
+        int | None,
+        typer.Option(min=1, help="At most, as more requests wait. Without it: no more.", rich_help_panel=_GROUP_RAY),
+    ] = None,
+    ray_gpus: Annotated[
+        float, typer.Option(min=0, help="GPUs of each pair, where the cluster has any.", rich_help_panel=_GROUP_RAY)
+    ] = 1.0,
 ) -> None:
     """Serve the OpenAI API for questions about videos, and a page at / to try it. Needs hippo-video[server].
 
     hippo serve
 
     hippo serve --target Qwen/Qwen2.5-VL-7B-Instruct --draft Qwen/Qwen2.5-VL-3B-Instruct --device cuda
+
+    hippo serve --ray auto --ray-replicas 2 --ray-max-replicas 8
     """
     if allowed_local_media_path is not None and not allowed_local_media_path.is_dir():
         raise BadRequest(f"{allowed_local_media_path} is no folder", "name the folder whose files may be read")
@@ -100,15 +119,31 @@ def serve(
         "cache_memory": None if cache_memory is None else cache_memory << 20,
     }
     name = served_model_name or (Path(target).name if Path(target).is_dir() else target)
+    options: dict[str, Any] = {
+        "keys": tuple(api_key or ()),
+        "origins": tuple(allow_origin or ()),
+        "with_page": not disable_page,
+    }
+
+    def ready(port: int) -> None:
+        what = "the API is at /v1" if disable_page else "a page to try it is at /, the API at /v1"
+        common.say(f"hippo serves {name} at http://{host}:{port}: {what}\n")
+
+    if ray is not None:
+        if (most := ray_max_replicas or ray_replicas) < ray_replicas:
+            raise BadRequest(f"--ray-max-replicas {most} is below --ray-replicas {ray_replicas}", "swap them")
+        common.require_draft(target, draft, drafter)
+        with common.importing():
+            try:
+                from hippo.ray.serve import Served, serve_until_stopped
+            except ModuleNotFoundError as error:
+                raise HippoError(f"{error.name} is not installed", "pip install 'hippo-video[ray]'") from None
+        served = Served(target, draft, where, name, policy, max_waiting, options)
+        serve_until_stopped(ray, host, port, served, (ray_replicas, most), ray_gpus, ready)
+        return
     with common.loaded(target, draft, **where) as llm, closing(Service(llm, name, policy, max_waiting)) as service:
         service.workers.start()
-        app = make_app(service, tuple(api_key or ()), tuple(allow_origin or ()), not disable_page)
-
-        def ready(port: int) -> None:
-            what = "the API is at /v1" if disable_page else "a page to try it is at /, the API at /v1"
-            common.say(f"hippo serves {name} at http://{host}:{port}: {what}\n")
-
-        run(app, service, host, port, ready)
+        run(make_app(service, **options), service, host, port, ready)
 
 
 def _require_free(host: str, port: int) -> None:

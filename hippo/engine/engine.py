@@ -14,13 +14,13 @@ import torch
 
 from hippo.decode import Check
 from hippo.device import bytes_per_token, cores, free_memory, sharing, use_threads
-from hippo.engine.scheduler import Job, Read, Scheduler, State
+from hippo.engine.scheduler import Job, Scheduler, State
 from hippo.engine.stream import Stream
 from hippo.errors import BadRequest, Busy, out_of_memory_explained
 from hippo.forward import extend_together
 from hippo.pair import Pair
 from hippo.prefix_cache import PrefixCache
-from hippo.request import Request
+from hippo.request import Read, Request
 from hippo.sequence import Progress, Sequence
 from hippo.text import TextStream
 

@@ -7,10 +7,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, NamedTuple
 
-from hippo.params import SamplingParams
-from hippo.request import Request
+from hippo.request import Read, Request
 from hippo.sequence import Progress, Sequence
 from hippo.stats import Stats
 from hippo.text import TextStream
@@ -24,18 +22,6 @@ class State(Enum):
     PREFILL = "prefill"
     DECODING = "decoding"
     DONE = "done"
-
-
-class Read(NamedTuple):
-    """What reading a request gives: the inputs of the target and, if it has its own, of the draft; how to decode;
-    what the user should know; the seconds it took; why there is no draft, if it cannot use the inputs."""
-
-    inputs: dict[str, Any]
-    draft_inputs: dict[str, Any] | None
-    params: SamplingParams
-    warnings: tuple[str, ...]
-    seconds: float
-    draft_lost: str = ""
 
 
 @dataclass(eq=False)

@@ -23,6 +23,7 @@ from hippo.serve import page
 from hippo.serve.chat import chat_completions
 from hippo.serve.completions import completions
 from hippo.serve.errors import ApiError, explained
+from hippo.serve.media import MediaPolicy
 from hippo.serve.responses import responses
 from hippo.serve.schema import TokenizeBody, parsed
 from hippo.serve.service import Service
@@ -89,9 +90,14 @@ def _require_key(request: Request, keys: tuple[str, ...]) -> None:
         raise ApiError(401, "the API key is wrong or missing: send it as Authorization: Bearer KEY")
 
 
+def most_bytes(media: MediaPolicy) -> int:
+    """Of a body: one medium in base64, and the words."""
+    return media.max_bytes * 4 // 3 + _SLACK
+
+
 async def _json(request: Request, service: Service) -> Any:
     """A body as JSON. Raises ApiError."""
-    most = service.media.max_bytes * 4 // 3 + _SLACK
+    most = most_bytes(service.media)
     body = bytearray()
     async for piece in request.stream():
         body += piece

@@ -5,7 +5,7 @@ import json
 import pytest
 
 import hippo
-from hippo.batch import Answers, Defaults, Row, answer_all
+from hippo.batch import Answers, Defaults, Row, answer_all, answered, by_subject
 from hippo.cli.demo import CLIP
 from hippo.engine import State
 from hippo.errors import HippoError
@@ -17,7 +17,8 @@ ASKED = ("What is here?", "What happens at the end?", "Describe the video in det
 
 def run(llm, rows, path, defaults=DEFAULTS, **options):
     with Answers(path, {row.custom_id: defaults.digest(row) for row in rows}) as answers:
-        summary = answer_all(llm, rows, answers, defaults, **options)
+        todo = by_subject(row for row in rows if row.custom_id not in answers.done)
+        summary = answer_all(answered(llm, todo, defaults), answers, **options)
     return summary, {line["custom_id"]: line for line in map(json.loads, path.read_text().splitlines())}
 
 
@@ -51,7 +52,7 @@ def test_what_fails_has_its_error_and_the_others_go_on(tiny, tmp_path):
         Row("odd", messages=[{"role": "nobody", "content": "x"}]),
     ]
     seen = []
-    summary, lines = run(tiny, rows, tmp_path / "out.jsonl", on_done=lambda row, answer: seen.append(row.custom_id))
+    summary, lines = run(tiny, rows, tmp_path / "out.jsonl", on_done=lambda line: seen.append(line["custom_id"]))
     assert summary.failures == {"MediaError": 2, "BadRequest": 1} and summary.answered == 1
     assert lines["bad"]["error"]["code"] == "MediaError" and "not a video" in lines["bad"]["error"]["message"]
     assert lines["bad"]["fold"] == 1 and lines["bad"]["response"] is None

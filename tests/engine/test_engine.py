@@ -15,12 +15,12 @@ import torch
 
 import hippo
 from hippo.draft import Plugin, plugin_of
-from hippo.engine import Engine, Read, State
+from hippo.engine import Engine, State
 from hippo.errors import BadRequest, Busy, MediaError
 from hippo.pair import Draft, Pair
 from hippo.params import SamplingParams
 from hippo.pruning import Attention, Pruner
-from hippo.request import Request
+from hippo.request import Read, Request
 from tests.models import FAMILIES, inputs, model, text_only
 
 LONGEST = 14
