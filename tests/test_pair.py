@@ -299,7 +299,8 @@ def test_a_draft_elsewhere_changes_no_word(family, kind, place):
     with closing(Pair(model(family), Draft(draft(kind, family), place=place))) as of:
         for method in ("sd", "pearl", "hippo"):
             tokens, stats = answer(of, request, method=method)
-            assert tokens == generated(model(family), request) and stats.checked > 0 and not stats.draft_lost
+            assert tokens == generated(model(family), request) and not stats.draft_lost
+            assert stats.checked > 0 or method == "hippo", "which may find on a busy machine that drafting does not pay"
 
 
 def test_recorded_forwards_change_no_word(monkeypatch):
