@@ -319,7 +319,10 @@ def lost_in_mid_answer(of, hit, seed=9):
     """Answer while `hit` is done to the draft's process after the first tokens. Returns (tokens, stats, seconds)."""
     stats, tokens = Stats(), []
     stream = Sequence(
-        of, inputs("qwen2_5_vl", seed=seed), SamplingParams.of(max_new_tokens=60, gamma=3, pruner="none"), stats
+        of,
+        inputs("qwen2_5_vl", seed=seed),
+        SamplingParams.of(max_new_tokens=60, decoder="parallel", gamma=3, pruner="none"),
+        stats,
     )
     while len(tokens) < 5 or not stats.draft_forwards:
         tokens += stream.step()
