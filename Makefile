@@ -1,6 +1,6 @@
 # The two commands a newcomer needs: make demo, make test. docs: the documentation site, in site/. test-oldest: the
-# families on the oldest transformers allowed. test-lmms: benchmarks by
-# lmms-eval, and clips with the old PyAV that it asks for.
+# families on the oldest transformers allowed. test-lmms: benchmarks by lmms-eval, and clips with the old PyAV that it
+# asks for.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
