@@ -18,6 +18,7 @@ VIDEOS = (
 )
 OURS = ("custom_id", "video", "prompt", "system", "messages")  # columns that a request may have
 ANSWER = ("response", "error", "digest")  # what an answer adds to them
+_SCHEMES = ("http", "https", "file", "data")
 PLACES = ("video", "image", "video_url", "image_url", "url", "path")  # of a part that hold its source
 
 
@@ -67,14 +68,17 @@ def rows_of(sources: Sequence[str]) -> list[Row]:
     for source in sources:
         path = Path(source)
         reader = _READERS.get(path.suffix.lower())
-        if "://" not in source and path.is_dir():
-            rows += _clips(
-                sorted(str(file) for file in path.rglob("*") if _is_video(file)), f"{source} has no video in it"
-            )
-        elif reader is not None and "://" not in source:
+        if source.partition(":")[0].lower() in _SCHEMES:
+            rows.append(Row(source, source))
+        elif path.is_dir():
+            files = sorted(str(file) for file in path.rglob("*") if _is_video(file))
+            rows += _clips(files, f"{source} has no video in it")
+        elif reader is not None:
             rows += _rows_in(path, reader)
-        elif "://" not in source and not path.exists() and glob.has_magic(source):
+        elif not path.exists() and glob.has_magic(source):
             rows += _clips(sorted(glob.glob(source, recursive=True)), f"{source} matches no file")
+        elif not path.exists():
+            raise BadRequest(f"{source} does not exist", "check the path")
         else:
             rows.append(Row(source, source))
     seen: set[str] = set()

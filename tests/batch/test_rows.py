@@ -33,10 +33,6 @@ def test_patterns_clips_and_urls(folder):
     assert [row.custom_id for row in rows] == [str(folder / "more/c.webm"), str(folder / "b.mp4"), url]
 
 
-def test_a_file_that_is_not_there_is_a_request_that_fails_later(tmp_path):
-    assert rows_of([str(tmp_path / "gone.mp4")])[0].video == str(tmp_path / "gone.mp4")
-
-
 def test_jsonl_has_requests_and_columns(folder, tmp_path):
     messages = [{"role": "user", "content": [{"type": "video", "video": "clips/b.mp4"}]}]
     lines = (
@@ -96,6 +92,7 @@ def test_what_is_wrong_with_a_source_is_one_line(folder, tmp_path):
         (tmp_path / "empty", "has no video in it"),
         (f"{folder}/*.avi", "matches no file"),
         (tmp_path / "gone.jsonl", "No such file"),
+        (tmp_path / "gone.mp4", "gone.mp4 does not exist"),
         (tmp_path / "bytes.jsonl", "cannot be read"),
     ):
         with pytest.raises(BadRequest, match=message):
