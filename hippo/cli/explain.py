@@ -76,7 +76,7 @@ def explain(
             with common.answering() as (_, progress):
                 frames_read = partial(progress, "reading frames")
                 media, rest = split_options(request)
-                found = explained(llm, Request(**rest, media=media), chosen, keep_ratio, frames_read)
+                found = explained(llm, Request(**rest, media=media), chosen, keep_ratio, frames_read, clips[0])
             with common.stderr.status(escape(f"drawing {folder}")):
                 words = f"The question: {prompt}\n{found.words}"
                 (there / "caption.txt").write_text(words + "\n")

@@ -67,12 +67,18 @@ class Explained:
 
 
 def explained(
-    llm: VideoLLM, request: Request, pruners: Sequence[Pruner], ratio: float, progress: Callable[[float], None]
+    llm: VideoLLM,
+    request: Request,
+    pruners: Sequence[Pruner],
+    ratio: float,
+    progress: Callable[[float], None],
+    name: str = "it",
 ) -> Explained:
-    """What each pruner keeps of a request's video. Raises HippoError, also where there is no video."""
+    """What each pruner keeps of a request's video. name: for errors. Raises HippoError, also where there is no
+    video."""
     turns, inputs, notes = llm.read(request, progress)
     if not (clips := parts_of(turns, "video")):
-        raise BadRequest("there is no video to explain", "name a clip")
+        raise BadRequest(f"{name} is a picture, not a video", "name a clip")
     # A prefill for each kind of attention: nearly always one.
     usual = PRUNERS["hippo"].attention
     kinds = dict.fromkeys([usual, *(pruner.attention or usual for pruner in pruners)])

@@ -129,12 +129,6 @@ def test_standard_input_and_a_budget_of_tokens_as_in_caption(tmp_path, monkeypat
     assert sorted(path.name for path in (tmp_path / "stdin-explained").iterdir()) == FILES
 
 
-def test_an_image_is_no_video(tmp_path):
-    Image.new("RGB", (64, 64)).save(tmp_path / "one.png")
-    with pytest.raises(HippoError, match="no video to explain"):
-        explain(tmp_path / "one.png", "--out", tmp_path / "pictures")
-
-
 def test_scores_are_shown_by_rank():
     frames, scores = [np.zeros((40, 40, 3), np.uint8)], 2.0 ** np.arange(16)
     sheet = [score_sheet(frames, [0.0], VideoGrid(1, 4, 4), {"one": one}) for one in (scores, np.arange(16.0))]
