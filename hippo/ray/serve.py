@@ -118,7 +118,7 @@ class Front:
                 await send(message)
 
         try:
-            with suppress(ApiError):  # nobody is there to be told that the client has left
+            with suppress(ApiError):  # the client has left: nobody reads an error
                 await unless_gone(request, passing())
         finally:
             coming.cancel()
