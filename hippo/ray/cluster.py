@@ -37,7 +37,7 @@ def connected(address: str) -> Iterator[None]:
         ray.init(found, log_to_driver=False, logging_level=logging.ERROR, **here)
     except (OSError, RuntimeError, ValueError) as error:
         cause = " ".join(str(error).split())[:200]
-        hint = "start one with `ray start --head`, or use --ray local"
+        hint = "start one with `ray start --head`, use --ray local, or set RAY_AUTH_MODE=token if it asks for a token"
         raise BadRequest(f"there is no Ray cluster at {address} ({cause})", hint) from None
     try:
         yield

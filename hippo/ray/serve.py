@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import signal
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
@@ -29,6 +30,7 @@ from hippo.serve.service import Service, unless_gone
 
 NAME = "hippo"
 _ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
+_LAST = 50.0  # seconds that answers under way have when the server stops; Ray's client waits for 60
 _SCOPE = ("type", "http_version", "method", "path", "raw_path", "root_path", "scheme", "query_string", "headers")
 
 
@@ -116,7 +118,7 @@ class Front:
                 await send(message)
 
         try:
-            with suppress(ApiError):  # nobody is there to be told that the client has left
+            with suppress(ApiError):  # the client has left: nobody reads an error
                 await unless_gone(request, passing())
         finally:
             coming.cancel()
@@ -160,14 +162,19 @@ def deployed(
             name="pairs",
             ray_actor_options={"num_cpus": layout.cpus, "num_gpus": layout.gpus},
             max_ongoing_requests=running + served.max_waiting,
+            graceful_shutdown_timeout_s=_LAST,
             autoscaling_config=AutoscalingConfig(
                 min_replicas=replicas[0], max_replicas=replicas[1], target_ongoing_requests=running
             ),
             request_router_config=RequestRouterConfig(**router),
         )(Pairs)
-        front = serve.deployment(name="front", ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1000)(
-            serve.ingress()(Front)
-        )
+        front = serve.deployment(
+            name="front",
+            ray_actor_options={"num_cpus": 0},
+            max_ongoing_requests=1000,
+            graceful_shutdown_timeout_s=_LAST,
+        )(serve.ingress()(Front))
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         started = not serve.status().proxies
         if started:
             serve.start(http_options=HTTPOptions(host=host, port=port))
@@ -180,7 +187,9 @@ def deployed(
         except RuntimeError as error:
             raise HippoError(f"Ray Serve cannot deploy ({' '.join(str(error).split())[:200]})", "see its log") from None
         finally:
-            serve.shutdown() if started else serve.delete(NAME)
+            serve.delete(NAME)  # what is being answered ends first
+            if started:
+                serve.shutdown()
 
 
 def serve_until_stopped(
@@ -195,12 +204,13 @@ def serve_until_stopped(
     """Serve until SIGTERM or SIGINT: replicas then finish what they answer. on_ready: called with the port."""
     if port == 0:
         raise BadRequest("--port 0 does not go with --ray", "name a port")
-    stopped = threading.Event()
-    before = {one: signal.signal(one, lambda *_: stopped.set()) for one in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        with deployed(address, host, port, served, replicas, gpus):
+    with deployed(address, host, port, served, replicas, gpus):
+        stopped = threading.Event()
+        # Only now: Ray sets handlers of its own, which would end this process before its replicas.
+        before = {one: signal.signal(one, lambda *_: stopped.set()) for one in (signal.SIGINT, signal.SIGTERM)}
+        try:
             on_ready(port)
             stopped.wait()
-    finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
+        finally:
+            for one, handler in before.items():
+                signal.signal(one, handler)

@@ -9,7 +9,8 @@ import pytest
 def cluster():
     """A cluster of two cores on this machine, which this process is a driver of."""
     ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'hippo-video[ray]'")
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_memory_monitor_refresh_ms": "0"}
+    # Nothing is sent or kept in the home folder, and no process is ended because others on the machine take memory.
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "RAY_memory_monitor_refresh_ms": "0"}
     ray.init(
         address="local",
         num_cpus=2,

@@ -84,6 +84,6 @@ def test_an_unknown_option_is_refused_before_anything_is_loaded(monkeypatch):
 
 
 def test_hippo_alone_does_not_import_ray():
-    script = "import sys, hippo, hippo.llm, hippo.batch, hippo.cli.app; print('ray' in sys.modules)"
+    script = "import sys, hippo, hippo.cli.main, hippo.cli.app; print('ray' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
