@@ -13,6 +13,11 @@ transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
 
+def pytest_collection_modifyitems(items):
+    """Ray leaves threads in the process, after which a draft is a fresh interpreter and no longer a fork."""
+    items.sort(key=lambda item: "ray" in item.path.parts)
+
+
 @pytest.fixture(autouse=True)
 def _two_threads():
     """Two threads: what the project is measured with, and what leaves room for the draft's process."""

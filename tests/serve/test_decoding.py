@@ -37,7 +37,7 @@ def encoded(kind, **options):
 @pytest.fixture
 def forgetful(llm, monkeypatch):
     """What was read before is read again."""
-    monkeypatch.setattr(llm, "_memory", None)
+    monkeypatch.setattr(llm.reader, "_memory", None)
 
 
 def ask(url, messages, **fields):
