@@ -29,17 +29,15 @@ def caption(
     gamma: common.GammaOption = "auto",
     verify_width: common.WidthOption = "auto",
     max_new_tokens: common.TokensOption = 256,
-    temperature: Annotated[float, typer.Option(help="0 is greedy: the most likely token every time.")] = 0.0,
-    top_k: Annotated[int, typer.Option(help="Sample among the k likeliest tokens only; 0 is off.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Sample among the likeliest tokens that reach this mass.")] = 1.0,
+    temperature: common.TemperatureOption = 0.0,
+    top_k: common.TopKOption = 0,
+    top_p: common.TopPOption = 1.0,
     min_p: Annotated[
         float | None, typer.Option(help="Sample among tokens at least this fraction as likely as the likeliest.")
     ] = None,
-    repetition_penalty: Annotated[
-        float | None, typer.Option(help="Above 1: repeated tokens are less likely. Without it, the checkpoint's own.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Makes a sampled answer repeatable.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="End the answer at this string; may be repeated.")] = None,
+    repetition_penalty: common.RepetitionOption = None,
+    seed: common.SeedOption = None,
+    stop: common.StopOption = None,
     frames: common.FramesOption = None,
     fps: common.FpsOption = None,
     start: common.StartOption = None,

@@ -97,6 +97,15 @@ MethodOption = Annotated[
     str, typer.Option(help="ar, sd (serial), pearl (parallel) or hippo (the fastest of these, pruned).")
 ]
 TokensOption = Annotated[int, typer.Option(help="Longest answer, in tokens.")]
+TemperatureOption = Annotated[float, typer.Option(help="0 is greedy: the most likely token every time.")]
+TopKOption = Annotated[int, typer.Option(help="Sample among the k likeliest tokens only; 0 is off.")]
+TopPOption = Annotated[float, typer.Option(help="Sample among the likeliest tokens that reach this mass.")]
+RepetitionOption = Annotated[
+    float | None,
+    typer.Option(help="Above 1: repeated tokens are less likely. Without it, the checkpoint's own."),
+]
+SeedOption = Annotated[int | None, typer.Option(help="Makes a sampled answer repeatable.")]
+StopOption = Annotated[list[str] | None, typer.Option(help="End the answer at this string; may be repeated.")]
 KeepOption = Annotated[float, typer.Option(help="Share of the video tokens that the draft sees, in (0, 1].")]
 GammaOption = Annotated[str, typer.Option(help="Tokens drafted at a time; auto adapts it to measured speeds.")]
 TimeoutOption = Annotated[

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import ExitStack, aclosing
 from typing import Any
 from uuid import uuid4
@@ -18,7 +18,7 @@ from hippo.report.openai import reason_of, usage_of
 from hippo.request import Output
 from hippo.serve.errors import ApiError
 from hippo.serve.page import Account
-from hippo.serve.schema import ChatBody, StreamOptions, exclusive, parsed
+from hippo.serve.schema import ChatBody, CompletionBody, StreamOptions, exclusive, parsed
 from hippo.serve.service import Answers, Service, unless_gone
 from hippo.trace import TokenInfo
 
@@ -29,14 +29,11 @@ async def chat_completions(service: Service, request: HttpRequest, given: Any) -
     """Answer a conversation. Raises ApiError and HippoError."""
     body: ChatBody = parsed(ChatBody, given)
     service.require_model(body.model)
-    if body.stream_options is not None and not body.stream:
-        raise ApiError(400, "stream_options need stream: true", "stream_options")
+    require_consistent(body)
     if body.top_logprobs is not None and not body.logprobs:
         raise ApiError(400, "top_logprobs need logprobs: true", "top_logprobs")
     if body.return_tokens and not (body.stream and body.n == 1):
         raise ApiError(400, "return_tokens needs stream: true and n: 1", "return_tokens")
-    if body.n > 1 and not body.temperature:
-        raise ApiError(400, "n above 1 needs a temperature: greedy answers are all the same", "n")
     account = Account(service.llm.processor.tokenizer) if body.return_tokens else None
     with ExitStack() as unless_streamed:
         completion = _Completion(service, body, account)
@@ -50,16 +47,32 @@ async def chat_completions(service: Service, request: HttpRequest, given: Any) -
             stop=body.stop,
             logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         )
-        if not body.stream:
-            return JSONResponse(await unless_gone(request, completion.whole(submitting)))
-        # The first piece decides about the status, so that what is wrong with a request is no part of a stream.
-        chunks = completion.chunks(await unless_gone(request, submitting))
-        first = await unless_gone(request, anext(chunks))
-        streamed = lines(first, chunks, unless_streamed.pop_all())
+        return await respond(request, completion, submitting, body.stream, unless_streamed)
+
+
+def require_consistent(body: ChatBody | CompletionBody) -> None:
+    """Raises ApiError for fields that contradict each other."""
+    if body.stream_options is not None and not body.stream:
+        raise ApiError(400, "stream_options need stream: true", "stream_options")
+    if body.n > 1 and not body.temperature:
+        raise ApiError(400, "n above 1 needs a temperature: greedy answers are all the same", "n")
+
+
+async def respond(
+    request: HttpRequest, completion: Any, submitting: Awaitable[Answers], stream: bool, held: ExitStack
+) -> Response:
+    """The answers to a request, whole or as a stream. completion: has `whole` and `chunks`. held: closed at the end of
+    a stream. Raises ApiError and HippoError."""
+    if not stream:
+        return JSONResponse(await unless_gone(request, completion.whole(submitting)))
+    # The first piece decides about the status, so that what is wrong with a request is no part of a stream.
+    chunks = completion.chunks(await unless_gone(request, submitting))
+    first = await unless_gone(request, anext(chunks))
+    streamed = _lines(first, chunks, held.pop_all())
     return StreamingResponse(streamed, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
 
 
-async def lines(first: str, chunks: AsyncGenerator[str], held: ExitStack) -> AsyncIterator[str]:
+async def _lines(first: str, chunks: AsyncGenerator[str], held: ExitStack) -> AsyncIterator[str]:
     """Server-sent events. held: closed at the end, whoever ends it."""
     with held:
         async with aclosing(chunks):
@@ -78,18 +91,14 @@ class _Completion:
     def __init__(self, service: Service, body: ChatBody, account: Account | None) -> None:
         self._service, self._body, self._account = service, body, account
         self._tokenizer = service.llm.processor.tokenizer
-        stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
-        self._cuts = [StopCut(stops) for _ in range(body.n)]
+        self._cuts = cuts_of(body)
         self._shown = [0] * body.n  # tokens whose log probabilities were given
         self._head = {"id": f"chatcmpl-{uuid4().hex}", "created": int(time.time()), "model": service.model}
 
     async def whole(self, submitting: Any) -> dict[str, Any]:
         """The answer as one object."""
         answers = await submitting
-        texts = [""] * self._body.n
-        async with aclosing(answers.pieces()) as pieces:
-            async for place, piece in pieces:
-                texts[place] += self._cuts[place].push(piece)
+        texts = await gathered(answers, self._cuts)
         outputs = [stream.output for stream in answers.streams]
         choices = [
             {
@@ -190,6 +199,21 @@ class StopCut:
 def _overlap(text: str, stop: str) -> int:
     """How long an end of the text is that may become a stop string."""
     return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:size])), 0)
+
+
+def cuts_of(body: ChatBody | CompletionBody) -> list[StopCut]:
+    """One for each answer."""
+    stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
+    return [StopCut(stops) for _ in range(body.n)]
+
+
+async def gathered(answers: Answers, cuts: list[StopCut]) -> list[str]:
+    """The whole texts of answers."""
+    texts = [""] * len(cuts)
+    async with aclosing(answers.pieces()) as pieces:
+        async for place, piece in pieces:
+            texts[place] += cuts[place].push(piece)
+    return texts
 
 
 def event(value: dict[str, Any]) -> str:

@@ -9,14 +9,14 @@ from typing import Any
 from uuid import uuid4
 
 from starlette.requests import Request as HttpRequest
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import Response
 
 from hippo.report.openai import reason_of
 from hippo.request import Output
-from hippo.serve.chat import DONE, StopCut, event, lines
+from hippo.serve.chat import DONE, cuts_of, event, gathered, require_consistent, respond
 from hippo.serve.errors import ApiError
 from hippo.serve.schema import CompletionBody, StreamOptions, parsed
-from hippo.serve.service import Answers, Service, unless_gone
+from hippo.serve.service import Answers, Service
 
 _NOT_OF_TEXT = ("top_logprobs", "media_io_kwargs", "mm_processor_kwargs")
 
@@ -28,21 +28,13 @@ async def completions(service: Service, request: HttpRequest, given: Any) -> Res
     for name in _NOT_OF_TEXT:
         if getattr(body, name) is not None:
             raise ApiError(400, f"{name} is not supported here: use /v1/chat/completions", name)
-    if body.stream_options is not None and not body.stream:
-        raise ApiError(400, "stream_options need stream: true", "stream_options")
-    if body.n > 1 and not body.temperature:
-        raise ApiError(400, "n above 1 needs a temperature: greedy answers are all the same", "n")
+    require_consistent(body)
     (prompt,) = [body.prompt] if isinstance(body.prompt, str) else body.prompt
     with ExitStack() as unless_streamed:
         completion = _Completion(service, body)
         unless_streamed.enter_context(service.admitted(body.n))
         submitting = service.submit(body, [], body.n, prompt=prompt, max_new_tokens=body.max_tokens, stop=body.stop)
-        if not body.stream:
-            return JSONResponse(await unless_gone(request, completion.whole(submitting)))
-        chunks = completion.chunks(await unless_gone(request, submitting))
-        first = await unless_gone(request, anext(chunks))
-        streamed = lines(first, chunks, unless_streamed.pop_all())
-    return StreamingResponse(streamed, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        return await respond(request, completion, submitting, body.stream, unless_streamed)
 
 
 class _Completion:
@@ -50,8 +42,7 @@ class _Completion:
 
     def __init__(self, service: Service, body: CompletionBody) -> None:
         self._body = body
-        stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
-        self._cuts = [StopCut(stops) for _ in range(body.n)]
+        self._cuts = cuts_of(body)
         self._head = {
             "id": f"cmpl-{uuid4().hex}",
             "object": "text_completion",
@@ -62,10 +53,7 @@ class _Completion:
     async def whole(self, submitting: Any) -> dict[str, Any]:
         """The texts as one object."""
         answers = await submitting
-        texts = [""] * self._body.n
-        async with aclosing(answers.pieces()) as pieces:
-            async for place, piece in pieces:
-                texts[place] += self._cuts[place].push(piece)
+        texts = await gathered(answers, self._cuts)
         choices = [self._choice(place, text, answers.streams[place].output) for place, text in enumerate(texts)]
         return self._head | {"choices": choices, "usage": answers.usage}
 
