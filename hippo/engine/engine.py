@@ -100,7 +100,7 @@ class Engine:
             self.step()
 
     def start(self) -> None:
-        """Have a thread work whenever there are requests, until `close`."""
+        """Have a thread work until no request is left. With none yet, it begins with the next one."""
         with self._changed:
             self._started = True
             if self.scheduler.jobs:
@@ -174,7 +174,7 @@ class Engine:
             self.drive(lambda: self._closed or not self.scheduler.jobs)
             with self._changed:
                 if self._closed or not self.scheduler.jobs:
-                    self._thread = None
+                    self._thread, self._started = None, False
                     return
 
     def _read_ahead(self) -> None:
@@ -285,10 +285,12 @@ class Engine:
             self._end(job)
 
     def _end(self, job: Job, error: BaseException | None = None) -> None:
-        if job.sequence is not None:
-            job.sequence.close()
-            job.sequence = None  # its KV cache with it
-        job.end(error)
+        sequence, job.sequence = job.sequence, None
+        try:
+            if sequence is not None:
+                sequence.close()  # its KV cache goes with it
+        finally:
+            job.end(error)
 
     @contextmanager
     def _failing(self, job: Job) -> Iterator[None]:

@@ -6,6 +6,7 @@ import gc
 import os
 import random
 import threading
+import time
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -347,3 +348,17 @@ def test_the_library_answers_many(tmp_path):
         assert sorted(ended) == [0, 1, 2] and isinstance(answers[2], MediaError)
         assert [a.token_ids for a in answers[:2]] == [llm.generate(request).token_ids for request in requests]
         assert asyncio.run(llm.agenerate(requests[0])).token_ids == answers[0].token_ids
+
+
+def test_a_thread_works_only_while_asyncio_waits(running):
+    engine = running("qwen2_5_vl", 1)
+
+    async def answer():
+        return await engine.submit(asked(0))
+
+    asyncio.run(answer())
+    while engine._thread is not None:
+        time.sleep(0.001)
+    unread = engine.submit(asked(1))
+    assert engine._thread is None and unread.state is State.WAITING
+    unread.close()
