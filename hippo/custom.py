@@ -49,7 +49,8 @@ class CustomOptions(TypedDict, total=False):
     method: str
     decoder: str
     pruner: str | Pruner
-    keep_ratio: float
+    keep_ratio: float | str
+    keep_at_most: float
     gamma: int | str
     verify_width: int | str
     seed: int | None

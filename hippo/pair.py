@@ -22,6 +22,9 @@ from hippo.params import SamplingParams
 from hippo.pruning import Attention, AttentionRecorder, Signals, recording, signals_of
 from hippo.stats import Stats
 
+_ANSWER = 100.0  # tokens of an answer, before there was one
+_KNOWN = {"acceptance": 1.0, "captured": 1.0, "answer_tokens": 1e6}  # of a draft, and the largest that makes sense
+_LATEST = 0.3  # what the latest answer counts for how long the next one will be
 _FREE_WIDTH = 8  # tokens that a CPU with tile products reads for the price of one
 
 
@@ -62,7 +65,8 @@ class Draft:
         self.trust_remote_code, self.bits = trust_remote_code, bits
         self.attention = attention
         self.has_worked = False
-        self.costs, self.acceptance = Costs(), UNKNOWN  # what earlier answers measured
+        # What earlier answers measured.
+        self.costs, self.acceptance, self.captured, self.answer_tokens = Costs(), UNKNOWN, 1.0, _ANSWER
         self._kept_by = pair and pair | {"bits": bits, "place": place, "threads": torch.get_num_threads()}
         self._recall()
         self.lock = threading.RLock()
@@ -95,20 +99,39 @@ class Draft:
             )
         return self._worker
 
+    @property
+    def growth(self) -> float:
+        """What a token in the draft's KV cache adds to what a draft step reads, over its weights; 0 until it is
+        loaded."""
+        loaded = None if self._worker is None else self._worker.loaded
+        return loaded.token_size / loaded.size if loaded is not None and loaded.size else 0.0
+
+    def learn(self, stats: Stats) -> None:
+        """Take what an answer measured, beside costs and acceptance."""
+        prompts = [span for span in stats.trace.timeline if (span.who, span.what) == ("draft", "prefill")]
+        if prompts:
+            span = prompts[-1]
+            self.costs.draft_prompt, self.costs.draft_prompt_tokens = span.ended - span.began, span.tokens
+        if stats.new_tokens:
+            self.captured = stats.captured
+            self.answer_tokens += _LATEST * (stats.new_tokens - self.answer_tokens)
+
     def close(self) -> None:
         """End the worker, and keep on disk what was measured."""
         if self._worker is not None:
             self._worker.close()
             self._worker = None
             if self._kept_by and (self.costs.known(both=True) or self.costs.known(both=False)):
-                state.write("pair", self._kept_by, {"costs": self.costs.as_dict(), "acceptance": self.acceptance})
+                known = {name: getattr(self, name) for name in _KNOWN}
+                state.write("pair", self._kept_by, {"costs": self.costs.as_dict()} | known)
 
     def _recall(self) -> None:
         if self._kept_by and isinstance(kept := state.read("pair", self._kept_by), dict):
             with suppress(KeyError, TypeError, ValueError):
-                costs, acceptance = Costs.of_dict(kept["costs"]), float(kept["acceptance"])
-                if 0 <= acceptance <= 1:
-                    self.costs, self.acceptance = costs, acceptance
+                costs, known = Costs.of_dict(kept["costs"]), {name: float(kept[name]) for name in _KNOWN}
+                if all(0 <= known[name] <= most for name, most in _KNOWN.items()):
+                    self.costs = costs
+                    vars(self).update(known)
 
 
 class Pair:

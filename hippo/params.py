@@ -33,7 +33,8 @@ class SamplingOptions(TypedDict, total=False):
     method: str
     decoder: str
     pruner: str | Pruner | Callable[[Signals, float], Tensor]
-    keep_ratio: float
+    keep_ratio: float | str
+    keep_at_most: float
     gamma: int | str
     verify_width: int | str
     max_new_tokens: int
@@ -60,7 +61,9 @@ class SamplingParams:
         pruner: "none", "uniform", "attention", "specvlm" or "hippo"; or one of your own: a function (signals,
             keep_ratio) -> kept tokens, a `hippo.pruning.Pruner`, "MODULE:NAME" of either, or the name of an entry
             point. See docs/pruner-plugins.md.
-        keep_ratio: share of the video tokens that the draft sees, in (0, 1].
+        keep_ratio: share of the video tokens that the draft sees, in (0, 1]; "auto" chooses it for each request, by
+            what the scores of its tokens say and what a kept token costs this draft.
+        keep_at_most: the largest share that "auto" may choose.
         gamma: tokens drafted at a time, or "auto".
         verify_width: tokens that every target forward after the prefill is padded to, so that in half precision the
             text does not depend on what was drafted and when; 0 is off; "auto" is 8 in half precision where a CPU
@@ -80,7 +83,8 @@ class SamplingParams:
     method: str = "hippo"
     decoder: str = ""
     pruner: str | Pruner | Callable[[Signals, float], Tensor] = ""
-    keep_ratio: float = 0.1
+    keep_ratio: float | str = "auto"
+    keep_at_most: float = 1.0
     gamma: int | str = "auto"
     verify_width: int | str = "auto"
     max_new_tokens: int = 256
@@ -106,10 +110,9 @@ class SamplingParams:
                 raise BadRequest(f"pruner {self.pruner!r} is no function", "pass (signals, keep_ratio) -> kept tokens")
         self._set("stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
         self._require_numbers()
-        if not 0 < self.keep_ratio <= 1:
-            raise BadRequest(
-                f"keep_ratio {self.keep_ratio:g} is not in (0, 1]", "use 0.1 to keep a tenth of the video tokens"
-            )
+        for name in ("keep_ratio", "keep_at_most"):
+            if (ratio := getattr(self, name)) != "auto" and not 0 < ratio <= 1:
+                raise BadRequest(f"{name} {ratio:g} is not in (0, 1]", "0.1 keeps a tenth of the video tokens")
         if self.gamma != "auto" and (not _is_whole(self.gamma) or int(self.gamma) < 1):
             raise BadRequest(f"gamma {self.gamma!r} is neither a positive whole number nor 'auto'", "use --gamma auto")
         if self.verify_width != "auto" and (not _is_whole(self.verify_width) or not 0 <= int(self.verify_width) <= 25):
@@ -181,12 +184,12 @@ class SamplingParams:
         for name in ("max_new_tokens", "top_k"):
             if not _is_whole(getattr(self, name)):
                 raise BadRequest(f"{name} {getattr(self, name)!r} is not a whole number", "give one")
-        for name in ("keep_ratio", "temperature", "top_p", "min_p", "repetition_penalty"):
+        for name in ("keep_ratio", "keep_at_most", "temperature", "top_p", "min_p", "repetition_penalty"):
             value = getattr(self, name)
-            if value is None and name == "repetition_penalty":
+            if (name, value) in (("repetition_penalty", None), ("keep_ratio", "auto")):
                 continue
             if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise BadRequest(f"{name} {value!r} is not a number", "give one")
+                raise BadRequest(f"{name} {value!r} is not a number", "give one" + ", or auto" * (name == "keep_ratio"))
             self._set(name, float(value))
         if self.seed is not None and not _is_whole(self.seed):
             raise BadRequest(f"seed {self.seed!r} is not a whole number", "give one, or leave it out")

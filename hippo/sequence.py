@@ -27,17 +27,17 @@ from hippo.decode import (
     logits_processors,
 )
 from hippo.device import clock, sharing
-from hippo.draft import Drafter, kept_prompt
+from hippo.draft import Drafter
 from hippo.errors import BadRequest
 from hippo.families import Embeds, Prompt
 from hippo.forward import CachedModel, mixed_dtypes_explained
 from hippo.inputs import on_device
+from hippo.keeping import Keeping
 from hippo.pair import Pair
 from hippo.params import SamplingParams
 from hippo.prefix_cache import Known, PrefixCache, media_end, media_key
-from hippo.pruning import AttentionRecorder, Pruner, pruner_named, recording, signals_of
+from hippo.pruning import recording
 from hippo.stats import Stats
-from hippo.trace import Kept
 
 Progress = Callable[[str, float], None]
 Wanted = Check | Pause | list[int] | None
@@ -181,7 +181,7 @@ class Sequence:
         if self._schedule.acceptance.is_guess:
             # Texts differ: a draft that had no chance in this answer gets one again after some more.
             draft.acceptance += _FORGETS * max(0.0, UNKNOWN - draft.acceptance)
-        draft.costs.draft_prompt = self.stats.seconds.draft_prefill or draft.costs.draft_prompt
+        draft.learn(self.stats)
 
     @property
     def shares_cores(self) -> bool:
@@ -263,12 +263,7 @@ class Sequence:
         prefill's logits, (vocabulary,)."""
         device, stats = self.pair.target.device, self.stats
         begin = 0 if known is None else known.count
-        # A drafter without a model sees no video: there is nothing to choose.
-        pruner = pruner_named(self.params.pruner if self._prunes else "none")
-        how = (pruner, self.params.keep_ratio)
-        keeping = _Keeping(self.pair, *how, prompt, embeds, drafter, stats, self._inputs, begin)
-        if self._prunes and not keeping.recorders:
-            keeping.choose()
+        keeping = Keeping(self.pair, self.params, self._prunes, prompt, embeds, drafter, stats, self._inputs, begin)
         before = None if known is None else (known.keys_and_values, begin)
         parts = target.reading(embeds, prompt, self._progress, self.part, before)
         done, read = False, begin
@@ -303,59 +298,3 @@ class Sequence:
         verifier = Verifier(params, processors, prompt.input_ids)
         stop = StopRule(eos, params.max_new_tokens, params.stop, self._decode_text, ends)
         return Answer(verifier, stop, self.stats, params.logprobs)
-
-
-class _Keeping:
-    """Chooses the video tokens that the draft sees, as soon as the target's prefill has shown what they are worth."""
-
-    def __init__(
-        self,
-        pair: Pair,
-        pruner: Pruner,
-        keep_ratio: float,
-        prompt: Prompt,
-        embeds: Embeds,
-        drafter: Drafter,
-        stats: Stats,
-        inputs: dict[str, Any],
-        begin: int,
-    ) -> None:
-        self._pair, self._prompt, self._embeds, self._drafter = pair, prompt, embeds, drafter
-        self._pruner, self._ratio, self._stats, self._inputs = pruner, keep_ratio, stats, inputs
-        self._seconds = 0.0
-        self.recorders: list[AttentionRecorder] = []
-        self._chosen = False
-        if self._pruner.attention is not None and len(prompt.video_at):
-            # A draft beside the target reads its prompt as soon as its tokens are chosen, which can be before the
-            # target's prefill ends.
-            beside = pair.draft is not None and pair.draft.place != "inline"
-            self.recorders = [
-                pair.recorder(prompt, self._pruner.attention, self.choose if beside else lambda: None, begin)
-            ]
-
-    @property
-    def seconds(self) -> float:
-        """What recording and choosing took."""
-        return self._seconds + sum(recorder.seconds for recorder in self.recorders)
-
-    def finish(self) -> None:
-        """The target's prefill has ended."""
-        if self.recorders and not self._chosen:
-            self.choose()
-
-    def choose(self) -> None:
-        """Choose the kept tokens and send the draft its prompt."""
-        self._chosen = True
-        prompt, embeds, drafter, device = self._prompt, self._embeds, self._drafter, self._pair.target.device
-        began = clock(device)
-        # Under tensor parallelism each process has some of the heads.
-        attention = tensor_parallel.all_mean(self.recorders[0].scores) if self.recorders else None
-        kept = self._pruner.keep_all_of(signals_of(prompt, embeds.tokens[prompt.video_at], attention), self._ratio)
-        self._seconds += clock(device) - began
-        if drafter.shared_vision and not embeds.arguments:
-            drafter.read(kept_prompt(prompt, embeds, kept, self._pair.target.get_input_embeddings()))
-        else:
-            if drafter.shared_vision:
-                drafter.begin(self._inputs)
-            drafter.prefill(kept, prompt.grids)
-        self._stats.kept_tokens, self._stats.trace.kept = len(kept), Kept(kept.cpu(), prompt.grids)

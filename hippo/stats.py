@@ -29,10 +29,11 @@ class Seconds:
 @dataclass
 class Stats:
     """Counts of one request. target_forwards: those after the prefill. draft_rounds: those of them beside which the
-    draft worked. checked, accepted: drafted tokens. kept_tokens: of the target's video tokens. cached_tokens: of
-    the prompt, read by an earlier request. kv_cache_mib: what the
-    target's keys and values take. drafter: what drafts without a model; nothing is pruned then, and kept_tokens is 0.
-    warnings: what the user should know, beside a lost draft. trace: token by token."""
+    draft worked. checked, accepted: drafted tokens. kept_tokens: of the target's video tokens. captured: share of the
+    video tokens' score that they hold, see `hippo.pruning.captured`. cached_tokens: of the prompt, read by an earlier
+    request. kv_cache_mib: what the target's keys and values take. drafter: what drafts without a model; nothing is
+    pruned then, and kept_tokens is 0. warnings: what the user should know, beside a lost draft. trace: token by
+    token."""
 
     method: str = ""
     new_tokens: int = 0
@@ -45,6 +46,7 @@ class Stats:
     prompt_tokens: int = 0
     video_tokens: int = 0
     kept_tokens: int = 0
+    captured: float = 1.0
     cached_tokens: int = 0
     kv_cache_mib: float = 0.0
     drafter: str = ""

@@ -20,7 +20,7 @@ from hippo.forward import CachedModel
 from hippo.inputs import on_device
 from hippo.pair import Pair
 from hippo.params import SamplingParams
-from hippo.pruning import pruner_named
+from hippo.pruning import USUAL, pruner_named
 from hippo.stats import Stats
 
 _RUN = 64  # tokens that the draft is busy with while a target forward is timed
@@ -114,10 +114,10 @@ def _beside(
 
 @torch.no_grad()
 def reading(pair: Pair, draft: Any, inputs: dict[str, Any], options: SamplingParams) -> tuple[CachedModel, float]:
-    """A draft that has read what it keeps of a prompt, and the seconds that took."""
+    """A draft that has read what it keeps of a prompt, a tenth where the ratio is "auto", and the seconds that took."""
     pruner = pruner_named(options.pruner)
     _, signals = pair.look(inputs, pruner.attention)
-    kept = pruner.keep_all_of(signals, options.keep_ratio)
+    kept = pruner.keep_all_of(signals, USUAL if options.keep_ratio == "auto" else float(options.keep_ratio))
     family, here = family_of(draft), on_device(inputs, draft.device)
     prompt, embeds = family.prepare_prompt(draft.config, here), family.embed(draft, here)
     seconds = []

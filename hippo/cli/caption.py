@@ -25,7 +25,8 @@ def caption(
     pruner: Annotated[
         str, typer.Option(help=f"Instead of the method's own: {common.PRUNERS}; or MODULE:FUNCTION.")
     ] = "",
-    keep_ratio: common.KeepOption = 0.1,
+    keep_ratio: common.KeepOption = "auto",
+    keep_at_most: common.KeepAtMostOption = 1.0,
     gamma: common.GammaOption = "auto",
     verify_width: common.WidthOption = "auto",
     max_new_tokens: common.TokensOption = 256,

@@ -21,7 +21,7 @@ def chat(
     draft: common.DraftOption = None,
     drafter: common.DrafterOption = None,
     method: common.MethodOption = "hippo",
-    keep_ratio: common.KeepOption = 0.1,
+    keep_ratio: common.KeepOption = "auto",
     max_new_tokens: common.TokensOption = 256,
     frames: common.FramesOption = None,
     fps: common.FpsOption = None,
@@ -45,8 +45,7 @@ def chat(
         "max_pixels": max_pixels,
         "max_video_tokens": max_video_tokens,
     }
-    options = {"method": method, "keep_ratio": keep_ratio, "max_new_tokens": max_new_tokens}
-    common.params_of(options)
+    options = common.sampling_options({"method": method, "keep_ratio": keep_ratio, "max_new_tokens": max_new_tokens})
     common.check_clips([], frames, fps)
     memory = None if cache_memory is None else cache_memory << 20
     where = {

@@ -8,7 +8,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -34,7 +34,19 @@ stderr = Console(stderr=True, highlight=False)
 DEFAULT_PROMPT = "Describe the video in detail."
 PRUNERS = "none, uniform, attention, specvlm or hippo"
 OPTIONS = (
-    *("method", "decoder", "pruner", "keep_ratio", "gamma", "max_new_tokens", "temperature", "top_k", "top_p", "min_p"),
+    *(
+        "method",
+        "decoder",
+        "pruner",
+        "keep_ratio",
+        "keep_at_most",
+        "gamma",
+        "max_new_tokens",
+        "temperature",
+        "top_k",
+        "top_p",
+        "min_p",
+    ),
     *("repetition_penalty", "seed", "stop", "verify_width"),
 )  # of `VideoLLM.generate`
 WHERE = (  # of `hippo.load`
@@ -106,7 +118,12 @@ RepetitionOption = Annotated[
 ]
 SeedOption = Annotated[int | None, typer.Option(help="Makes a sampled answer repeatable.")]
 StopOption = Annotated[list[str] | None, typer.Option(help="End the answer at this string; may be repeated.")]
-KeepOption = Annotated[float, typer.Option(help="Share of the video tokens that the draft sees, in (0, 1].")]
+ShareOption = Annotated[float, typer.Option(help="Share of the video tokens that the draft sees, in (0, 1].")]
+KeepOption = Annotated[
+    str,
+    typer.Option(help="Share of the video tokens that the draft sees, in (0, 1]; auto chooses it for each request."),
+]
+KeepAtMostOption = Annotated[float, typer.Option(help="The largest share that auto may choose.")]
 GammaOption = Annotated[str, typer.Option(help="Tokens drafted at a time; auto adapts it to measured speeds.")]
 TimeoutOption = Annotated[
     float, typer.Option(min=0.1, help="Seconds without a sign of the draft after which the target goes on alone.")
@@ -193,6 +210,9 @@ def sampling_options(given: dict[str, Any]) -> dict[str, Any]:
     for name in ("gamma", "verify_width"):
         if options.get(name, "").lstrip("-").isdecimal():
             options[name] = int(options[name])
+    if "keep_ratio" in options:
+        with suppress(ValueError):
+            options["keep_ratio"] = float(options["keep_ratio"])
     params_of(options)
     return options
 

@@ -34,7 +34,7 @@ def explain(
     prompt: common.PromptOption = common.DEFAULT_PROMPT,
     system: common.SystemOption = "",
     target: common.TargetOption = "tiny",
-    keep_ratio: common.KeepOption = 0.1,
+    keep_ratio: common.ShareOption = 0.1,
     pruners: Annotated[
         str,
         typer.Option(help=f"Which to show, the first of them in the clip too: {common.PRUNERS}; or MODULE:FUNCTION."),

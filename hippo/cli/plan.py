@@ -24,7 +24,7 @@ def plan(
         str | None, typer.Option(help="Likewise, or self: the target in 4 bits. Of a shape: its own, if not given.")
     ] = None,
     context: Annotated[int, typer.Option(min=1, help="Tokens of the prompt.")] = 1024,
-    keep_ratio: common.KeepOption = 0.1,
+    keep_ratio: common.ShareOption = 0.1,
     acceptance: Annotated[
         str, typer.Option(help="Chances that a drafted token is accepted, separated by commas.")
     ] = "0.6,0.7,0.8,0.9,0.95",

@@ -1,7 +1,7 @@
 """Decoding: one loop, one verify rule, one stop rule, and the policies that say how far to draft."""
 
 from hippo.decode.answer import Answer, Rules
-from hippo.decode.costs import LARGEST, UNKNOWN, Costs
+from hippo.decode.costs import LARGEST, UNKNOWN, Costs, in_turns_speed, parallel_speed, plain_speed
 from hippo.decode.loop import Check, Pause, Rounds, alone, decode
 from hippo.decode.schedule import AutoSchedule, Mode, Schedule
 from hippo.decode.stop import StopRule
@@ -24,5 +24,8 @@ __all__ = [
     "Verifier",
     "alone",
     "decode",
+    "in_turns_speed",
     "logits_processors",
+    "parallel_speed",
+    "plain_speed",
 ]

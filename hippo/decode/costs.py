@@ -23,11 +23,11 @@ class Costs:
 
     Each is kept apart for a model that works alone and for one beside which the other works, and for the number of
     requests that one forward serves. batch: that number now, rounded down to a power of two. draft_prompt: seconds that
-    the draft took for its last prompt. All requests of a pair share one object.
+    the draft took for its last prompt, which had `draft_prompt_tokens`. All requests of a pair share one object.
     """
 
     def __init__(self) -> None:
-        self.batch, self.draft_prompt = 1, 0.0
+        self.batch, self.draft_prompt, self.draft_prompt_tokens = 1, 0.0, 0
         self._targets: dict[int, dict[bool, dict[int, deque[float]]]] = {}
         self._drafts: dict[int, dict[bool, deque[float]]] = {}
 
@@ -55,6 +55,16 @@ class Costs:
     def saw_draft(self, seconds: float, both: bool) -> None:
         """Add a draft step. both: the target worked at the same time."""
         self._draft[both].append(seconds)
+
+    def with_draft(self, factor: float) -> Costs:
+        """The same with draft steps that take `factor` times as long."""
+        other = Costs()
+        other.batch, other._targets = self.batch, self._targets
+        other._drafts = {
+            batch: {both: deque(one * factor for one in seconds) for both, seconds in ways.items()}
+            for batch, ways in self._drafts.items()
+        }
+        return other
 
     def draft(self, both: bool) -> float:
         """Seconds of a draft step; guessed from the other way of working if only that was measured."""
@@ -86,7 +96,7 @@ class Costs:
         self.batch = 1
         target = {_WAYS[both]: {str(w): list(s) for w, s in seen.items()} for both, seen in self._target.items()}
         draft = {_WAYS[both]: list(seconds) for both, seconds in self._draft.items()}
-        return {"target": target, "draft": draft, "draft_prompt": self.draft_prompt}
+        return {"target": target, "draft": draft, "draft_prompt": [self.draft_prompt, self.draft_prompt_tokens]}
 
     @classmethod
     def of_dict(cls, kept: Any) -> Costs:
@@ -99,7 +109,11 @@ class Costs:
                         costs.saw_target(_in_range(int(width), 1, 1 << 20), _in_range(one, 0, 1e4), both)
                 for one in kept["draft"][way]:
                     costs.saw_draft(_in_range(one, 0, 1e4), both)
-            costs.draft_prompt = _in_range(kept["draft_prompt"], 0, 1e4)
+            seconds, tokens = kept["draft_prompt"]
+            costs.draft_prompt, costs.draft_prompt_tokens = (
+                _in_range(seconds, 0, 1e4),
+                _in_range(int(tokens), 0, 1 << 30),
+            )
         except (AttributeError, KeyError, TypeError, ValueError):
             raise ValueError("not the costs of a pair") from None
         return costs

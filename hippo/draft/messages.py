@@ -73,11 +73,12 @@ class Loading(NamedTuple):
 
 class Loaded(NamedTuple):
     """The model is loaded. vocabulary: rows of its output head. size: bytes of its weights. vision: fingerprint of its
-    vision tower, see `hippo.draft.shared_vision`."""
+    vision tower, see `hippo.draft.shared_vision`. token_size: bytes of a token in its KV cache."""
 
     vocabulary: int
     size: int
     vision: str
+    token_size: int = 0
 
 
 class Ready(NamedTuple):

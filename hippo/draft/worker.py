@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hippo.checkpoints import Checkpoint, load_model
+from hippo.device import bytes_per_token
 from hippo.draft import messages
 from hippo.draft.proposer import Plugin, ProposerWorker
 from hippo.draft.shared_vision import vision_fingerprint
@@ -234,7 +235,8 @@ def prepared(
     family = family_of(model)
     fused(family.language_model(model))  # now rather than in the first answer
     vocabulary, size = model.get_output_embeddings().out_features, model.get_memory_footprint()
-    return model, messages.Loaded(vocabulary, size, vision_fingerprint(family, model))
+    token = bytes_per_token(model.config, model.dtype)
+    return model, messages.Loaded(vocabulary, size, vision_fingerprint(family, model), token)
 
 
 def work(

@@ -24,7 +24,7 @@ from hippo.params import SamplingParams
 from hippo.quiet import quiet
 from hippo.request import Output, Request
 
-_DECODING = ("method", "decoder", "pruner", "keep_ratio", "gamma", "verify_width")
+_DECODING = ("method", "decoder", "pruner", "keep_ratio", "keep_at_most", "gamma", "verify_width")
 _LOADING = tuple(name for name in signature(load).parameters if name not in ("target", "draft", "start_draft"))
 _MEDIA = ("frames", "fps", "max_video_tokens")
 _OWN = ("pretrained", "draft", "system_prompt", "max_new_tokens", "seed")
@@ -42,9 +42,10 @@ class Hippo(lmms):
         system_prompt: words, or a file that holds them.
         max_new_tokens: of tasks that state none.
         seed: of the first request where a task samples; each further one has the next.
-        arguments: `method`, `decoder`, `pruner`, `keep_ratio`, `gamma`, `verify_width` as `hippo.SamplingParams` has
-            them; `frames`, `fps`, `max_video_tokens` and all of `hippo.inputs.MediaKeys` as `VideoLLM.generate` has
-            them; `device`, `dtype`, `max_running` and all others as `hippo.load` has them, but `cache_memory` in MiB.
+        arguments: `method`, `decoder`, `pruner`, `keep_ratio`, `keep_at_most`, `gamma`, `verify_width` as
+            `hippo.SamplingParams` has them; `frames`, `fps`, `max_video_tokens` and all of `hippo.inputs.MediaKeys` as
+            `VideoLLM.generate` has them; `device`, `dtype`, `max_running` and all others as `hippo.load` has them, but
+            `cache_memory` in MiB.
 
     Raises:
         HippoError: BadRequest, CheckpointError, OutOfMemory or DraftLost.

@@ -45,11 +45,13 @@ def signals_of(prompt: Prompt, features: Tensor, attention: Tensor | None) -> li
 @dataclass(frozen=True)
 class Pruner:
     """keep: (signals, keep_ratio) -> the kept tokens of one video: sorted indices, (K,) integers, or a mask, (V,) bool.
-    K is at most `budget(keep_ratio, grid)`. attention: which of the target's attention it needs, or None."""
+    K is at most `budget(keep_ratio, grid)`. attention: which of the target's attention it needs, or None. score: what
+    it ranks tokens by, signals -> (V,), by which the keep ratio "auto" is chosen; None if it ranks by nothing."""
 
     name: str
     keep: Callable[[Signals, float], Tensor]
     attention: Attention | None = None
+    score: Callable[[Signals], Tensor] | None = None
 
     def keep_all_of(self, videos: Sequence[Signals], keep_ratio: float) -> Tensor:
         """Kept indices into the tokens of all videos, each of which keeps its own share, int64. Raises BadRequest if a
@@ -184,7 +186,7 @@ PRUNERS = {
         Pruner("uniform", keep_uniform),
         Pruner("attention", keep_attention, Attention()),
         Pruner("specvlm", keep_specvlm, Attention()),
-        Pruner("hippo", keep_hippo, Attention(outer_layers)),
+        Pruner("hippo", keep_hippo, Attention(outer_layers), fused_score),
     )
 }
 

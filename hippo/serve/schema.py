@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -43,6 +43,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 _UNUSED = ("user", "safety_identifier", "prompt_cache_key")  # who asks: it changes no answer
 
 Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
 Asked = TypeVar("Asked", bound="Sampling")
 
 
@@ -85,7 +86,7 @@ class Sampling(_Strict):
     media_io_kwargs: MediaInput | None = None
     mm_processor_kwargs: dict[str, Any] | None = None
     method: str | None = None
-    keep_ratio: float | None = Field(None, gt=0, le=1)
+    keep_ratio: Share | Literal["auto"] | None = None
 
     def params(self) -> dict[str, Any]:
         """The options of `SamplingParams` that were given."""

@@ -17,9 +17,10 @@ FPS = 12
 _TONE = {"dark": 46, "grey": 122, "light": 204}
 
 
-def render(scene: Scene, times: list[float], side: int = SIDE) -> np.ndarray:
-    """Frames of a scene. times: shares of the clip in 0..1. Returns (len(times), side, side, 3) uint8."""
-    ground = _ground(scene, side)
+def render(scene: Scene, times: list[float], side: int = SIDE, ground: np.ndarray | None = None) -> np.ndarray:
+    """Frames of a scene. times: shares of the clip in 0..1. ground: (side, side, 3) float32, the scene's own if None.
+    Returns (len(times), side, side, 3) uint8."""
+    ground = _ground(scene, side) if ground is None else ground
     frames = np.repeat(ground[None], len(times), axis=0)
     for frame, time in zip(frames, times, strict=True):
         for thing in scene.things:
