@@ -1,5 +1,5 @@
-"""How long a request takes with so many kept tokens: predicted, from costs that were measured or that follow from sizes,
-by the package's own loop and schedule on the simulated machine."""
+"""How long a request takes with so many kept tokens: predicted, from costs that were measured or that follow from
+sizes, by the package's own loop and schedule on the simulated machine."""
 
 from __future__ import annotations
 

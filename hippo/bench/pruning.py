@@ -1,5 +1,5 @@
-"""Which way of keeping tokens lets the target accept most, and which number of them is fastest? Every choice on the same
-held-out clips."""
+"""Which way of keeping tokens lets the target accept most, and which number of them is fastest? Every choice on the
+same held-out clips."""
 
 from __future__ import annotations
 
@@ -89,9 +89,7 @@ def requests(first_seed: int, clips: int, kinds: Sequence[str] = KINDS) -> Itera
 def mixes(clips: Sequence[Path], count: int) -> Iterator[Asked]:
     """A description of each of real clips, and of so many clips mixed of them. Nobody knows what they show."""
     for number, clip in enumerate(clips):
-        yield Asked(
-            number, "real", PROMPTS[0], DESCRIBE, lambda frames, clip=clip: read_video(clip, frames=frames), None
-        )
+        yield Asked(number, "real", PROMPTS[0], DESCRIBE, partial(_read, clip), None)
     with tempfile.TemporaryDirectory() as folder:
         mixed = Path(folder) / "clip.mp4"
         for seed in range(count):
@@ -280,6 +278,8 @@ def summary(samples: Sequence[Sample]) -> dict[str, list[dict[str, Any]]]:
     for kind in dict.fromkeys(sample.kind for sample in samples):
         for pruner, ratio in dict.fromkeys(key[:2] for key in groups):
             group = [s for p in PROMPTS for s in groups.get((pruner, ratio, p), ()) if s.kind == kind]
+            if not group:
+                continue
             ours = [s for p in PROMPTS for s in groups.get(("hippo", ratio, p), ()) if s.kind == kind]
             row = {"kind": kind, "pruner": pruner, "keep_ratio": _mean(group, "keep_ratio")} | _row(group)
             kinds.append(row | (_won(ours, group) if ours and pruner != "hippo" else {}))
