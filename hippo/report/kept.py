@@ -17,8 +17,9 @@ from hippo.errors import BadRequest
 from hippo.families import VideoGrid
 from hippo.inputs import parts_of
 from hippo.llm import VideoLLM
-from hippo.pruning import PRUNERS, Pruner, Signals
+from hippo.pruning import PRUNERS, Pruner, Signals, captured
 from hippo.pruning.fusion import fuse
+from hippo.pruning.pruners import fused_score
 from hippo.pruning.spatial import spatial_score
 from hippo.pruning.temporal import temporal_score
 from hippo.report.pictures import cells_of, kept_sheet, lit, score_sheet, shown
@@ -26,6 +27,7 @@ from hippo.request import Request
 from hippo.video import Video, write_video
 
 SMOOTH = 12  # frames per second that every player plays well
+_SHARES = (0.05, 0.1, 0.2)  # of the tokens, whose part of the score is named
 STILL = 2.0  # seconds that one frame stays at most
 
 
@@ -46,8 +48,11 @@ class Explained:
 
     @property
     def words(self) -> str:
-        """See `caption`."""
-        return caption(self.kept, self._grid, self._times)
+        """See `caption`; and what the scores say of how many tokens matter, by which "auto" chooses the keep ratio."""
+        score = fused_score(self.signals)
+        shares = ", ".join(f"{ratio:.0%} of the tokens {captured([score], ratio):.0%}" for ratio in _SHARES)
+        held = f"How much of the score above its mean the best tokens hold: {shares}."
+        return f"{caption(self.kept, self._grid, self._times)}\n{held}"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain lists, for JSON."""
