@@ -7,6 +7,7 @@ import stat
 import weakref
 from dataclasses import dataclass
 from fractions import Fraction
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -19,6 +20,9 @@ from PIL import Image, ImageSequence, UnidentifiedImageError
 
 from hippo.errors import MediaError
 
+for _plugin in ("WebP", "Tiff", "Jpeg2K", "Avif"):  # else Pillow imports all that it has, to look into the first file
+    if find_spec(f"PIL.{_plugin}ImagePlugin") is not None:
+        import_module(f"PIL.{_plugin}ImagePlugin")
 _AVIF = ("AVIF",) * (find_spec("PIL.AvifImagePlugin") is not None)  # from Pillow 11.3 on
 PICTURES = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000", *_AVIF)
 ANIMATED = ("GIF", "PNG", "WEBP", *_AVIF)  # the formats whose several pictures are one after another in time
