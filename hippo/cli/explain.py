@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain, count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,7 +28,7 @@ def explain(
         typer.Option(
             help=escape(
                 "The folder for the pictures, or of several clips for a folder of each; made if it is not there. "
-                "[default: CLIP-explained]"
+                "[default: CLIP-explained, or with a number if that is there]"
             )
         ),
     ] = None,
@@ -99,10 +100,12 @@ def _folders(clips: list[str], out: Path | None) -> dict[str, Path]:
         return {clips[0]: out}
     folders: dict[str, Path] = {}
     for clip in clips:
-        stem = Path(urlsplit(clip).path).stem if "://" in clip else Path(clip).stem
+        stem = Path(urlsplit(clip).path).stem if "://" in clip else "" if clip.startswith("data:") else Path(clip).stem
         stem = {"-": "stdin"}.get(stem, stem or "clip")[:100]
-        count = sum(folder.name.startswith(f"{stem}-explained") for folder in folders.values())
-        folders[clip] = (out or Path()) / f"{stem}-explained{f'-{count + 1}' * (count > 0)}"
+        names = chain([f"{stem}-explained"], (f"{stem}-explained-{number}" for number in count(2)))
+        places = ((out or Path()) / name for name in names)
+        # Only a folder that was asked for by name may be there already.
+        folders[clip] = next(p for p in places if p not in folders.values() and (out is not None or not p.exists()))
     return folders
 
 

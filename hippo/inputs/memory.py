@@ -18,7 +18,8 @@ from torch import Tensor
 
 from hippo.device import free_memory
 from hippo.inputs.chat import Messages, checked
-from hippo.inputs.prepare import prepare
+from hippo.inputs.patches import patches_first
+from hippo.inputs.prepare import prepare, replaced
 from hippo.inputs.sources import is_url
 
 _SHARE = 0.1  # of the free memory, by default
@@ -119,12 +120,10 @@ class _Remembering:
 
 
 def _remembering(processor: Any, entry: _Entry) -> Any:
-    """The processor, unchanged itself, with parts that remember."""
-    twin = copy.copy(processor)
-    for name in ("video_processor", "image_processor"):
-        if (part := getattr(processor, name, None)) is not None:
-            object.__setattr__(twin, name, _Remembering(part, entry))
-    return twin
+    """The processor with parts that remember."""
+    parts = {name: getattr(processor, name, None) for name in ("video_processor", "image_processor")}
+    parts["video_processor"] = patches_first(parts["video_processor"])
+    return replaced(processor, **{name: _Remembering(part, entry) for name, part in parts.items() if part is not None})
 
 
 def _call_key(value: Any) -> Key:

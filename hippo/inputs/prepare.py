@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from hippo.errors import BadRequest, CheckpointError
 from hippo.inputs.chat import Messages, parts_of
+from hippo.inputs.patches import patches_first
 from hippo.quiet import quiet
 
 SYSTEM_HINT = "say the system prompt in the user's turn"
@@ -41,9 +43,10 @@ def prepare(processor: Any, messages: Messages, options: Mapping[str, Any] | Non
     for name in given.keys() & (options or {}).keys():
         raise BadRequest(f"processor_kwargs has {name!r}, which follows from the request", "leave it out")
     given |= options or {}
+    quick = replaced(processor, video_processor=patches_first(getattr(processor, "video_processor", None)))
     try:
         with quiet(), _OneIsNotJoined():
-            inputs = dict(processor(text=[text], return_tensors="pt", **given))
+            inputs = dict(quick(text=[text], return_tensors="pt", **given))
     except (ValueError, StrictDataclassError) as error:
         raise BadRequest(
             f"the model's processor refuses the videos or images ({_line(error)})",
@@ -57,6 +60,14 @@ def prepare(processor: Any, messages: Messages, options: Mapping[str, Any] | Non
         if list(metadata.frames_indices)[: len(indices)] != indices:
             raise resampled()
     return inputs
+
+
+def replaced(processor: Any, **parts: Any) -> Any:
+    """The processor, unchanged itself, with other parts."""
+    twin = copy.copy(processor)
+    for name, part in parts.items():
+        object.__setattr__(twin, name, part)  # transformers accepts only parts of its own classes
+    return twin
 
 
 def prepare_text(processor: Any, prompt: str) -> dict[str, Any]:

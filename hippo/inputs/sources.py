@@ -17,7 +17,7 @@ from hippo.errors import BadRequest, MediaError
 from hippo.inputs.fetch import fetch, name_of
 from hippo.video import Clip, Decoder, OpenClip, Sampling, Stored, Video, as_frames, is_picture
 from hippo.video.files import temporary
-from hippo.video.frames import as_picture, is_array, picture
+from hippo.video.frames import CHANNELS, as_picture, is_array, picture
 
 FORMS = "give a path, a URL, bytes, an open file, an array, a tensor, a list of frames or a hippo.Video"
 IMAGE_FORMS = "give a path, a URL, bytes, an open file, an array (H, W, C) or a PIL image"
@@ -53,6 +53,8 @@ def stored(source: Any, fetching: bool = True, progress: Progress = None) -> Pat
     if not isinstance(source, (str, os.PathLike)):
         return _sought(source)
     text = os.fsdecode(source)
+    if not text:
+        raise BadRequest("the path is empty", "name a file or a URL")
     scheme = text.partition(":")[0].lower()
     if is_url(text):
         if not fetching:
@@ -65,7 +67,12 @@ def stored(source: Any, fetching: bool = True, progress: Progress = None) -> Pat
         return path if path.exists() else Path(unquote(str(path)))
     if scheme == "data":
         return Stored(io.BytesIO(_data(text)), "the data: URL")
-    return Path(source)
+    path = Path(text)
+    if text.startswith("~/") and not path.exists():
+        return path.expanduser()
+    if "://" in text and not path.exists():
+        raise BadRequest(f"{scheme}:// is not fetched", "give an http://, https:// or file:// URL, or download it")
+    return path
 
 
 def open_video(
@@ -91,8 +98,9 @@ def open_video(
 def open_image(source: Any, decoder: Decoder, fetching: bool = True) -> Image.Image:
     """Upright, in RGB; of a file that holds several pages or views, the first. Raises HippoError."""
     if is_array(source):
-        if source.ndim not in (2, 3):
-            raise BadRequest(f"an image has the shape {tuple(source.shape)}", IMAGE_FORMS)
+        if source.ndim not in (2, 3) or (source.ndim == 3 and not {source.shape[0], source.shape[2]} & {*CHANNELS}):
+            cause = f"an image has the shape {tuple(source.shape)}"
+            raise BadRequest(cause, "give (H, W) or (H, W, C), and gray frames of a video as (T, H, W, 1)")
         return Image.fromarray(as_frames([source], "the image")[0])
     if isinstance(source, Image.Image):
         return as_picture(source)
@@ -126,6 +134,8 @@ def _sought(file: Any) -> Stored:
     if isinstance(file, io.TextIOBase):
         raise BadRequest(f"{name} is open as text", 'open it with mode "rb"')
     try:
+        if not file.readable():
+            raise BadRequest(f"{name} is not open for reading", 'open it with mode "rb"')
         if not file.seekable():
             kept = temporary(name)
             copyfileobj(file, kept.file)

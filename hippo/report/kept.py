@@ -60,6 +60,7 @@ class Explained:
         return {
             "kept": {name: kept.tolist() for name, kept in self.kept.items()},
             "per_frame": counts,
+            "times": self._times,
             "grid": [self._grid.frames, self._grid.rows, self._grid.columns],
         }
 

@@ -6,7 +6,7 @@ import gc
 import math
 import struct
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ YOUNG_PACKETS = 5000  # no more than these are all in the collector's young gene
 LONG = 60.0  # seconds; of longer clips with an index, only the packets around the wanted frames are read
 INDEXED = ("mp4", "matroska")  # containers whose key frames are found without reading what is between them
 REORDER = 17  # frames by which the order of decoding may differ from that of showing: H.264's most, and one
+THREADED = 320 * 240  # pixels; of smaller frames, handing them to threads costs more than decoding them
+UNREFERENCED = frozenset({"h264"})  # codecs in which no frame is made from one that is marked so; not in HEVC's layers
 SPARSE = 8  # times as many frames as are wanted must be there, or reading all of them costs no more
 
 Progress = Callable[[float], None]
@@ -71,7 +73,8 @@ class Clip:
         if self.complete:
             self.trusted = self._demux(packets_of(self.container)) and self._is_consistent()
         if self.trusted:  # else without frame threads, which lose the good frames next to a damaged one
-            self.stream.thread_type = "AUTO"
+            decoder = self.stream.codec_context
+            self.stream.thread_type = "AUTO" if decoder.width * decoder.height > THREADED else "NONE"
         self._timeline: Timeline | None = self._promised() if self.trusted else None
 
     def __del__(self) -> None:
@@ -146,7 +149,7 @@ class Clip:
         expected = np.array([float((self.stamps[shown[i]] or 0) * self.stream.time_base) for i in (*picks, -1)])
         within = min(TIME_TOLERANCE, self.timeline().interval / 4)
         try:
-            first = next(self._frames_of_runs([(0, 1)], lambda done: None), None)
+            first = next(self._frames_of_runs([(0, 1)], {self.stamps[0]}, lambda done: None), None)
             if first is None or orientation(first) != (False, False, False):
                 return "its first frame is rotated or damaged"
             frames, seconds = torchcodec.frames_at(self.path, self.stream.index, (expected + within).tolist(), progress)
@@ -253,7 +256,8 @@ class Clip:
             for packet in packets:
                 pts, dts, length = packet.pts, packet.dts, packet.duration or 0
                 if pts is not None:
-                    end = max(end, float((pts + length) * packet.time_base))
+                    base = packet.time_base
+                    end = max(end, (pts + length) * base.numerator / base.denominator)
                 if packet.stream_index != self.stream.index:
                     continue
                 self._cut = packet.is_corrupt
@@ -312,10 +316,11 @@ class Clip:
         last = shown[picks[-1] if self.sampling is not None and self.sampling.end is not None else -1]
         runs = needed_runs(self.stamps, self.keys, [*(shown[index] for index in picks), last])
         missing = {self.stamps[shown[index]]: slot for slot, index in enumerate(picks)}
+        needed = {*missing, self.stamps[last]}
         store = FrameStore(len(picks), self.path.name, room)
         latest: int | None = None
         try:
-            for frame in self._frames_of_runs(runs, progress):
+            for frame in self._frames_of_runs(runs, needed, progress):
                 if frame.pts is None or (latest is not None and frame.pts <= latest) or frame.is_corrupt:
                     return None
                 latest = frame.pts
@@ -325,15 +330,21 @@ class Clip:
             return None
         return None if missing or latest is None or latest < (self.stamps[last] or 0) else store.frames
 
-    def _frames_of_runs(self, runs: Sequence[tuple[int, int]], progress: Progress) -> Iterator[Any]:
-        """The decoded frames of runs of packets, each run started afresh."""
+    def _frames_of_runs(
+        self, runs: Sequence[tuple[int, int]], needed: Set[int | None], progress: Progress
+    ) -> Iterator[Any]:
+        """The decoded frames of runs of packets, each run started afresh; not those that neither are needed nor have
+        others made from them. needed: timestamps."""
         decoder, fed, total = self.stream.codec_context, 0, sum(stop - start for start, stop in runs)
         decoder.flush_buffers()
+        skips = decoder.name in UNREFERENCED
         waiting = iter(runs)
         start, stop = next(waiting)
         for index, packet in enumerate(self._stored()):
             if index < start:
                 continue
+            if skips:
+                decoder.skip_frame = "DEFAULT" if packet.pts in needed else "NONREF"
             yield from decoder.decode(packet)
             fed += 1
             progress(fed / total)

@@ -7,6 +7,8 @@ import stat
 import weakref
 from dataclasses import dataclass
 from fractions import Fraction
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, BinaryIO, cast
@@ -18,10 +20,15 @@ from PIL import Image, ImageSequence, UnidentifiedImageError
 
 from hippo.errors import MediaError
 
-PICTURES = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000")
-ANIMATED = ("GIF", "PNG", "WEBP")  # the formats whose several pictures are one after another in time
+for _plugin in ("WebP", "Tiff", "Jpeg2K", "Avif"):  # else Pillow imports all that it has, to look into the first file
+    if find_spec(f"PIL.{_plugin}ImagePlugin") is not None:
+        import_module(f"PIL.{_plugin}ImagePlugin")
+_AVIF = ("AVIF",) * (find_spec("PIL.AvifImagePlugin") is not None)  # from Pillow 11.3 on
+PICTURES = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000", *_AVIF)
+ANIMATED = ("GIF", "PNG", "WEBP", *_AVIF)  # the formats whose several pictures are one after another in time
 TEXT_FORMATS = frozenset({"tty", "bin", "xbin", "adf", "idf"})  # FFmpeg draws text as pictures of a terminal
 MAX_PIXELS = 8192 * 8192  # of one frame; FFmpeg allocates what a header declares, whatever the file holds
+LONGEST = 255  # characters of a name that a message repeats
 COPY_AGAIN = "copy or download it again in full"
 
 
@@ -60,7 +67,8 @@ def check_file(path: Media) -> None:
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
-            raise MediaError(f"{path} is a folder, not a video", "name one video file in it")
+            hint = "name one video file in it, or give its pictures as a list in a part of type video"
+            raise MediaError(f"{path} is a folder, not a video", hint)
         if not stat.S_ISREG(status.st_mode):
             raise MediaError(f"{path} is not an ordinary file", "save the video to a file first")
         if status.st_size == 0:
@@ -71,7 +79,9 @@ def check_file(path: Media) -> None:
     except PermissionError as error:
         raise MediaError(f"{path} may not be read by this user", "change its permissions") from error
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
-        reason = getattr(error, "strerror", None) or str(error)
+        reason, name = getattr(error, "strerror", None) or str(error), str(path)
+        if len(name) > LONGEST:  # content in place of a path
+            raise MediaError(f"{name[:20]!r}... is no path ({reason})", "give bytes, or a data: URL") from error
         raise MediaError(f"{path} cannot be read ({reason})", "check the disk and the path") from error
 
 

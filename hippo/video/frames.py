@@ -12,7 +12,8 @@ from hippo.errors import BadRequest, MediaError
 from hippo.video.files import Media, Stored, is_animated, readable, require_size
 
 SHAPES = "give (T, H, W, C) or (T, C, H, W) with 1, 3 or 4 channels"
-_CHANNELS = (1, 3, 4)
+CHANNELS = (1, 3, 4)
+_NUMBERS = ("I", "F")  # modes of PIL whose values may have any range
 
 
 def as_frames(source: Any, name: str = "the video") -> np.ndarray:
@@ -27,9 +28,9 @@ def as_frames(source: Any, name: str = "the video") -> np.ndarray:
     array = _numpy(source, name)
     if array.ndim != 4:
         raise BadRequest(f"{name} has the shape {array.shape}", SHAPES)
-    if array.shape[-1] not in _CHANNELS and array.shape[1] in _CHANNELS:
+    if array.shape[-1] not in CHANNELS and array.shape[1] in CHANNELS:
         array = array.transpose(0, 2, 3, 1)
-    if array.shape[-1] not in _CHANNELS:
+    if array.shape[-1] not in CHANNELS:
         raise BadRequest(f"{name} has the shape {array.shape}", SHAPES)
     if not array.size:
         raise BadRequest(f"{name} has the shape {array.shape}, so no pixels", "give at least one frame")
@@ -45,8 +46,13 @@ def as_frames(source: Any, name: str = "the video") -> np.ndarray:
 
 
 def picture(image: Image.Image) -> np.ndarray:
-    """A PIL image upright, (H, W, 3) uint8 RGB."""
-    return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    """A PIL image upright, (H, W, 3) uint8 RGB. Raises BadRequest for values that cannot be scaled to bytes."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode in _NUMBERS:
+        return as_frames([image], "an image")[0]
+    if image.mode.startswith("I;16"):  # PIL would cut its values off at 255
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return np.asarray(image.convert("RGB"))
 
 
 def read_picture(path: Media) -> Image.Image:
@@ -84,7 +90,9 @@ def _stacked(pictures: Sequence[Any], name: str) -> np.ndarray:
     for index, each in enumerate(pictures):
         if isinstance(each, Image.Image):
             require_size(name, *each.size)
-            array = picture(each)
+            # The range of numbers is that of all frames together.
+            numbers = each.mode in _NUMBERS
+            array = np.asarray(ImageOps.exif_transpose(each))[..., None] if numbers else picture(each)
         else:
             array = _numpy(each, f"frame {index} of {name}")
             array = array[..., None] if array.ndim == 2 else array

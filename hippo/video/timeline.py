@@ -39,9 +39,9 @@ def build_timeline(
     frame lasts, None or 0 if unknown. rate: frames per second the container claims, for where timestamps are missing.
     """
     nominal = float(1 / rate) if rate else FALLBACK_INTERVAL
-    # Subtracting while the times are whole ticks keeps them free of rounding noise.
-    zero = min((stamp for stamp in stamps if stamp is not None), default=0)
-    times = true_times([None if stamp is None else float((stamp - zero) * time_base) for stamp in stamps], nominal)
+    # Subtracting while the times are whole ticks keeps them free of rounding noise. A Fraction for each takes long.
+    zero, ticks, of = min((stamp for stamp in stamps if stamp is not None), default=0), *time_base.as_integer_ratio()
+    times = true_times([None if stamp is None else (stamp - zero) * ticks / of for stamp in stamps], nominal)
     last = float(last_duration * time_base) if last_duration and last_duration > 0 else 0.0
     return Timeline(tuple(times), times[-1] + (last or Timeline(tuple(times), times[-1] + nominal).interval))
 

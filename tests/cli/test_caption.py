@@ -101,6 +101,12 @@ def test_a_folder_says_what_to_run(command, tmp_path):
         run(command, CLIP, folder)
 
 
+def test_content_in_place_of_a_path_is_one_short_line():
+    with pytest.raises(HippoError, match="is no path") as error:
+        run("caption", "A" * 5000)
+    assert len(str(error.value)) < 200
+
+
 def test_verify_reports_on_each_clip(clips):
     done = run("verify", *clips[:3], "--max-new-tokens", 4, "--json")
     reports = [json.loads(line) for line in done.stdout.splitlines()]

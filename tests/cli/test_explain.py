@@ -11,7 +11,7 @@ import hippo
 from hippo.bench.pruners import ABLATIONS
 from hippo.cli.app import app
 from hippo.cli.demo import CLIP
-from hippo.cli.explain import all_or_nothing
+from hippo.cli.explain import _folders, all_or_nothing
 from hippo.errors import HippoError
 from hippo.families import VideoGrid
 from hippo.pruning import PRUNERS, pruner_named
@@ -31,6 +31,7 @@ def test_json_agrees_with_itself_and_with_the_files(tmp_path):
     done = explain(CLIP, "--out", out, "--frames", 8, "--keep-ratio", 0.25, "--pruners", "uniform,hippo", "--json")
     result = json.loads(done.stdout)
     frames, rows, columns = result["grid"]
+    assert len(result["times"]) == frames and result["times"] == sorted(result["times"])
     assert list(result["kept"]) == list(result["per_frame"]) == ["uniform", "hippo"]
     for name, kept in result["kept"].items():
         assert len(kept) == round(0.25 * frames * rows * columns)
@@ -127,6 +128,16 @@ def test_standard_input_and_a_budget_of_tokens_as_in_caption(tmp_path, monkeypat
     frames, rows, columns = json.loads(done.stdout)["grid"]
     assert frames * rows * columns <= 100 and "--max-video-tokens is 100" in " ".join(done.stderr.split())
     assert sorted(path.name for path in (tmp_path / "stdin-explained").iterdir()) == FILES
+
+
+def test_the_default_folder_is_one_that_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo-explained").mkdir()
+    (tmp_path / "demo-explained-2").write_text("mine")
+    clips = ["demo.mp4", "https://there/a/demo.mp4?key=1", "-", "data:video/mp4;base64,AAAA/"]
+    names = [folder.name for folder in _folders(clips, None).values()]
+    assert names == ["demo-explained-3", "demo-explained-4", "stdin-explained", "clip-explained"]
+    assert _folders(clips[:1], tmp_path / "demo-explained") == {"demo.mp4": tmp_path / "demo-explained"}
 
 
 def test_scores_are_shown_by_rank():

@@ -10,13 +10,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, features
 
 import hippo
 from hippo.cli.demo import CLIP
 from hippo.errors import HippoError
 from hippo.inputs import fetch
 from hippo.video import read_video
+from hippo.video.frames import read_picture
 
 PAGE = (Path(__file__).parents[2] / "docs" / "inputs.md").read_text()
 LINES = re.findall(r"\| `(llm\.generate\(.*)` \|", PAGE) + re.findall(r"^(llm\.generate\(.*)$", PAGE, re.MULTILINE)
@@ -163,6 +164,11 @@ NAN = np.full((2, 56, 56, 3), np.nan, np.float32)
         (FRAMES[..., :2], "has the shape"),
         (FRAMES[0, ..., 0], "shape"),
         (FRAMES[None], "has the shape"),
+        (np.zeros((8, 56, 56)), r"an image has the shape \(8, 56, 56\): .*gray frames of a video as \(T, H, W, 1\)"),
+        ("", "the path is empty"),
+        ("s3://bucket/clip.mp4", "s3:// is not fetched"),
+        ("A" * 5000, r"'A{20}'\.\.\. is no path .*: give bytes, or a data: URL"),
+        ([Image.fromarray(np.full((56, 56), 999, np.int32))], "has values from 999 to 999"),
         (FRAMES[:0], "no pixels"),
         (NAN, "has values from nan"),
         (FRAMES.astype(np.float32) - 1, "has values from -1"),
@@ -191,6 +197,40 @@ def test_what_is_no_video_is_one_line(tiny, source, words):
 def test_a_file_that_is_open_as_text(tiny):
     with open(CLIP) as file, pytest.raises(HippoError, match=r"demo.mp4 is open as text"):
         tiny.inputs(file)
+
+
+def test_a_file_that_is_open_for_writing_only(tiny, tmp_path):
+    with open(tmp_path / "new.mp4", "wb") as file, pytest.raises(HippoError, match=r"new.mp4 is not open for reading"):
+        tiny.inputs(file)
+
+
+def test_a_path_in_the_home_folder(tiny, plain, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "clip.mp4").write_bytes(CLIP.read_bytes())
+    for path in ("~/clip.mp4", Path("~/clip.mp4")):
+        assert torch.equal(tiny.inputs(path)["pixel_values_videos"], plain["pixel_values_videos"])
+    with pytest.raises(HippoError, match=rf"{tmp_path}/gone.mp4 does not exist"):
+        tiny.inputs("~/gone.mp4")
+
+
+@pytest.mark.parametrize("scale, dtype", [(257, np.uint16), (1, np.int32), (1, np.float32), (1 / 255, np.float32)])
+def test_pictures_of_more_than_8_bits_are_not_cut_off(tmp_path, scale, dtype):
+    gray = np.random.default_rng(0).integers(0, 256, (3, 56, 56), np.uint8)
+    gray[1] = gray[1] > 99  # its own range says nothing
+    pictures = [Image.fromarray((frame.astype(np.float64) * scale).astype(dtype)) for frame in gray]
+    assert (hippo.Video(pictures).frames == gray[..., None]).all()
+    pictures[0].save(tmp_path / "gray.tiff")
+    assert (np.asarray(read_picture(tmp_path / "gray.tiff")) == gray[0, ..., None]).all()
+
+
+def test_avif_is_a_picture_or_a_video_by_its_content(tiny, names, tmp_path):
+    if not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    first, *others = (Image.fromarray(frame) for frame in names["frames"][:4])
+    first.save(tmp_path / "still.avif")
+    first.save(tmp_path / "moving.avif", save_all=True, append_images=others, duration=100)
+    assert tiny.inputs(tmp_path / "still.avif")["image_grid_thw"].tolist() == [[1, 16, 16]]
+    assert tiny.inputs(tmp_path / "moving.avif")["video_grid_thw"].tolist() == [[2, 16, 16]]
 
 
 @pytest.mark.parametrize("channels", [1, 4])

@@ -1,15 +1,17 @@
 """Sizes by keys and by budget: those of the processor and of qwen-vl-utils, known before anything is decoded."""
 
+import av
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from hippo.bench.world import make_scene, write_clip
 from hippo.cli.demo import CLIP
 from hippo.errors import BadRequest
 from hippo.inputs import fit, memory, messages_of, prepare, read_messages
 from hippo.inputs.options import MediaOptions
 from hippo.inputs.pixels import Scaling, plan
+from hippo.video import write_video
 from tests.families.test_processors import internvl_processor
 
 SHAPES = [(720, 1280), (360, 640), (1080, 608)]
@@ -53,17 +55,75 @@ def test_documented_options_give_the_sizes_of_qwen_vl_utils(scaling, shape, coun
     assert scaling.size(count, *shape, MediaOptions(**keys)) == qwen_vl_utils(count, *shape, **keys)
 
 
-def test_documented_options_give_the_grids_of_qwen_vl_utils(tiny, tmp_path):
-    tools = pytest.importorskip("qwen_vl_utils")
-    for side in (224, 336, 448):
-        write_clip(make_scene(side), tmp_path / f"{side}.mp4", side=side)
-        for keys in ({"nframes": 8, "max_pixels": 112 * 112}, {"fps": 2.0, "resized_height": 84, "resized_width": 168}):
-            messages = part(**keys)
-            messages[0]["content"][0]["video"] = str(tmp_path / f"{side}.mp4")
-            _, videos = tools.process_vision_info(messages)
-            frames, _, height, width = videos[0].shape
-            grid = tiny.inputs(messages=messages)["video_grid_thw"].tolist()
-            assert grid == [[frames // 2, height // 14, width // 14]]
+@pytest.fixture(scope="module")
+def theirs():
+    """qwen-vl-utils, which has no reader that works beside this torchvision; its rules choose the frames."""
+    process = pytest.importorskip("qwen_vl_utils.vision_process")
+
+    def read(keys):
+        with av.open(keys["video"]) as container:
+            rate = float(container.streams.video[0].average_rate)
+            frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+        first, last, total = process.calculate_video_frame_range(keys, len(frames), rate)
+        count = process.smart_nframes(keys, total_frames=total, video_fps=rate)
+        chosen = torch.linspace(first, last, count).round().long()
+        return torch.from_numpy(frames[chosen]).permute(0, 3, 1, 2), {}, count / total * rate
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(process.VIDEO_READER_BACKENDS, "torchvision", read)
+        patch.setattr(process, "get_video_reader_backend", lambda: "torchvision")
+        yield process
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """Of three shapes, rates and lengths."""
+    paths = []
+    for width, height, rate, count in ((320, 180, 10, 60), (224, 398, 24, 150), (96, 96, 30, 45)):
+        paths.append(tmp_path_factory.mktemp("clips") / f"{width}x{height}.mp4")
+        frames = np.random.default_rng(width).integers(0, 255, (count, 1, 1, 3), np.uint8)
+        write_video((np.tile(frame, (height, width, 1)) for frame in frames), paths[-1], rate, (width, height))
+    return paths
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"nframes": 8},
+        {"nframes": 9, "max_pixels": 360 * 420},
+        {"fps": 2.0},
+        {"fps": 1.0, "min_frames": 6},
+        {"fps": 4.0, "max_frames": 5},
+        {"fps": 2.0, "resized_height": 84, "resized_width": 168},
+        {"video_start": 0.5, "video_end": 1.3, "fps": 5.0},
+        {"video_start": 0.5, "nframes": 4},
+        {"video_end": 1.0, "nframes": 4, "min_pixels": 200 * 784},
+        {"nframes": 6, "min_pixels": 50176, "max_pixels": 50176},
+        {"nframes": 6, "total_pixels": 2000 * 784},
+    ],
+)
+def test_documented_options_give_the_grids_of_qwen_vl_utils(tiny, theirs, clips, keys):
+    if not keys.keys() & {"nframes", "fps"}:
+        keys = {"fps": theirs.FPS, **keys}  # the default there; here 16 frames
+    if not keys.keys() & {"min_pixels", "max_pixels", "total_pixels", "resized_height"}:
+        keys = {"total_pixels": int(128000 * 784 * 0.9), **keys}  # else the checkpoint's own sizes are used here
+    for clip in clips:
+        messages = part(**keys)
+        messages[0]["content"][0]["video"] = str(clip)
+        _, videos = theirs.process_vision_info(messages)
+        frames, _, height, width = videos[0].shape
+        assert tiny.inputs(messages=messages)["video_grid_thw"].tolist() == [[frames // 2, height // 14, width // 14]]
+
+
+def test_a_list_of_pictures_gives_the_grid_of_qwen_vl_utils(tiny, theirs, tmp_path):
+    for index in range(5):
+        Image.new("RGB", (160, 120), (index, 0, 0)).save(tmp_path / f"{index}.png")
+    messages = part(resized_height=168, resized_width=224)
+    messages[0]["content"][0]["video"] = [f"file://{path}" for path in sorted(tmp_path.iterdir())]
+    _, videos = theirs.process_vision_info(messages)
+    frames, _, height, width = videos[0].shape
+    assert tiny.inputs(messages=messages)["video_grid_thw"].tolist() == [[frames // 2, height // 14, width // 14]]
 
 
 @pytest.mark.parametrize(

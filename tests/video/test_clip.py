@@ -103,8 +103,21 @@ def test_skipping_groups_gives_the_same_frames_as_decoding_all(tmp_path, name, o
 
 def test_only_the_needed_packets_are_decoded(tmp_path):
     opened = Clip(write_clip(tmp_path / "clip.mp4", count=100, options={"g": "10", "bf": "0", "sc_threshold": "0"}))
-    frames = list(opened._frames_of_runs([(0, 2), (50, 53)], quiet))
+    frames = list(opened._frames_of_runs([(0, 2), (50, 53)], set(), quiet))
     assert [frame_number(frame.to_ndarray(format="rgb24")) for frame in frames] == [0, 1, 50, 51, 52]
+
+
+@pytest.mark.parametrize("threaded", [0, 1 << 30])
+def test_frames_that_no_other_is_made_from_are_decoded_only_if_needed(tmp_path, monkeypatch, threaded):
+    monkeypatch.setattr(clip, "THREADED", threaded)
+    path = write_clip(tmp_path / "clip.mp4", count=100, rate=25, options={"bf": "3", "g": "50", "b-pyramid": "normal"})
+    opened, (every, _) = Clip(path), slow_decode(path)
+    needed = {opened.stamps[index] for index in range(0, 100, 7)}
+    frames = list(opened._frames_of_runs([(0, 100)], needed, quiet))
+    shown = [frame_number(frame.to_ndarray(format="rgb24")) for frame in frames]
+    assert needed <= {frame.pts for frame in frames} and shown == sorted(shown) and len(frames) < 80
+    for picks in ([50], [3, 49, 98], list(range(1, 100, 2))):
+        assert np.array_equal(opened._planned(picks, quiet), np.stack([every[index] for index in picks]))
 
 
 def test_packets_that_lie_are_found_out(tmp_path):

@@ -2,6 +2,8 @@
 
 import os
 import struct
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -113,3 +115,12 @@ def test_frames_that_cannot_be_shown_as_rgb_are_refused(tmp_path):
             container.mux(stream.encode(av.VideoFrame(64, 48, "rgb4")))
     with pytest.raises(MediaError, match=r"odd\.nut has frames of the pixel format rgb4"):
         read_video(tmp_path / "odd.nut")
+
+
+def test_looking_into_a_clip_imports_no_more_of_pillow(tmp_path):
+    path = write_clip(tmp_path / "clip.mp4", count=2)
+    code = (
+        "import sys; from pathlib import Path; from hippo.video.files import is_picture; "
+        f"assert not is_picture(Path({str(path)!r})); assert 'PIL.PdfImagePlugin' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

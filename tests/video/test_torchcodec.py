@@ -106,6 +106,27 @@ def test_torchcodec_that_cannot_load_is_passed_over(tmp_path, install):
         read_video(path, backend="torchcodec")
 
 
+@pytest.mark.parametrize("failure", ["ImportError", "OSError", "RuntimeError"])
+def test_torchcodec_that_does_not_import_is_one_line(tmp_path, monkeypatch, failure):
+    package = tmp_path / "torchcodec"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "decoders.py").write_text(f"raise {failure}('libcudart.so.13 is not there. Read on:\\nmany lines')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("torchcodec", "torchcodec.decoders"):
+        monkeypatch.setitem(sys.modules, name, None)  # and out again after the test
+        del sys.modules[name]
+    path = write_clip(tmp_path / "clip.mp4", count=4)
+    assert available_backends()["torchcodec"] == f"not usable: {failure}: libcudart.so.13 is not there"
+    video = read_video(path)
+    assert (video.backend, video.warnings) == ("pyav", ())
+    with pytest.raises(
+        BadRequest, match=rf"torchcodec cannot be used \({failure}: libcudart.* backend pyav or auto"
+    ) as error:
+        read_video(path, backend="torchcodec")
+    assert "\n" not in str(error.value)
+
+
 def test_torchcodec_that_is_missing_is_passed_over(tmp_path, monkeypatch):
     monkeypatch.setattr(torchcodec, "find_spec", lambda name: None)
     assert available_backends()["torchcodec"] == "not usable: it is not installed"
