@@ -18,7 +18,7 @@ from transformers.generation import GenerateDecoderOnlyOutput, GenerationMode
 
 from hippo.checkpoints import explained, require_served, resolve, stored_bytes
 from hippo.decode import Rules
-from hippo.draft import placement
+from hippo.draft import placement, plugin_of
 from hippo.errors import BadRequest, out_of_memory_explained, unknown
 from hippo.families import FAMILIES, family_of
 from hippo.llm import require_one_family
@@ -165,6 +165,9 @@ class CustomGenerate:
         with self._lock:
             if source is None or self._draft is not None:
                 return self._draft
+            if source == "ngram":
+                self._draft = Draft(plugin_of("ngram"))
+                return self._draft
             place = self._draft_worker
             if isinstance(source, nn.Module):
                 if one_family:
@@ -202,7 +205,7 @@ def custom_generate(
 
     Args:
         draft: a smaller model with the same tokenizer: in memory, a checkpoint folder or a hub id. It is loaded once,
-            at the first call. None for method "ar".
+            at the first call. "ngram" drafts without a model. None for method "ar".
         streamer: gets the prompt and each token, as one that is passed to generate().
         draft_device: see `hippo.load`; "auto" is the model's own. A draft in memory stays on its device.
         draft_worker: see `hippo.load`.

@@ -338,6 +338,17 @@ def test_a_folder_refuses_what_only_it_sees():
             generated(model("qwen2_5_vl"), inputs("qwen2_5_vl"), **options, **folder)
 
 
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_onevision"])
+def test_n_grams_need_no_draft_model(family):
+    target, request = model(family), inputs(family)
+    with hippo.custom_generate("ngram") as made:
+        assert generated(target, request, custom_generate=made) == generated(target, request)
+        assert made.stats.drafter == "ngram" and not made.stats.draft_lost
+    also = {"custom_generate": FOLDER, "trust_remote_code": True, "draft": "ngram"}
+    assert generated(target, request, **also) == generated(target, request)
+    assert custom._made[target].stats.drafter == "ngram"
+
+
 @pytest.mark.usefixtures("patient_targets")
 def test_the_quick_start_runs_as_written(capsys, monkeypatch):
     monkeypatch.chdir(ROOT)

@@ -1,11 +1,13 @@
 """The documents agree with the package and with each other, as far as a program can tell."""
 
 import re
+import shlex
 import shutil
 import tomllib
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 import hippo
 from hippo.cli.app import app
@@ -44,3 +46,22 @@ def test_examples_of_plug_ins_run_as_written(page, says, tmp_path, monkeypatch, 
     for block in blocks:
         exec(compile(block, page, "exec"), scope)
     assert blocks and says in capsys.readouterr().out
+
+
+def test_commands_of_plug_ins_run_as_written(tmp_path, monkeypatch):
+    """Of both pages, those about a clip: with plug-ins of the user's in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("HIPPO_STATE", "off")
+    shutil.copy(CLIP, "clip.mp4")
+    commands = []
+    for page, module in (("pruner-plugins", "my_pruners"), ("drafter-plugins", "my_drafters")):
+        text = (ROOT / "docs" / f"{page}.md").read_text()
+        block = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)[0]
+        Path(f"{module}.py").write_text(block.split("\nwith hippo.load")[0])
+        commands += re.findall(r"^hippo (?:caption|explain) .*", text, re.MULTILINE)
+    assert len(commands) == 4
+    for command in commands:
+        short = ["--max-new-tokens", "8"] if "caption" in command else []
+        done = CliRunner().invoke(app, [*shlex.split(command)[1:], *short], catch_exceptions=False)
+        assert done.exit_code == 0, (command, done.stderr)

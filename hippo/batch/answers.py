@@ -41,7 +41,8 @@ class Answers:
 
     def append(self, line: Mapping[str, Any]) -> None:
         """Write the line of a request that has ended; it is in the file when this returns. Raises HippoError."""
-        data = memoryview(json.dumps(line, ensure_ascii=False, default=str).encode() + b"\n")
+        text = json.dumps(line, ensure_ascii=False, default=str) + "\n"
+        data = memoryview(text.encode(errors="backslashreplace"))  # file names need not be UTF-8
         begin = self._file.seek(0, os.SEEK_END)
         try:
             while data:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import glob
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -135,13 +137,20 @@ def _row(path: Path, number: int, line: Any) -> Row:
         raise BadRequest(f"{where} has messages and more", "put the video and the prompt into the messages")
     if isinstance(given.get("messages"), str):  # in a CSV
         given["messages"] = _loaded(given["messages"], f"messages in {where}")
+    if isinstance(given.get("custom_id"), dict | list):
+        raise BadRequest(f"custom_id in {where} is a {type(given['custom_id']).__name__}", "give a string or a number")
     given["custom_id"] = str(given.get("custom_id", f"{path.name}:{number}"))
     several = isinstance(given.get("video"), list) and all(isinstance(one, str) for one in given["video"])
     for name, kind in (("video", str), ("prompt", str), ("system", str), ("messages", list)):
         if name in given and not isinstance(given[name], kind) and not (name == "video" and several):
             raise BadRequest(f"{name} in {where} is a {type(given[name]).__name__}", f"give a {kind.__name__}")
-    columns = {name: value for name, value in line.items() if name not in OURS}
+    # JSON has no NaN, which is what pandas makes of a missing number.
+    columns = {name: None if _is_no_number(value) else value for name, value in line.items() if name not in OURS}
     return Row(**given, columns=columns, folder=path.parent)
+
+
+def _is_no_number(value: Any) -> bool:
+    return isinstance(value, float) and not isfinite(value)
 
 
 def _jsonl(path: Path) -> Iterator[tuple[int, Any]]:
@@ -154,6 +163,9 @@ def _jsonl(path: Path) -> Iterator[tuple[int, Any]]:
 def _csv(path: Path) -> Iterator[tuple[int, Any]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+        for name, times in Counter(reader.fieldnames or ()).items():
+            if times > 1:
+                raise BadRequest(f"{path} has the column {name!r} {times} times", "give each column a name of its own")
         for line in reader:
             if None in line or None in line.values():
                 what = "more" if None in line else "fewer"

@@ -21,6 +21,7 @@ from hippo.report.openai import reason_of, usage_of
 from hippo.request import DEFAULT_PROMPT, Output, Request, messages_from
 
 Line = dict[str, Any]
+WARM_UP = 20  # requests
 _WORDS = (  # the parameters that decide the words; the others only decide how fast they come
     *("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop"),
 )
@@ -62,7 +63,7 @@ class Defaults:
 @dataclass
 class Summary:
     """Of one run of a job. failures: by kind. tokens: generated. checked, accepted: drafted tokens. seconds: of
-    answering. stopped: there were too many failures."""
+    answering. ended: seconds after which each request ended. stopped: there were too many failures."""
 
     answered: int = 0
     failures: Counter[str] = field(default_factory=Counter)
@@ -70,7 +71,15 @@ class Summary:
     checked: int = 0
     accepted: int = 0
     seconds: float = 0.0
+    ended: list[float] = field(default_factory=list)
     stopped: bool = False
+
+    @property
+    def steady_rate(self) -> float | None:
+        """Requests a second after the first `WARM_UP`, which wait for what starts; None for a short job."""
+        if len(self.ended) < 3 * WARM_UP:
+            return None
+        return (len(self.ended) - WARM_UP) / max(self.ended[-1] - self.ended[WARM_UP - 1], 1e-9)
 
     def add(self, line: Line) -> None:
         """Count a request that has ended."""
@@ -101,6 +110,7 @@ def answer_all(
             answers.append(line)
             summary.add(line)
             summary.seconds = time.perf_counter() - began
+            summary.ended.append(summary.seconds)
             summary.stopped = max_failures is not None and summary.failures.total() > max_failures
             on_done(line)
             if summary.stopped:

@@ -27,6 +27,7 @@ from hippo.draft import placement
 from hippo.draft.worker import load_draft
 from hippo.errors import HippoError
 from hippo.forward.quantize import fastest_bits, linear_shapes, quantize
+from hippo.inputs import messages_of
 from hippo.llm import VideoLLM, load
 from hippo.pair import Draft, Pair
 from hippo.params import METHODS, SamplingParams
@@ -39,7 +40,8 @@ LIBRARY = (GENERATE, STATIC, ASSISTED)  # transformers' own
 USUAL = (*LIBRARY, "ar", "sd", "specvlm", "pearl", "hippo", WRONG)
 FIGURES = (
     *("method", "cannot_run", "new_tokens", "seconds", "decode_seconds", "speedup_vs_transformers"),
-    *("decode_vs_transformers", "speedup_vs_ar", "tokens_per_target_forward", "acceptance_rate", "target_forwards"),
+    *("decode_vs_transformers", "speedup_vs_ar", "decode_vs_ar", "tokens_per_target_forward"),
+    *("acceptance_rate", "target_forwards"),
     *("scoring_share_of_prefill", "efficiency", "efficiency_undisturbed", "peak_memory", "identical", "synthetic"),
     *("identical_answers", "identical_to_ar", "timeline"),
 )  # of a row; those that are not known are None
@@ -90,12 +92,15 @@ class Subject(Protocol):
 
 
 class Clip:
-    """A pair's own words about a clip, or without one. prompts: each answers another, in turn."""
+    """A pair's own words about a clip, or without one. prompts: one for each run. said: None, or the answers of `ar` so
+    far, by run: the prompts are then the turns of one conversation."""
 
     synthetic = ""
 
-    def __init__(self, llm: VideoLLM, video: Path | None, prompts: Sequence[str] = (DEFAULT_PROMPT,)) -> None:
-        self._llm, self._video, self._prompts = llm, video, prompts
+    def __init__(
+        self, llm: VideoLLM, video: Path | None, prompts: Sequence[str] = (), said: dict[int, str] | None = None
+    ) -> None:
+        self._llm, self._video, self._prompts, self._said = llm, video, prompts or (DEFAULT_PROMPT,), said
         self.run = 0
 
     @property
@@ -115,11 +120,20 @@ class Clip:
         for _ in stream:
             pass
         output = stream.output
+        if self._said is not None and options.decoder == "ar":
+            self._said[self.run] = output.text
         return Run(output.token_ids, output.stats.seconds.total, output.stats.seconds.decode, output.stats)
 
     @property
     def _request(self) -> dict[str, Any]:
-        return {"video": self._video, "prompt": self._prompts[self.run % len(self._prompts)]}
+        prompt = self._prompts[self.run % len(self._prompts)]
+        if self._said is None:
+            return {"video": self._video, "prompt": prompt}
+        turns: list[dict[str, Any]] = []
+        for run in range(self.run):
+            said = {"role": "assistant", "content": [{"type": "text", "text": self._said[run]}]}
+            turns += [*messages_of(None if turns else self._video, self._prompts[run]), said]
+        return {"messages": [*turns, *messages_of(None if turns else self._video, prompt)]}
 
 
 class Rated:
@@ -215,6 +229,7 @@ def _row(name: str, seen: dict[str, list[Run]], synthetic: bool, cannot: str | N
         "speedup_vs_transformers": _spread([a.seconds / b.seconds for a, b in _pairs(library, answers)]),
         "decode_vs_transformers": _spread([a.decode / b.decode for a, b in _pairs(library, answers)]),
         "speedup_vs_ar": _spread([a.seconds / b.seconds for a, b in _pairs(alone, answers)]),
+        "decode_vs_ar": _spread([a.decode / b.decode for a, b in _pairs(alone, answers)]),
         "identical": None if synthetic else _equal(library, answers) == len(answers),
         "identical_answers": None if synthetic else _equal(library, answers),
         "identical_to_ar": None if synthetic else _equal(alone, answers),
@@ -306,12 +321,15 @@ def bench_pair(
     progress: Callable[[str, float], None],
     prompts: Sequence[str] = (),
     ignore_eos: bool = False,
+    chat: bool = False,
 ) -> dict[str, Any]:
     """The whole study of a trained pair on a clip; `rate` draws the verdicts instead. draft: "ngram" too, but then no
     verdicts are drawn. draft_bits: of the draft of every method, transformers' own included. prompts: one run for each,
     in place of `runs` answers to one; memory and efficiency, which are those of one request, are then not measured.
-    ignore_eos: answers go on past their end, up to `tokens`; memory is then not measured."""
+    ignore_eos: answers go on past their end, up to `tokens`; memory is then not measured. chat: the
+    prompts are the turns of one conversation, with the answers of `ar` between them."""
     runs = len(prompts) or runs
+    said: dict[int, str] | None = {} if chat else None
     with ExitStack() as stack:
         llm = stack.enter_context(load(target, draft, start_draft=rate is None, cache_memory=0, draft_bits=draft_bits))
         dtype = str(llm.pair.target.dtype).removeprefix("torch.")
@@ -319,7 +337,7 @@ def bench_pair(
         if ignore_eos:
             llm.pair.target.generation_config.eos_token_id = None
         if own.plugin is not None and rate is None:
-            clip = Clip(llm, video, prompts or (DEFAULT_PROMPT,))
+            clip = Clip(llm, video, prompts, said)
             rows = measure(clip, clip, None, methods, runs, tokens, progress)
             return {"rows": rows, "steps": {}, "machine": machine() | {"draft": own.name}}
         small = load_draft(own.checkpoint, dtype, str(llm.pair.target.device), bits=own.bits)
@@ -327,12 +345,12 @@ def bench_pair(
         say_the_least_likely(bad)
         quantize(bad, own.bits)
         if rate is None:
-            subject: Subject = Clip(llm, video, prompts or (DEFAULT_PROMPT,))
+            subject: Subject = Clip(llm, video, prompts, said)
             pair_of_bad = stack.enter_context(
                 closing(Pair(llm.pair.target, Draft(bad, device=own.device, place=own.place)))
             )
             of_bad = VideoLLM(pair_of_bad, llm.processor, llm.draft_processor)
-            wrong: Subject = Clip(of_bad, video, prompts or (DEFAULT_PROMPT,))
+            wrong: Subject = Clip(of_bad, video, prompts, said)
         else:
             inputs = llm.inputs(video)
             another = Draft(small, device=own.device, place=own.place)

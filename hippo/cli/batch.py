@@ -224,11 +224,15 @@ class _Progress:
 
 
 def _facts(summary: Summary, total: int, failures: Counter[str]) -> dict[str, str]:
+    from hippo.batch.run import WARM_UP
+
     seconds = max(summary.seconds, 1e-9)
     accepted = summary.accepted / max(1, summary.checked)
+    steady = summary.steady_rate
     facts = {
         "requests": f"{total}, of which {summary.answered} answered now in {summary.seconds:.1f} s",
-        "rate": f"{60 * summary.answered / seconds:.1f} a minute",
+        "rate": f"{60 * summary.answered / seconds:.1f} a minute"
+        + ("" if steady is None else f", {60 * steady:.1f} after the first {WARM_UP}"),
         "tokens": f"{summary.tokens}, {summary.tokens / seconds:.1f} a second",
         "accepted": f"{accepted:.0%} of {summary.checked} drafted tokens",
     }

@@ -420,7 +420,7 @@ def print_json(value: dict[str, Any]) -> None:
 def warn(*warnings: str) -> None:
     """Lines on stderr."""
     for warning in warnings:
-        stderr.print(f"warning: {warning}", style="yellow", markup=False)
+        stderr.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
 
 
 def close(output: Output, comparison: Comparison | None, json: bool, clips: Sequence[str | Path]) -> None:

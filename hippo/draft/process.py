@@ -86,7 +86,7 @@ class DraftWorker:
         self.beside = place != "inline"  # whether it can work at the same time as the target
         how: tuple[Child, Transport, str | None]
         if place == "inline" or isinstance(source, Plugin):
-            inline = Inline(source, dtype, device, trust_remote_code, bits, attention)
+            inline = Inline(source, dtype, device, trust_remote_code, bits, attention, timeout)
             how = inline, inline, None
         elif place == "thread":
             ours, theirs = ThreadTransport.pair()

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import operator
+import threading
 import time
 from collections.abc import Callable
+from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, Protocol
+
+import torch
 
 from hippo import plugins
 from hippo.draft import messages
@@ -70,15 +74,67 @@ class _Drafting:
         self.committed = self.known = self.epoch = 0
 
 
+class _Limited:
+    """Calls users' code in a thread, and goes on without it after `seconds`. Nothing can end a thread in Python: one
+    that never returns is left behind, and the next call gets another."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._calls: SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...]] | None] | None = None
+        self._results: SimpleQueue[tuple[Any, Exception | None]] = SimpleQueue()
+
+    def __call__(self, call: Callable[..., Any], *given: Any) -> Any:
+        """What the call returns or raises. Raises TimeoutError."""
+        if self._calls is None:
+            self._calls, self._results = SimpleQueue(), SimpleQueue()
+            threading.Thread(
+                target=_serve, args=(self._calls, self._results), name="hippo-drafter", daemon=True
+            ).start()
+        self._calls.put((call, given))
+        try:
+            result, error = self._results.get(timeout=self._seconds)
+        except Empty:
+            self.close()
+            raise TimeoutError(f"no answer in {self._seconds:g} s") from None
+        if error is not None:
+            raise error
+        return result
+
+    def close(self) -> None:
+        """End the thread, once it has returned."""
+        if self._calls is not None:
+            self._calls.put(None)
+            self._calls = None
+
+
+@torch.no_grad()  # which is of a thread
+def _serve(calls: SimpleQueue[Any], results: SimpleQueue[Any]) -> None:
+    while (wanted := calls.get()) is not None:
+        call, given = wanted
+        try:
+            results.put((call(*given), None))
+        except Exception as error:
+            results.put((None, error))
+
+
 class ProposerWorker:
     """As `hippo.draft.worker.Worker`, with plug-ins in place of a model. What goes wrong in one ends the drafts of its
-    request alone."""
+    request alone. timeout: seconds that a call of a plug-in may take; our own drafters are called directly."""
 
     loaded = messages.Loaded(_ANY, 0, "")
 
-    def __init__(self, send: Callable[[Any], None], plugin: Plugin) -> None:
+    def __init__(self, send: Callable[[Any], None], plugin: Plugin, timeout: float) -> None:
         self._send, self._plugin = send, plugin
         self._requests: dict[int, _Drafting] = {}
+        self._limited = None if plugin.make in DRAFTERS.values() else _Limited(timeout)
+
+    def close(self) -> None:
+        """There are no more records."""
+        if self._limited is not None:
+            self._limited.close()
+
+    def _call(self, call: Callable[..., Any], *given: Any) -> Any:
+        return call(*given) if self._limited is None else self._limited(call, *given)
 
     def step(self) -> bool:
         """There is nothing to do between records."""
@@ -111,8 +167,8 @@ class ProposerWorker:
 
     def _begin(self, id: int, prompt: list[int], limit: int) -> None:
         began = time.perf_counter()
-        proposer = self._plugin.make()
-        proposer.commit(prompt)
+        proposer = self._call(self._plugin.make)
+        self._call(proposer.commit, prompt)
         ended = time.perf_counter()
         self._requests[id] = _Drafting(proposer, limit)
         self._send(messages.Ready(id, ended - began, "", began, ended, len(prompt)))
@@ -121,9 +177,9 @@ class ProposerWorker:
         began = time.perf_counter()
         # Only now: a drafter that rests takes no time.
         if new := request.text[request.known : request.committed]:
-            request.proposer.commit(new)
+            self._call(request.proposer.commit, new)
             request.known = request.committed
-        tokens = self._checked(request.proposer.propose(count), count, request.limit)
+        tokens = self._checked(self._call(request.proposer.propose, count), count, request.limit)
         ended = time.perf_counter()
         seconds = (ended - began) / max(1, len(tokens))
         request.text += tokens

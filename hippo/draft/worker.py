@@ -274,7 +274,7 @@ class Inline:
     """The draft's side within the target's thread: it takes a step when its next record is waited for. Both models
     then have all cores and none of them waits for the other's messages, but they cannot work at the same time.
 
-    It is both ends of a transport, and a child that ends when it is closed.
+    It is both ends of a transport, and a child that ends when it is closed. timeout: see `ProposerWorker`.
     """
 
     def __init__(
@@ -285,13 +285,14 @@ class Inline:
         trust: bool,
         bits: int,
         attention: str = "",
+        timeout: float = 20.0,
     ) -> None:
         self.pid = os.getpid()
         self._outbox: deque[Any] = deque()
         self._worker: Worker | ProposerWorker | None = None
         self._code: int | None = None
         if isinstance(source, Plugin):
-            self._worker = ProposerWorker(self._outbox.append, source)
+            self._worker = ProposerWorker(self._outbox.append, source, timeout)
             self._outbox.append(self._worker.loaded)
             return
         try:
@@ -315,6 +316,8 @@ class Inline:
 
     def close(self) -> None:
         """See Transport."""
+        if isinstance(self._worker, ProposerWorker):
+            self._worker.close()
         self._worker, self._code = None, 0
 
     def poll(self) -> int | None:

@@ -1,5 +1,6 @@
 """The file of answers: whatever a kill leaves is completed, and what is not the job's own is refused."""
 
+import json
 import resource
 
 import pytest
@@ -83,6 +84,15 @@ def test_places_that_cannot_be_written(tmp_path):
     for path in (tmp_path, tmp_path / "no" / "where.jsonl", "/dev/null"):
         with pytest.raises(BadRequest, match=r"cannot be written|no ordinary file"):
             Answers(tmp_path / path, DIGESTS)
+
+
+def test_file_names_need_not_be_utf_8(tmp_path):
+    name = b"caf\xe9.mp4".decode(errors="surrogateescape")
+    with Answers(tmp_path / "out.jsonl", {name: "d"}) as answers:
+        answers.append({"custom_id": name, "response": {}, "error": None, "digest": "d"})
+    assert json.loads((tmp_path / "out.jsonl").read_text(encoding="utf-8"))["custom_id"] == name
+    with Answers(tmp_path / "out.jsonl", {name: "d"}) as answers:
+        assert answers.done == {name}
 
 
 def test_a_job_without_an_answer_leaves_no_file(tmp_path):

@@ -61,6 +61,12 @@ def test_csv_and_parquet_are_the_same_rows(tmp_path):
         rows_of([str(tmp_path / "job.parquet")])
 
 
+def test_a_missing_number_is_null(tmp_path):
+    """pandas writes NaN, which JSON does not have."""
+    job = write(tmp_path / "job.jsonl", '{"prompt": "a", "n": 1.5}', '{"prompt": "b", "n": NaN}')
+    assert [row.columns for row in rows_of([job])] == [{"n": 1.5}, {"n": None}]
+
+
 @pytest.mark.parametrize(
     ("name", "lines", "message"),
     [
@@ -72,7 +78,9 @@ def test_csv_and_parquet_are_the_same_rows(tmp_path):
         ("j.jsonl", [{"video": "a.mp4", "messages": []}], "messages and more"),
         ("j.jsonl", [{"video": "a.mp4", "error": "x"}], "column 'error'"),
         ("j.jsonl", [{"video": "a", "custom_id": 1}, {"video": "b", "custom_id": "1"}], "custom_id '1'"),
+        ("j.jsonl", [{"video": "a", "custom_id": ["b"]}], "custom_id in line 1 .* is a list"),
         ("j.jsonl", [], "no request in it"),
+        ("j.csv", ["video,n,n", "a.mp4,1,2"], "has the column 'n' 2 times"),
         ("j.csv", ["video,prompt", "a.mp4,What, then?"], "line 2 .* more fields"),
         ("j.csv", ["video,prompt", "a.mp4"], "line 2 .* fewer fields"),
         ("j.csv", ["clip", "a.mp4"], "no video, no prompt and no messages"),

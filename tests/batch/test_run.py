@@ -6,6 +6,7 @@ import pytest
 
 import hippo
 from hippo.batch import Answers, Defaults, Row, answer_all, answered, by_subject
+from hippo.batch.run import Summary
 from hippo.cli.demo import CLIP
 from hippo.engine import State
 from hippo.errors import HippoError
@@ -93,6 +94,13 @@ def test_a_full_disk_ends_the_job_and_frees_the_engine(tiny, tmp_path, monkeypat
     with pytest.raises(HippoError, match="no room"):
         run(tiny, [Row(str(number), None, f"Say {number}.") for number in range(3)], tmp_path / "out.jsonl")
     assert all(job.state is State.DONE for job in tiny.engine.scheduler.jobs)
+
+
+def test_the_steady_rate_leaves_the_start_out():
+    """20 requests come after 50 seconds of starting up, then two a second."""
+    assert Summary(ended=[50.0 + place for place in range(59)]).steady_rate is None
+    ended = [50.0] * 20 + [50.0 + 0.5 * place for place in range(1, 41)]
+    assert Summary(ended=ended).steady_rate == pytest.approx(2)
 
 
 def test_the_digest_follows_what_decides_the_words():

@@ -66,6 +66,26 @@ def test_speed_asks_each_prompt_once(tmp_path, monkeypatch, clip):
     assert "| hippo | 4 |" in text and text.count("| yes |") == 3
 
 
+def test_speed_in_a_conversation(tmp_path, monkeypatch):
+    """Every method gets the same turns, with the answers of ar."""
+    asked, stream = [], speed.VideoLLM.stream
+
+    def watched(self, messages, **options):
+        words = [part["text"] for turn in messages for part in turn["content"] if part["type"] == "text"]
+        asked.append((options["decoder"], words, [part["type"] for part in messages[0]["content"]]))
+        return stream(self, messages=messages, **options)
+
+    monkeypatch.setattr(speed.VideoLLM, "stream", watched)
+    file = tmp_path / "prompts.txt"
+    file.write_text("What moves?\nWhat moves?\nWhere?\n")
+    options = ("--models", "tiny,ngram", "--methods", "hippo", "--prompts", file, "--max-new-tokens", 6)
+    text = bench("speed", *options, "--chat")
+    assert [way for way, _, _ in asked] == ["ar", "auto"] * 4 and all(first[0] == "video" for _, _, first in asked)
+    assert all(plain[1] == ours[1] for plain, ours in zip(asked[::2], asked[1::2], strict=True))
+    assert asked[-1][1][::2] == ["What moves?", "What moves?", "Where?"] and len(asked[-1][1]) == 5
+    assert "| decode vs our ar |" in text and text.count("| yes |") == 3
+
+
 def test_speed_without_a_draft_model_and_past_the_end_of_answers(tmp_path):
     (tmp_path / "prompts.txt").write_text("Say hello.\n")
     options = ("--prompts", tmp_path / "prompts.txt", "--max-new-tokens", 60, "--ignore-eos", "--json")
@@ -103,6 +123,7 @@ def test_speed_with_drawn_verdicts_is_synthetic_and_may_have_any_context(tmp_pat
         (("--models", "some/target"), "no draft model"),
         (("--models", "tiny,ngram", "--acceptance", "0.8"), "drafter 'ngram' has no model"),
         (("--ignore-eos", "--acceptance", "0.8"), "no end to ignore"),
+        (("--chat",), "a conversation needs its questions"),
         (("--draft-bits", "5"), "draft_bits '5'"),
         (("--timeline", "timeline.txt"), "timeline.txt is no picture"),
         (("--timeline", "/nowhere/timeline.svg"), "there is no folder /nowhere"),

@@ -1,5 +1,6 @@
 """Drafters without a model: the records that they answer, what they may propose, and that they change no word."""
 
+import threading
 from collections import Counter
 from contextlib import closing
 
@@ -42,10 +43,10 @@ class Script:
         return proposed
 
 
-def worker_of(make, limit=100):
+def worker_of(make, limit=100, timeout=20.0):
     """A worker with a request 1, and what it says."""
     said = []
-    worker = ProposerWorker(said.append, Plugin("mine", make))
+    worker = ProposerWorker(said.append, Plugin("mine", make), timeout)
     worker.take_in(Begin(1, PROMPT, limit))
     return worker, said
 
@@ -114,6 +115,39 @@ def test_what_may_not_be_proposed_ends_the_drafts_of_this_request(proposed, prob
         worker.take_in(record)
     worker.take_in(Propose(2, 1))
     assert said[-1].request == 2 and said[-1].id == 7
+
+
+def test_one_that_hangs_is_left_behind():
+    """The next request has a thread of its own, in which nothing waits for the one that hangs."""
+    hang, threads = threading.Event(), []
+
+    class Hangs(Script):
+        def propose(self, count):
+            threads.append(threading.current_thread())
+            if len(threads) == 1:
+                hang.wait()
+            assert not torch.is_grad_enabled()
+            return super().propose(count)
+
+    worker, said = worker_of(lambda: Hangs([7]), timeout=60)
+    worker._limited._seconds = 0.1
+    worker.take_in(Propose(1, 1))
+    assert said[-1] == Failed(1, "drafter 'mine' failed (TimeoutError: no answer in 0.1 s)")
+    worker._limited._seconds = 60
+    worker.take_in(Begin(2, PROMPT, 100))
+    worker.take_in(Propose(2, 1))
+    assert (said[-1].request, said[-1].id) == (2, 7)
+    hang.set()
+    worker.close()
+    for thread in threads:
+        thread.join(60)
+    assert len(set(threads)) == 2 and not any(thread.is_alive() for thread in threads)
+
+
+def test_our_own_drafters_need_no_thread():
+    worker, _ = worker_of(NGram)
+    worker.take_in(Propose(1, 2))
+    assert worker._limited is None
 
 
 def test_names_of_drafters():
@@ -210,7 +244,7 @@ def test_a_text_that_repeats_itself_takes_fewer_forwards(monkeypatch):
     loop = LogitsProcessorList([Loop(cycle, request["input_ids"].shape[1])])
     monkeypatch.setattr("hippo.sequence.logits_processors", lambda *_: loop)
     with closing(pair_of("qwen2_5_vl", NGram)) as of:
-        tokens, stats = answer(of, request, max_new_tokens=60)
+        tokens, stats = answer(of, request, max_new_tokens=60, method="sd", gamma=6)  # no clock decides
         alone, plain = answer(of, request, max_new_tokens=60, method="ar")
     assert tokens == alone == (cycle * 12) and plain.target_forwards == 59
     assert stats.target_forwards < 20 and stats.accepted > 40

@@ -18,7 +18,29 @@ from pyarrow import parquet
 
 from hippo.bench.world import ask, describe, make_scene, write_clip
 
-TASKS = ("video_dc499", "videomme", "mvbench_moving_direction", "longvideobench_val_v", "mlvu_dev", "lvbench")
+MVBENCH = {  # sub-task: the folder of its videos
+    "action_antonym": "ssv2_video_mp4",
+    "action_count": "perception/videos",
+    "action_localization": "sta/sta_video_segment",
+    "action_prediction": "star/Charades_segment",
+    "action_sequence": "star/Charades_segment",
+    "character_order": "perception/videos",
+    "counterfactual_inference": "clevrer/video_validation",
+    "egocentric_navigation": "vlnqa",
+    "episodic_reasoning": "tvqa/video_fps3_hq_segment",
+    "fine_grained_action": "Moments_in_Time_Raw/videos",
+    "fine_grained_pose": "nturgbd_convert",
+    "moving_attribute": "clevrer/video_validation",
+    "moving_count": "clevrer/video_validation",
+    "moving_direction": "clevrer/video_validation",
+    "object_existence": "clevrer/video_validation",
+    "object_interaction": "star/Charades_segment",
+    "object_shuffle": "perception/videos",
+    "scene_transition": "scene_qa/video",
+    "state_change": "perception/videos",
+    "unexpected_action": "FunQA_test/test",
+}
+TASKS = ("video_dc499", "videomme", "mvbench", "longvideobench_val_v", "mlvu_dev", "lvbench")
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 _FIRST_SCENE = 70010
 
@@ -82,7 +104,8 @@ def build(folder: Path, clips: int = 2, questions: int = 2, side: int = 224) -> 
     ]
     _write(folder / "lmms-eval/Video-MME/videomme/test-0.parquet", rows)
 
-    put("mvbench_video/clevrer/video_validation")
+    for videos in dict.fromkeys(MVBENCH.values()):
+        put(f"mvbench_video/{videos}")
     rows = [
         {
             "video": f"{one.clip}.mp4",
@@ -92,10 +115,10 @@ def build(folder: Path, clips: int = 2, questions: int = 2, side: int = 224) -> 
         }
         for one in asked
     ]
-    _write(folder / "OpenGVLab/MVBench/moving_direction/train-0.parquet", rows)
-    (folder / "OpenGVLab/MVBench/README.md").write_text(
-        "---\nconfigs:\n- config_name: moving_direction\n  data_files: moving_direction/train-0.parquet\n---\n"
-    )
+    for name in MVBENCH:
+        _write(folder / f"OpenGVLab/MVBench/{name}/train-0.parquet", rows)
+    configs = [f"- config_name: {name}\n  data_files: {name}/train-0.parquet\n" for name in MVBENCH]
+    (folder / "OpenGVLab/MVBench/README.md").write_text("---\nconfigs:\n" + "".join(configs) + "---\n")
 
     put("datasets/longvideobench/videos")
     rows = [

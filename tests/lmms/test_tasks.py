@@ -12,7 +12,7 @@ import pytest
 from hippo.bench.table import rows
 
 pytest.importorskip("lmms_eval", reason="lmms-eval is not installed: make test-lmms")
-from tests.lmms.miniature import TASKS, build
+from tests.lmms.miniature import MVBENCH, TASKS, build
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,7 +34,9 @@ def test_all_six_benchmarks_get_the_targets_own_answers(data, tmp_path):
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     plain, ours, serial = (json.loads((tmp_path / f"{number}_results.json").read_text()) for number in range(3))
-    for task in TASKS:
+    parts = [task for task in TASKS if task != "mvbench"] + [f"mvbench_{name}" for name in MVBENCH]
+    assert set(ours["samples"]) == set(parts)
+    for task in parts:
         expected, answers = plain["samples"][task], ours["samples"][task]
         assert [one["filtered_resps"] for one in answers] == [one["filtered_resps"] for one in expected]
         assert answers[0]["token_counts"] == expected[0]["token_counts"]

@@ -33,11 +33,14 @@ def speed(
         str, typer.Option(help="measured, or the chance in [0, 1] that a drafted token is drawn as accepted.")
     ] = "measured",
     video: Annotated[
-        Path | None, typer.Option(help="The clip to describe; the demo's, unless --prompts are without a clip.")
+        Path | None, typer.Option(help="The clip; the demo's, unless --prompts are asked without one.")
     ] = None,
     prompts: Annotated[
         Path | None, typer.Option(help="A file of prompts, one a line; each is one run, in place of --runs.")
     ] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="The --prompts are the turns of one conversation about the clip.")
+    ] = False,
     runs: Annotated[int, typer.Option(min=1, help="Answers of each method, in turn; one more warms up.")] = 5,
     max_new_tokens: common.TokensOption = 256,
     ignore_eos: Annotated[
@@ -57,7 +60,7 @@ def speed(
 
     hippo bench speed --models TARGET,DRAFT --prompts questions.txt --max-new-tokens 128
 
-    hippo bench speed --models tiny,ngram --methods ar,sd,hippo --ignore-eos --max-new-tokens 400
+    hippo bench speed --models tiny,ngram --methods ar,hippo --prompts questions.txt --chat
 
     hippo bench speed --models shape:qwen2.5-vl-7b --context 16384 --acceptance 0.8 --max-new-tokens 128
     """
@@ -69,6 +72,8 @@ def speed(
     rate, questions = _rate(acceptance), _questions(prompts)
     if questions and (rate is not None or models.startswith("shape:")):
         raise HippoError("drawn verdicts say nothing of prompts", "leave --prompts or --acceptance out")
+    if chat and not questions:
+        raise HippoError("a conversation needs its questions", "name a file of --prompts")
     if ignore_eos and (rate is not None or models.startswith("shape:")):
         raise HippoError("answers with drawn verdicts have no end to ignore", "leave --ignore-eos or --acceptance out")
     names = [name.strip() for name in methods.split(",")]
@@ -91,14 +96,14 @@ def speed(
         else:
             target, _, draft = models.partition(",")
             common.require_draft(target, draft or None)
-            video = video or (None if questions else CLIP)
+            video = video or (None if questions and not chat else CLIP)
             if context is not None:
                 video = Path(folder) / "clip.mp4"
                 write_clip(make_scene(60020), video, side=28 * math.ceil(math.sqrt(context / 8)))
             if video is not None:
                 common.check_clips([video], None, None)
             result = timing.bench_pair(
-                target, draft or None, video, *how, rate, draft_bits, progress, questions, ignore_eos
+                target, draft or None, video, *how, rate, draft_bits, progress, questions, ignore_eos, chat
             )
     spans = {row["method"]: row.pop("timeline") for row in result["rows"]}
     if timeline is not None:
@@ -150,14 +155,15 @@ def table(result: dict[str, Any]) -> str:
     """The rows and the step costs, as Markdown; synthetic figures say so."""
     lines = [
         "| method | tokens | seconds | end to end vs generate() | decode vs generate() | end to end vs our ar "
-        "| tokens a target forward | acceptance | efficiency | undisturbed | peak MiB | identical |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| decode vs our ar | tokens a target forward | acceptance | efficiency | undisturbed | peak MiB | identical |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in result["rows"]:
         if row["cannot_run"]:
-            lines.append(f"| {row['method']} | cannot run: {row['cannot_run'].replace('|', '/')} |" + " |" * 10)
+            lines.append(f"| {row['method']} | cannot run: {row['cannot_run'].replace('|', '/')} |" + " |" * 11)
             continue
-        ratios = [row[key] for key in ("speedup_vs_transformers", "decode_vs_transformers", "speedup_vs_ar")]
+        keys = ("speedup_vs_transformers", "decode_vs_transformers", "speedup_vs_ar", "decode_vs_ar")
+        ratios = [row[key] for key in keys]
         memory, efficiencies = row["peak_memory"], (row["efficiency"], row["efficiency_undisturbed"])
         cells = [
             row["method"] + " (synthetic)" * row["synthetic"],
