@@ -28,6 +28,7 @@ def pruning(
     target: common.TargetOption = "tiny",
     draft: common.DraftOption = None,
     trust_remote_code: common.TrustOption = False,
+    attn_implementation: common.AttentionOption = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the samples, the tables and the plots.")] = None,
     json: common.JsonOption = False,
 ) -> None:
@@ -54,8 +55,9 @@ def pruning(
     if out is not None:
         plots.require()
         common.make_folder(out)
+    where = {"trust_remote_code": trust_remote_code, "attn_implementation": attn_implementation}
     with (
-        common.loaded(target, draft, device="cpu", start_draft=False, trust_remote_code=trust_remote_code) as llm,
+        common.loaded(target, draft, device="cpu", start_draft=False, **where) as llm,
         common.progressing() as progress,
     ):
         report = partial(progress, "asking about clips")
