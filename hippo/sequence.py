@@ -234,7 +234,7 @@ class Sequence:
         penalty = self.params.repetition_penalty
         if penalty is None:
             penalty = self.pair.target.generation_config.repetition_penalty
-        drafter.penalty = penalty or 1.0
+        drafter.expect(penalty or 1.0, self.params.max_new_tokens)
         return drafter
 
     def _begin(self, drafter: Drafter) -> None:

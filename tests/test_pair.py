@@ -4,6 +4,7 @@ import copy
 import os
 import resource
 import signal
+import sys
 import threading
 import time
 from collections import Counter
@@ -18,12 +19,13 @@ from hippo.bench.pruners import ABLATIONS
 from hippo.decode import AutoSchedule
 from hippo.draft import process
 from hippo.errors import HippoError
-from hippo.forward import cached_model
+from hippo.forward import cached_model, cuda_graphs, why_not_recorded
 from hippo.pair import Draft, Pair
 from hippo.params import SamplingParams
 from hippo.sequence import Sequence
 from hippo.stats import Stats
 from tests.drafts import draft
+from tests.forward.test_cuda_graphs import Recorder
 from tests.models import FAMILIES, generated, inputs, model, text_only, with_image, with_second_video
 
 pytestmark = pytest.mark.usefixtures("patient_targets")
@@ -304,16 +306,67 @@ def test_a_draft_elsewhere_changes_no_word(family, kind, place):
             assert stats.checked > 0 or method == "hippo", "which may find on a busy machine that drafting does not pay"
 
 
-def test_recorded_forwards_change_no_word(monkeypatch):
-    monkeypatch.setattr(cached_model, "records", lambda device: True)
+@pytest.fixture
+def recorder(monkeypatch):
+    """Forwards are recorded, as far as a CPU can."""
+    for module in (cached_model, cuda_graphs):
+        monkeypatch.setattr(module, "records", lambda device: True)
+    one = Recorder()
+    monkeypatch.setattr(cuda_graphs, "record", one)
+    return one
+
+
+def test_recorded_forwards_change_no_word(recorder):
     for kind in ("other", "same", "wrong"):
+        target, drafting = copy.deepcopy(model("qwen2_5_vl")), copy.deepcopy(draft(kind))
         request = inputs("qwen2_5_vl", seed=11)
-        with closing(Pair(model("qwen2_5_vl"), Draft(draft(kind), place="thread"))) as of:
+        with closing(Pair(target, Draft(drafting, place="thread"))) as of:
+            of.draft.worker().wait_loaded()
+            count = recorder.count
             for method in ("ar", "sd", "pearl", "hippo"):
                 tokens, stats = answer(of, request, method=method, max_new_tokens=60, gamma=4)
                 assert tokens == generated(model("qwen2_5_vl"), request, max_new_tokens=60)
                 if kind == "same" and method in ("sd", "pearl"):
                     assert stats.accepted == stats.checked > 10, "a draft that is the target is right"
+            assert recorder.count == count > 0, "all was recorded at load"
+
+
+def test_a_repetition_penalty_is_recorded_at_load_too(recorder):
+    target, request = copy.deepcopy(model("qwen2_5_vl")), inputs("qwen2_5_vl", seed=11)
+    with closing(Pair(target, Draft(copy.deepcopy(target), place="thread"))) as of:
+        of.draft.worker().wait_loaded()
+        count = recorder.count
+        for penalty in (1.0, 1.4):
+            how = {"repetition_penalty": penalty, "max_new_tokens": 40}
+            tokens, stats = answer(of, request, method="pearl", gamma=4, **how)
+            assert tokens == generated(model("qwen2_5_vl"), request, **how)
+            assert stats.accepted == stats.checked > 10
+        assert recorder.count == count
+
+
+@pytest.mark.parametrize("fails", [1, 2])
+def test_a_recording_that_fails_at_load_changes_no_word(recorder, fails):
+    recorder.fails = {fails}
+    target, request = copy.deepcopy(model("qwen2_5_vl")), inputs("qwen2_5_vl", seed=11)
+    with closing(Pair(target, Draft(copy.deepcopy(draft("other")), place="thread"))) as of:
+        for method in ("ar", "sd", "pearl"):
+            tokens, stats = answer(of, request, method=method, max_new_tokens=40, gamma=4)
+            assert tokens == generated(model("qwen2_5_vl"), request, max_new_tokens=40) and not stats.draft_lost
+    assert why_not_recorded(target.model.language_model) or fails == 2
+
+
+def test_a_gpu_has_a_fixed_width_in_half_precision_where_forwards_are_fused(monkeypatch):
+    net = copy.deepcopy(model("qwen2_5_vl")).bfloat16()
+    monkeypatch.setattr(type(net), "device", property(lambda _: torch.device("cuda", 0)))
+    widths = [SamplingParams(verify_width=width).verify_width for width in ("auto", 0, 3)]
+    asked = [SamplingParams(verify_width=width, max_new_tokens=most) for width in widths for most in (4096, 4097)]
+    with closing(Pair(net, None)) as own:
+        assert own.fixed_width(asked[0]) == 0, "transformers' own forwards"
+    monkeypatch.setattr(sys.modules["hippo.forward.fused"], "_served", lambda device, dtype: True)
+    with closing(Pair(copy.deepcopy(net), None)) as fused:
+        assert [fused.fixed_width(params) for params in asked] == [8, 0, 0, 0, 3, 3]
+    with closing(Pair(copy.deepcopy(net).float(), None)) as exact:
+        assert exact.fixed_width(asked[0]) == 0
 
 
 def lost_in_mid_answer(of, hit, seed=9):

@@ -2,6 +2,7 @@
 
 import copy
 import random
+import sys
 import time
 from contextlib import closing
 
@@ -10,11 +11,13 @@ import torch
 
 from hippo.draft import Drafter
 from hippo.errors import BadRequest
+from hippo.forward import cached_model, cuda_graphs
 from hippo.pair import Draft, Pair
 from hippo.params import SamplingParams
 from hippo.sequence import Sequence
 from hippo.stats import Stats
 from tests.drafts import draft
+from tests.forward.test_cuda_graphs import Recorder
 from tests.models import FAMILIES, generated, inputs, model
 
 REQUESTS, TOKENS = 32, 11
@@ -82,6 +85,25 @@ def test_so_in_other_dtypes_and_widths(dtype):
             assert tokens == expected and stats.checked > 0 and alone.checked == 0
             if dtype == torch.float32:
                 assert expected == generated(target, request)
+
+
+@pytest.mark.usefixtures("patient_targets", "uneven_drafts")
+@pytest.mark.parametrize("fails", [0, 1])
+def test_so_with_recorded_forwards_and_where_recording_fails(monkeypatch, fails):
+    monkeypatch.setattr(sys.modules["hippo.forward.fused"], "_served", lambda device, dtype: True)
+    for module in (cached_model, cuda_graphs):
+        monkeypatch.setattr(module, "records", lambda device: True)
+    recorder = Recorder({fails})
+    monkeypatch.setattr(cuda_graphs, "record", recorder)
+    target, checked = half(model("qwen2_5_vl")), 0
+    with closing(Pair(target, Draft(unsure(half(model("qwen2_5_vl"))), place="thread"))) as pair:
+        for seed in range(8):
+            request, way = inputs("qwen2_5_vl", seed=seed, frames=4), WAYS[seed % len(WAYS)]
+            expected, _ = answer(pair, request, 8, method="ar")
+            tokens, stats = answer(pair, request, 8, keep_ratio=0.3, **way)
+            assert tokens == expected, (seed, way)
+            checked += stats.checked
+    assert checked > 40 and recorder.count > 0
 
 
 def test_a_width_that_makes_no_sense_is_refused():

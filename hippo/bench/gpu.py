@@ -8,11 +8,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -50,9 +51,9 @@ def _command(name: str, size: str, device: str, out: Path) -> list[str]:
 
 def run_step(command: Sequence[str], limit: float, file: Path) -> None:
     """Run a command that adds records to `file`, and add how it ended. After `limit` seconds it is killed, with all
-    processes that it started."""
+    processes that it started; so it is if this process is ended by a signal meanwhile."""
     began, log, error = time.monotonic(), file.with_suffix(".log"), ""
-    with log.open("wb") as said:
+    with log.open("wb") as said, ended_by_exception():
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT, start_new_session=True
         )
@@ -69,6 +70,23 @@ def run_step(command: Sequence[str], limit: float, file: Path) -> None:
             process.wait()
     with file.open("a") as results:  # a killed process may have left half a line
         results.write("\n" + json.dumps({"ended": time.monotonic() - began, "error": error}) + "\n")
+
+
+@contextmanager
+def ended_by_exception() -> Iterator[None]:
+    """Inside, the signals that end a process raise SystemExit, so that what it started can be ended first."""
+
+    def end(number: int, _: object) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    signals = (signal.SIGTERM, signal.SIGHUP)
+    ours = threading.current_thread() is threading.main_thread()  # no other thread may set one
+    before = {number: signal.signal(number, end) for number in signals} if ours else {}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def records(file: Path) -> list[dict[str, Any]]:

@@ -395,14 +395,23 @@ def repeats(bench: Bench) -> Attempts:
             row = {"answers": count, "texts": len({tuple(text) for text in texts})}
             return row | {"as ar": texts.count(plain), "as generate()": texts.count(expected)}
 
-        for width in ("auto", 8):
+        for width in (8, 0):
             for method in METHODS:
                 yield f"{method}, verify width {width}", partial(again, method, width)
 
 
 def lengths(bench: Bench) -> Attempts:
-    """Prompts of several lengths, twice each: graphs that are recorded, memory."""
+    """What is recorded at load; then prompts of several lengths, twice each: graphs that are recorded, memory."""
     target, draft = bench.models()
+
+    def load() -> Row:
+        began = clock(bench.device)
+        with recording() as seen, bench.pair(target, draft, 0.8) as subject:
+            subject.pair.require_draft().worker().wait_loaded()
+            seconds = clock(bench.device) - began
+        return seen | {"seconds": seconds} | _memory(bench)
+
+    yield "at load", load
 
     def answer(context: int) -> Row:
         with recording() as seen, bench.pair(target, draft, 0.8, context) as subject:

@@ -21,7 +21,7 @@ from hippo.bench.memory import peak
 from hippo.bench.pruners import pruner_named
 from hippo.bench.shapes import filled, shape_named
 from hippo.bench.synthetic_acceptance import SyntheticPair
-from hippo.checkpoints import known_bits
+from hippo.checkpoints import known_attention, known_bits
 from hippo.device import has_bfloat16
 from hippo.draft import placement
 from hippo.draft.worker import load_draft
@@ -321,17 +321,23 @@ def bench_pair(
     progress: Callable[[str, float], None],
     prompts: Sequence[str] = (),
     ignore_eos: bool = False,
+    attn_implementation: str | None = None,
     chat: bool = False,
 ) -> dict[str, Any]:
     """The whole study of a trained pair on a clip; `rate` draws the verdicts instead. draft: "ngram" too, but then no
     verdicts are drawn. draft_bits: of the draft of every method, transformers' own included. prompts: one run for each,
     in place of `runs` answers to one; memory and efficiency, which are those of one request, are then not measured.
-    ignore_eos: answers go on past their end, up to `tokens`; memory is then not measured. chat: the
-    prompts are the turns of one conversation, with the answers of `ar` between them."""
-    runs = len(prompts) or runs
+    ignore_eos: answers go on past their end, up to `tokens`; memory is then not measured. attn_implementation: as
+    `hippo.load` has it. chat: the prompts are the turns of one conversation, with the answers of `ar` between them."""
+    runs, attention = len(prompts) or runs, known_attention(attn_implementation)
     said: dict[int, str] | None = {} if chat else None
     with ExitStack() as stack:
-        llm = stack.enter_context(load(target, draft, start_draft=rate is None, cache_memory=0, draft_bits=draft_bits))
+        where: dict[str, Any] = {
+            "cache_memory": 0,
+            "draft_bits": draft_bits,
+            "attn_implementation": attn_implementation,
+        }
+        llm = stack.enter_context(load(target, draft, start_draft=rate is None, **where))
         dtype = str(llm.pair.target.dtype).removeprefix("torch.")
         own = llm.pair.require_draft()
         if ignore_eos:
@@ -340,8 +346,8 @@ def bench_pair(
             clip = Clip(llm, video, prompts, said)
             rows = measure(clip, clip, None, methods, runs, tokens, progress)
             return {"rows": rows, "steps": {}, "machine": machine() | {"draft": own.name}}
-        small = load_draft(own.checkpoint, dtype, str(llm.pair.target.device), bits=own.bits)
-        bad = load_draft(own.checkpoint, dtype, str(llm.pair.target.device))
+        small = load_draft(own.checkpoint, dtype, str(llm.pair.target.device), bits=own.bits, attention=attention)
+        bad = load_draft(own.checkpoint, dtype, str(llm.pair.target.device), attention=attention)
         say_the_least_likely(bad)
         quantize(bad, own.bits)
         if rate is None:
@@ -361,7 +367,7 @@ def bench_pair(
     if rate is None and not prompts and not ignore_eos:
         for row in rows:
             progress(f"memory of {row['method']}", 1.0)
-            command = [row["method"], target, draft or "", str(video), str(tokens), str(draft_bits)]
+            command = [row["method"], target, draft or "", str(video), str(tokens), str(draft_bits), attention]
             row["peak_memory"] = None if row["cannot_run"] else peak(["-m", "hippo.bench.speed", *command])
     return {"rows": rows, "steps": costs, "machine": machine() | {"draft": own.place, "draft bits": own.bits}}
 
@@ -410,14 +416,20 @@ def bench_shape(
     return {"rows": rows, "steps": costs, "machine": machine() | how}
 
 
-def _once(method: str, target: str, draft: str, video: str, tokens: str, draft_bits: str) -> None:
+def _once(method: str, target: str, draft: str, video: str, tokens: str, draft_bits: str, attention: str) -> None:
     """One answer of one method in a process of its own, for its memory."""
     start = method not in LIBRARY and method != "ar"
     with load(
-        target, draft or None, start_draft=start, cache_memory=0, draft_bits=known_bits(draft_bits) or "auto"
+        target,
+        draft or None,
+        start_draft=start,
+        cache_memory=0,
+        draft_bits=known_bits(draft_bits) or "auto",
+        attn_implementation=attention or None,
     ) as llm:
-        own, subject = llm.pair.require_draft(), Clip(llm, Path(video))
-        small = load_draft(own.checkpoint, "float32", "cpu", bits=own.bits) if method == ASSISTED else None
+        own, subject, small = llm.pair.require_draft(), Clip(llm, Path(video)), None
+        if method == ASSISTED:
+            small = load_draft(own.checkpoint, "float32", "cpu", bits=own.bits, attention=attention)
         answer_by(method, subject, subject, small, int(tokens))
 
 

@@ -67,6 +67,7 @@ def batch(
     draft_bits: common.BitsOption = "auto",
     draft_device: common.DraftDeviceOption = "auto",
     trust_remote_code: common.TrustOption = False,
+    attn_implementation: common.AttentionOption = None,
     ray: Annotated[
         str | None,
         typer.Option(

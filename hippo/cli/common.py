@@ -143,7 +143,7 @@ WidthOption = Annotated[
     str,
     typer.Option(
         help="Pad every target forward to so many tokens: the same text in half precision whatever was drafted. 0 is "
-        "off, auto is 8 where that is free."
+        "off, auto is 8 on a GPU, and on a CPU where that is free."
     ),
 ]
 RunningOption = Annotated[int, typer.Option(min=1, help="Requests answered together.")]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
-from hippo.draft.messages import Begin, Commit, End, Failed, NoMore, Prefill, Propose, ReadPrompt, Ready, Token
+from hippo.draft.messages import ANSWER, Begin, Commit, End, Failed, NoMore, Prefill, Propose, ReadPrompt, Ready, Token
 from hippo.errors import DraftLost
 from hippo.families import VideoGrid
 from hippo.stats import Stats
@@ -45,7 +45,7 @@ class Drafter:
     ) -> None:
         self._worker, self._stats, self._on_step = worker, stats, on_step
         self._limit, self.shared_vision = limit, shared_vision and worker is not None
-        self.penalty = 1.0  # for repetition, that the target's choice is made with
+        self._penalty, self._answer = 1.0, ANSWER
         self._inbox: deque[Any] = deque()
         self._request = 0 if worker is None else worker.register(self._inbox)
         self._ready = False
@@ -59,9 +59,13 @@ class Drafter:
         """Whether there is no draft, or no longer."""
         return self._worker is None
 
+    def expect(self, penalty: float, answer: int) -> None:
+        """Say, before it begins, what the draft must know of the request; see `messages.Begin`."""
+        self._penalty, self._answer = penalty, answer
+
     def begin(self, inputs: dict[str, Any]) -> None:
         """Send the inputs, a processor's output. The draft encodes the video at once."""
-        self._send(Begin(self._request, inputs, self._limit, self.penalty))
+        self._send(Begin(self._request, inputs, self._limit, self._penalty, self._answer))
 
     def prefill(self, kept: Tensor, grids: tuple[VideoGrid, ...]) -> None:
         """Let the draft read its prompt. kept: (K,) indices into the tokens of the target's grids."""
@@ -69,7 +73,7 @@ class Drafter:
 
     def read(self, prompt: dict[str, Tensor]) -> None:
         """In place of `begin` and `prefill` with a shared vision tower. prompt: see `kept_prompt`."""
-        self._send(ReadPrompt(self._request, prompt, self._limit, self.penalty))
+        self._send(ReadPrompt(self._request, prompt, self._limit, self._penalty, self._answer))
 
     def ready(self) -> bool:
         """Whether the draft can propose: it has read its prompt, or does so when it is asked. Does not wait."""

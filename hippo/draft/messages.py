@@ -16,16 +16,19 @@ if TYPE_CHECKING:
     from hippo.families import VideoGrid
 
 _HEARTBEAT = 0.1  # seconds
+ANSWER = 256  # tokens of an answer whose length nobody has limited
 
 
 class Begin(NamedTuple):
     """A new request with its processor's output, batch of one. The draft encodes the video at once. Ids from `limit` on
-    are never proposed. penalty: for repetition, which the target's choice is made with; 1 is none."""
+    are never proposed. penalty: for repetition, which the target's choice is made with; 1 is none. answer: tokens that
+    the answer has at most."""
 
     request: int
     inputs: dict[str, Any]
     limit: int
     penalty: float = 1.0
+    answer: int = ANSWER
 
 
 class Prefill(NamedTuple):
@@ -38,12 +41,13 @@ class Prefill(NamedTuple):
 
 class ReadPrompt(NamedTuple):
     """A new request in place of Begin and Prefill, for a draft that shares the target's vision tower. prompt: see
-    `hippo.draft.shared_vision.kept_prompt`. limit, penalty: see Begin."""
+    `hippo.draft.shared_vision.kept_prompt`. limit, penalty, answer: see Begin."""
 
     request: int
     prompt: dict[str, Tensor]
     limit: int
     penalty: float = 1.0
+    answer: int = ANSWER
 
 
 class Commit(NamedTuple):

@@ -22,18 +22,19 @@ from hippo.draft.shared_vision import vision_fingerprint
 from hippo.draft.transport import Transport
 from hippo.errors import is_out_of_memory
 from hippo.families import Embeds, Prompt, VideoGrid, family_of
-from hippo.forward import CachedModel, Repetition, extend_together, fused, likeliest
+from hippo.forward import CachedModel, Repetition, extend_together, likeliest
 from hippo.forward.quantize import quantize
 from hippo.pruning import remap_grid
 
 
 class DraftRequest:
     """What the draft knows of one request. tokens: generated and proposed, the first `fed` of them in the KV cache.
-    wanted: tokens still to propose. epoch: commits seen. seconds: of vision tower and prefill. limit, penalty: see
-    `messages.Begin`."""
+    wanted: tokens still to propose. epoch: commits seen. seconds: of vision tower and prefill. limit, penalty, answer:
+    see `messages.Begin`."""
 
-    def __init__(self, model: Any, limit: int, penalty: float = 1.0) -> None:
+    def __init__(self, model: Any, limit: int, penalty: float = 1.0, answer: int = messages.ANSWER) -> None:
         self._model, self._family, self.limit, self._penalty = model, family_of(model), limit, penalty
+        self._answer = answer
         self._repetition: Repetition | None = None  # of the prompt
         self._device = next(model.parameters()).device
         self._prompt: Prompt | None = None
@@ -74,8 +75,9 @@ class DraftRequest:
 
     def _penalise(self, ids: Tensor) -> None:
         if self._penalty != 1:
+            vocabulary = self._model.get_output_embeddings().out_features
             nothing = Repetition(
-                torch.zeros(self.limit, dtype=torch.bool, device=self._device),
+                torch.zeros(vocabulary, dtype=torch.bool, device=self._device),
                 torch.tensor(self._penalty, device=self._device),
             )
             self._repetition = nothing.followed_by(ids[ids < self.limit])
@@ -92,7 +94,7 @@ class DraftRequest:
         return {key: value.to(self._device) if isinstance(value, Tensor) else value for key, value in inputs.items()}
 
     def _read(self, embeds: Embeds, positions: Tensor, next_position: Tensor) -> None:
-        self.cached = CachedModel.of(self._family, self._model)
+        self.cached = CachedModel.of(self._family, self._model, spare=self._answer, drafts=True)
         self.cached.prefill_few(embeds, positions, next_position)
 
     def commit(self, length: int, tokens: list[int]) -> None:
@@ -151,7 +153,7 @@ class Worker:
     def take_in(self, record: Any) -> None:
         """Do what a record says."""
         if isinstance(record, messages.Begin | messages.ReadPrompt):
-            self._requests[record.request] = DraftRequest(self._model, record.limit, record.penalty)
+            self._requests[record.request] = DraftRequest(self._model, record.limit, record.penalty, record.answer)
         request = self._requests.get(record.request)
         if request is None:  # it has failed
             return
@@ -233,7 +235,7 @@ def prepared(
     """The draft model, ready to draft, and what the target must know of it."""
     model = load_draft(source, dtype, device, trust, bits, attention)
     family = family_of(model)
-    fused(family.language_model(model))  # now rather than in the first answer
+    CachedModel.of(family, model, drafts=True).prepare()
     vocabulary, size = model.get_output_embeddings().out_features, model.get_memory_footprint()
     token = bytes_per_token(model.config, model.dtype)
     return model, messages.Loaded(vocabulary, size, vision_fingerprint(family, model), token)

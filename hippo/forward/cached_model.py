@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from hippo import tensor_parallel
 from hippo.device import bytes_per_token, clock, free_memory, total_memory
 from hippo.errors import BadRequest
 from hippo.families import Embeds, Family, Prompt
-from hippo.forward.cuda_graphs import RUN, NotRecorded, Recorded, recorded_for, records
+from hippo.forward.cuda_graphs import DRAFTING, RUN, WIDTHS, Recorded, prepare, recorded_for, records
 from hippo.forward.fused import FusedDecoder, fused
 from hippo.forward.kv_cache import KVCache, PassedOn, cache_argument
 from hippo.forward.likeliest import Repetition, likeliest
@@ -40,6 +40,7 @@ class CachedModel:
     spare: tokens that are likely to follow the prompt.
     fixed_width: after the prefill every forward is padded to so many tokens and sees the whole room of the KV cache, so
     that a token's logits have the same bits wherever it is in a window; 0 is off.
+    drafts: whether it is a draft's, which decides what is recorded on a GPU.
     """
 
     def __init__(
@@ -50,9 +51,13 @@ class CachedModel:
         may_fuse: bool = True,
         spare: int = 256,
         fixed_width: int = 0,
+        drafts: bool = False,
     ) -> None:
         self._language_model, self._head, self._lookup = language_model, head, lookup
-        self._may_fuse, self._fixed_width, self._capacity = may_fuse and not fixed_width, fixed_width, 0
+        # Only what is recorded has fused forwards of one shape.
+        self._may_fuse = may_fuse and (not fixed_width or records(next(language_model.parameters()).device))
+        self._fixed_width, self._capacity = fixed_width, 0
+        self._widths = DRAFTING if drafts else (fixed_width,) if fixed_width else WIDTHS
         config = language_model.config
         self._width = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
         self._fused: FusedDecoder | None = None
@@ -69,11 +74,24 @@ class CachedModel:
 
     @classmethod
     def of(
-        cls, family: Family, model: Any, may_fuse: bool = True, spare: int = 256, fixed_width: int = 0
+        cls,
+        family: Family,
+        model: Any,
+        may_fuse: bool = True,
+        spare: int = 256,
+        fixed_width: int = 0,
+        drafts: bool = False,
     ) -> CachedModel:
         """A fresh one for a model of a family."""
         head, lookup = model.get_output_embeddings(), model.get_input_embeddings()
-        return cls(family.language_model(model), head, lookup, may_fuse, spare, fixed_width)
+        return cls(family.language_model(model), head, lookup, may_fuse, spare, fixed_width, drafts)
+
+    def prepare(self) -> None:
+        """Make now what all requests share, rather than in the first of them: fused forwards, and on a GPU recordings
+        of them."""
+        decoder = fused(self._language_model)
+        if decoder is not None and self._together and records(decoder.keys.device):
+            prepare(decoder, self._lookup, self._head, self._widths)
 
     @property
     def widest(self) -> int:
@@ -125,17 +143,18 @@ class CachedModel:
         forward reads. progress: called with a phase and its share, if the prompt is long. part: tokens that one
         forward reads, unless the question is longer; None: as many as memory allows. known, begin: keys and values
         whose first `begin` tokens are this prompt's. Yields (vocabulary,) logits after each part."""
-        if self._fixed_width and self._attention and self._attention not in _MASKED:
+        self._begin(len(embeds), next_position)
+        padded = self._fixed_width and self._recorded is None  # by transformers' own forward
+        if padded and self._attention and self._attention not in _MASKED:
             hint = "leave verify_width out, or attn_implementation"
             raise BadRequest(f"attention {self._attention!r} takes no mask, which a fixed width needs", hint)
-        self._begin(len(embeds), next_position)
         if known is not None:
             self._kv.load(known[..., :begin, :])
         for rows in prefill_parts(self._first - begin, question, self._longest(embeds.tokens), part):
             rows = slice(rows.start + begin, rows.stop + begin)
             with observing(*([self._reporter(progress, rows)] if progress and self._first > _PART else [])):
                 logits = self._forward(embeds[rows], positions[:, rows], last_only=True)
-            if self._fixed_width and rows.stop == self._first:
+            if padded and rows.stop == self._first:
                 self._capacity = self._kv.show_whole()
                 if not self._capacity:
                     raise BadRequest("this model's cache does not allow a fixed width", "leave verify_width out")
@@ -157,10 +176,11 @@ class CachedModel:
         self._next, self._first = next_position, first
         if self._may_fuse and self._together and records(next_position.device):
             self._fused = fused(self._language_model)
-            if self._fused is not None and not self._fused.unrecorded:
-                config, tokens = self._language_model.config, first + self._spare + RUN
-                self._recorded = recorded_for(self, self._fused, self._lookup, self._head, tokens)
-                self._recorded.begin(first, next_position)
+            if self._fused is not None and (self._fixed_width or not self._fused.unrecorded):
+                config, tokens = self._language_model.config, first + self._spare + WIDTHS[-1]
+                exact = self._fixed_width > 0
+                self._recorded = recorded_for(self, self._fused, self._lookup, self._head, tokens, exact)
+                self._recorded.begin(first, next_position, self._widths)
                 self._kv = KVCache(config, True, room=self._recorded.room)
                 return
         self._kv.expect(first)
@@ -171,13 +191,11 @@ class CachedModel:
         device = self._next.device
         began = clock(device)
         recording = 0.0
-        logits = None
-        if self._recorded is not None and self._recorded.holds(self.length, len(ids)):
-            with suppress(NotRecorded):
-                logits = self._recorded.extend(ids, self.length)
-                self._kv.lengthen(len(ids))
+        if self._recorded is not None and self._recorded.takes(len(ids)):
+            logits = self._recorded.extend(ids, self.length)
+            self._kv.lengthen(len(ids))
             recording = self._recorded.recording
-        if logits is None:
+        else:
             logits = self._extend(ids)
         self.forwards += 1
         self.seconds = clock(device) - began - recording
@@ -190,15 +208,13 @@ class CachedModel:
         """Append `ids`, then the likeliest tokens one by one. Returns these with their probabilities: at least one, at
         most `count`. All but the last are then in the cache. limit: only ids below it are proposed. repetition: of the
         text, `ids` included."""
-        if self._recorded is not None and count >= RUN and self._recorded.holds(self.length + len(ids) - 1, RUN):
+        if self._recorded is not None and count >= RUN:
             if len(ids) > 1:
                 self.extend(ids[:-1])
-                ids = ids[-1:]
-            with suppress(NotRecorded):
-                tokens, probs = self._recorded.draft(ids[0], self.length, limit, repetition)
-                self._kv.lengthen(RUN)
-                self.forwards += RUN
-                return list(zip(tokens, probs, strict=True))
+            tokens, probs = self._recorded.draft(ids[-1], self.length, limit, repetition)
+            self._kv.lengthen(RUN)
+            self.forwards += RUN
+            return list(zip(tokens, probs, strict=True))
         token, prob = (number.item() for number in likeliest(self.extend(ids)[-1:], limit, repetition))
         return [(int(token), prob)]
 

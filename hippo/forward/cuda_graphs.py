@@ -1,18 +1,24 @@
 """Fused forwards recorded as CUDA graphs and replayed without Python between their operations.
 
 A recorded forward reads and writes the same memory each time. The KV cache is one room that later requests reuse, a
-forward's width is rounded up to one of WIDTHS, and attention covers the whole room under a mask. Token ids and the
-cache's length are written into fixed tensors before each replay. Draft steps are recorded RUN at a time; each step
-takes the likeliest token of the one before. A model whose recording fails once goes on unrecorded.
+forward's width is rounded up to one of a few, and attention covers the whole room under a mask. Token ids, the cache's
+length and all that a draft's choice depends on are written into fixed tensors before each replay. Draft steps are
+recorded RUN at a time; each step takes the likeliest token of the one before.
+
+`prepare` records at load what requests will use. A room of another size is recorded when its first request begins, and
+at load the next time. A model whose recording fails once goes on unrecorded. HIPPO_GRAPHS=0 in the environment records
+nothing, HIPPO_GRAPHS=late nothing at load.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,58 +32,63 @@ from hippo.forward.likeliest import Repetition, likeliest
 
 WIDTHS = (1, 2, 4, 8, 16, 32)  # tokens per recorded forward; other counts are padded
 RUN = 4  # draft steps recorded at a time
-_LONGEST = 4096 + WIDTHS[-1]  # tokens of an answer
+DRAFTING = (0, 1, 4, 32)  # what a draft records: 0 is a run, the others read what the target committed
 _LEAST = 2048  # tokens of a room, at least
 _LOOSE = 1.5  # a request uses a room of up to so many times the tokens it needs, since all of it is attended to
 _IDLE = 0.1  # share of the free memory that rooms of no request may hold
+_SEEN = 3  # latest sizes of rooms that are recorded at load
+
+_WHEN = os.environ.get("HIPPO_GRAPHS", "")
 
 # A process can record one graph at a time, and to begin one synchronises the device and frees memory, which would break
 # another thread's.
 _recording = threading.Lock()
 
+_KEPT, _SIZES = "recording-failed", "rooms"  # on disk: for `hippo doctor`, and for `prepare`
 
-_KEPT = "recording-failed"  # on disk, for `hippo doctor`
-
-
-class NotRecorded(Exception):
-    """Why a forward could not be recorded; str() is a short clause."""
+_Forward = Callable[[], tuple[Tensor, ...]]
 
 
 def records(device: torch.device) -> bool:
     """Whether forwards on this device are recorded."""
-    return device.type == "cuda"
+    return device.type == "cuda" and _WHEN != "0"
 
 
 class Recorded:
-    """The recorded forwards of one model over one room, for one request at a time.
+    """The recorded forwards of one model over one room, for one request at a time. Where recording fails the same
+    operations run one by one.
 
     decoder: the model's fused form. lookup: ids -> embeddings; head: hidden states -> logits. capacity: tokens that the
     room holds.
     """
 
-    def __init__(self, decoder: FusedDecoder, lookup: nn.Module, head: nn.Module, capacity: int) -> None:
+    def __init__(self, decoder: FusedDecoder, lookup: nn.Module, head: Any, capacity: int) -> None:
         self._decoder, self._lookup, self._head = decoder, lookup, head
         self.room = Room(decoder.layers, spare=0, clear=True)
         self.room.expected = capacity
-        self._forwards: dict[tuple[int, int, bool], Callable[[], tuple[Tensor, ...]]] = {}
-        self._repetition: Repetition | None = None  # at a fixed address
-        self._tensor: Tensor | None = None  # of the room, when forwards were recorded
+        self._forwards: dict[int, _Forward] = {}  # by width; 0 is a run of draft steps
         self._place: Any = None  # the memory and the stream of all graphs: only one of them runs at a time
+        self._widths: tuple[int, ...] = WIDTHS
         self.recording = 0.0  # seconds that the last forward spent on recording
-        self._ids = self._length = self._first = self._cos = self._sin = torch.empty(0)
+        device = decoder.keys.device
+        self._ids = torch.zeros(WIDTHS[-1], dtype=torch.long, device=device)
+        self._length, self._first, self._limit = torch.zeros(3, 1, dtype=torch.long, device=device)
+        self._repetition = Repetition(
+            torch.zeros(head.out_features, dtype=torch.bool, device=device), torch.ones((), device=device)
+        )
+        self._tensor = self._cos = self._sin = torch.empty(0)  # of the room that forwards were recorded over
 
-    def begin(self, first: int, next_position: Tensor) -> None:
-        """A new request: its prompt has `first` tokens; next_position: (axes,), of the first token of its answer."""
-        places = torch.arange(_LONGEST, device=next_position.device)
-        cos, sin = self._decoder.rotary(next_position[:, None] + places)
-        if not len(self._ids):
-            self._ids = places.new_zeros(WIDTHS[-1])
-            self._length, self._first = places.new_zeros(1), places.new_zeros(1)
-            self._cos, self._sin = cos.clone(), sin.clone()
-        self._cos.copy_(cos)
-        self._sin.copy_(sin)
+    def begin(self, first: int, next_position: Tensor, widths: tuple[int, ...]) -> None:
+        """A new request, of whose forwards those that are not yet recorded now are: its prompt has `first` tokens;
+        next_position: (axes,), of the first token of its answer; widths: of its forwards, 0 for runs of draft steps."""
+        self._next, self._widths = next_position, widths
         self._first.fill_(first)
-        self._begins = first
+        self._length.fill_(first)
+        self._fit(1)
+        for kept, new in zip((self._cos, self._sin), self._rotary(), strict=True):
+            kept.copy_(new)
+        for width in widths:
+            self._forward(width)
         self.room.clear()
 
     @property
@@ -85,20 +96,14 @@ class Recorded:
         """Tokens that the room holds."""
         return self.room.expected if self.room.tensor is None else self.room.tensor.shape[-2]
 
-    def holds(self, length: int, count: int) -> bool:
-        """Whether a forward over `count` tokens after `length` others can be a recorded one. If they do not fit the
-        room, the next unrecorded forward makes it larger."""
-        if count > WIDTHS[-1] or self._decoder.unrecorded:
-            return False
-        end = length + _width(count)
-        if end > self.capacity:
-            self.room.expected = room_size(end + 1)
-        return end <= self.capacity and end - self._begins <= _LONGEST
+    def takes(self, count: int) -> bool:
+        """Whether a forward over `count` tokens can be a recorded one."""
+        return count <= self._widths[-1]
 
     def extend(self, ids: Sequence[int], length: int) -> Tensor:
-        """(n, vocabulary) logits of n ids after `length` tokens. They are overwritten by the next forward. Raises
-        NotRecorded, here and in `draft`, before anything has changed."""
-        (logits,) = self._run(ids, length, _width(len(ids)), 0)
+        """(n, vocabulary) logits of n ids after `length` tokens. They are overwritten by the next forward."""
+        width = next(width for width in self._widths if width >= len(ids))
+        (logits,) = self._run(ids, length, width)
         return logits[: len(ids)]
 
     def draft(
@@ -106,54 +111,67 @@ class Recorded:
     ) -> tuple[list[int], list[float]]:
         """The RUN likeliest tokens, one after the other, after `token` behind `length` others, and their probabilities.
         limit: only ids below it are taken. repetition: of the text up to `token`."""
-        if repetition is not None:
-            if self._repetition is None or len(self._repetition.seen) != limit:
-                self._repetition = Repetition(*(tensor.clone() for tensor in repetition))
-                self._forwards = {known: run for known, run in self._forwards.items() if not known[2]}
-            for kept, new in zip(self._repetition, repetition, strict=True):
-                kept.copy_(new)
-        ids, probs = self._run([token], length, RUN, limit, repetition is not None)
+        self._limit.fill_(limit)
+        seen, penalty = self._repetition
+        if repetition is None:
+            penalty.fill_(1)
+        else:
+            seen.copy_(repetition.seen)
+            penalty.copy_(repetition.penalty)
+        ids, probs = self._run([token], length, 0)
         return ids.tolist(), probs.tolist()
 
-    def _run(
-        self, ids: Sequence[int], length: int, width: int, limit: int, penalised: bool = False
-    ) -> tuple[Tensor, ...]:
-        if self._tensor is not self.room.tensor:  # it has grown and moved
-            self._forwards.clear()
-            self._tensor = self.room.tensor
+    def _run(self, ids: Sequence[int], length: int, width: int) -> tuple[Tensor, ...]:
+        began = time.perf_counter()
+        self._fit(length + (width or RUN))
         self._ids[: len(ids)] = torch.tensor(ids)
         self._length.fill_(length)
-        known, began = (width, limit, penalised), time.perf_counter()
-        try:
-            if known not in self._forwards:
-                work = (lambda: self._drafting(limit, penalised)) if limit else (lambda: self._extending(width))
-                self._forwards[known] = self._recorded(work)
-        finally:
-            self.recording = time.perf_counter() - began
-        return self._forwards[known]()
+        forward = self._forward(width)
+        self.recording = time.perf_counter() - began if self._grown else 0.0
+        return forward()
 
-    def _recorded(self, work: Callable[[], tuple[Tensor, ...]]) -> Callable[[], tuple[Tensor, ...]]:
-        if self._decoder.unrecorded:
-            raise NotRecorded(self._decoder.unrecorded)
+    def _fit(self, end: int) -> None:
+        """Make room for `end` tokens. What was recorded over a room that was too small, and has moved, is void."""
+        if end > self.capacity:  # an answer longer than was expected
+            self.room.expected = room_size(end + 1)
+        room = self.room.holding(end, self._decoder.keys)
+        self._grown = self._tensor is not room
+        if self._grown:
+            self._tensor = room
+            self._forwards.clear()
+            self._cos, self._sin = (table.clone() for table in self._rotary())
+
+    def _rotary(self) -> tuple[Tensor, Tensor]:
+        """Of all tokens that an answer may have."""
+        return self._decoder.rotary(self._next[:, None] + torch.arange(self.capacity, device=self._next.device))
+
+    def _forward(self, width: int) -> _Forward:
+        if width not in self._forwards:
+            self._forwards[width] = self._recorded(partial(self._extending, width) if width else self._drafting)
+        return self._forwards[width]
+
+    def _recorded(self, work: _Forward) -> _Forward:
+        """`work` as a CUDA graph, or as it is."""
         with _recording:
+            if self._decoder.unrecorded:
+                return work
             try:
                 run, self._place = record(work, self._ids.device, self._place)
             except RuntimeError as error:  # of CUDA, of its allocator, or memory that is short
                 self._decoder.unrecorded = reason = _line(error)
                 state.write(_KEPT, {}, {"day": time.strftime("%Y-%m-%d"), "reason": reason})
-                raise NotRecorded(reason) from None
+                return work
         return run
 
     def _extending(self, width: int) -> tuple[Tensor]:
         return (self._logits(self._ids[:width], self._length + torch.arange(width, device=self._ids.device)),)
 
-    def _drafting(self, limit: int, penalised: bool) -> tuple[Tensor, Tensor]:
-        token, at = self._ids[:1], self._length
-        repetition = self._repetition if penalised else None
+    def _drafting(self) -> tuple[Tensor, Tensor]:
+        token, at, repetition = self._ids[:1], self._length, self._repetition
         ids, probs = [], []
         for _ in range(RUN):
-            token, prob = likeliest(self._logits(token, at), limit, repetition)
-            repetition = repetition and repetition.followed_by(token)
+            token, prob = likeliest(self._logits(token, at), self._limit, repetition)
+            repetition = repetition.followed_by(token)
             probs.append(prob)
             ids.append(token)
             at = at + 1
@@ -161,7 +179,6 @@ class Recorded:
 
     def _logits(self, ids: Tensor, at: Tensor) -> Tensor:
         """(n, vocabulary) logits of ids (n,) at cache positions `at` (n,)."""
-        assert self._tensor is not None
         answered = at - self._first
         rotary = self._cos[answered], self._sin[answered]
         window = FixedWindow(self._tensor, at)
@@ -204,7 +221,7 @@ def why_not_recorded(language_model: nn.Module) -> str:
     """Why the short forwards of a text model are not recorded; empty if they are, as far as is known."""
     device = next(language_model.parameters()).device
     if not records(device):
-        return f"a {device.type} has no CUDA graphs"
+        return _no_graphs(device)
     decoder = fused(language_model)
     return why_not_fused(language_model) if decoder is None else decoder.unrecorded
 
@@ -212,7 +229,7 @@ def why_not_recorded(language_model: nn.Module) -> str:
 def why_no_graphs(device: torch.device) -> str:
     """Why nothing can be recorded on a device, found out by recording a sum; empty if something can."""
     if not records(device):
-        return f"a {device.type} has no CUDA graphs"
+        return _no_graphs(device)
     try:
         x = torch.zeros(1, device=device)
         with _recording:
@@ -221,6 +238,10 @@ def why_no_graphs(device: torch.device) -> str:
         return "" if run()[0].item() == 2 else "what was recorded gives another result"
     except (RuntimeError, AssertionError) as error:  # the latter where torch is built without CUDA
         return _line(error)
+
+
+def _no_graphs(device: torch.device) -> str:
+    return "HIPPO_GRAPHS is 0" if device.type == "cuda" else f"a {device.type} has no CUDA graphs"
 
 
 def last_failure() -> str:
@@ -233,30 +254,66 @@ def _line(error: Exception) -> str:
     return f"recording failed ({type(error).__name__}: {' '.join(str(error).split())[:160]})"
 
 
-def _width(count: int) -> int:
-    return next(width for width in WIDTHS if width >= count)
-
-
 def room_size(tokens: int) -> int:
     """Tokens of a room for so many or up to a quarter less: few sizes, so that the next request can often reuse one."""
     step = 1 << max(0, tokens.bit_length() - 3)
     return max(_LEAST, -(-tokens // step) * step)
 
 
-def recorded_for(user: Any, decoder: FusedDecoder, lookup: nn.Module, head: nn.Module, tokens: int) -> Recorded:
+def recorded_for(
+    user: Any, decoder: FusedDecoder, lookup: nn.Module, head: Any, tokens: int, exact: bool = False
+) -> Recorded:
     """Recorded forwards with room for `tokens` tokens, reserved while `user` is alive. Later requests reuse them:
     recording takes longer than many answers. Those that no request has used for longest are freed where memory is
-    short."""
+    short. exact: the room's size may not depend on what other requests have left."""
     capacity, idle = room_size(tokens), list[Recorded]()  # the latest used first
     with suppress(IndexError):
         while True:
             idle.append(decoder.idle.pop())  # atomic: two threads never get the same
-    fitting = [one for one in idle if capacity <= one.capacity <= _LOOSE * capacity]
+    most = capacity if exact else _LOOSE * capacity
+    fitting = [one for one in idle if capacity <= one.capacity <= most]
     taken = min(fitting, key=lambda one: one.capacity, default=None)
-    held, most = 0, _IDLE * free_memory(next(head.parameters()).device)
+    held, most = 0, _IDLE * free_memory(decoder.keys.device)
     kept = [one for one in idle if one is not taken and (held := held + one.room.size) <= most]
     decoder.idle += reversed(kept)
     if taken is None:
         taken = Recorded(decoder, lookup, head, capacity)
+        _remember(decoder, capacity)
     weakref.finalize(user, decoder.idle.append, taken)
     return taken
+
+
+@torch.inference_mode()
+def prepare(decoder: FusedDecoder, lookup: nn.Module, head: Any, widths: tuple[int, ...]) -> None:
+    """Record forwards of these widths over the smallest room and those that were needed last, while nothing else runs:
+    a request then records nothing. Rooms take a small share of the free memory at most."""
+    if decoder.prepared or _WHEN == "late":
+        return
+    decoder.prepared = True
+    token = 2 * decoder.layers * decoder.keys.shape[1] * decoder.keys.shape[3] * decoder.keys.itemsize
+    left = _IDLE * free_memory(decoder.keys.device) / token
+    nowhere = torch.zeros(decoder.axes, dtype=torch.long, device=decoder.keys.device)
+    for capacity in dict.fromkeys([*_sizes(decoder), _LEAST]):
+        if capacity <= left and not decoder.unrecorded:
+            left -= capacity
+            one = Recorded(decoder, lookup, head, capacity)
+            one.begin(0, nowhere, widths)
+            decoder.idle.insert(0, one)  # the size that was needed last is the last to be freed
+
+
+def _remember(decoder: FusedDecoder, capacity: int) -> None:
+    """Keep on disk that a room of this size was needed."""
+    if capacity > _LEAST:
+        sizes = dict.fromkeys([capacity, *_sizes(decoder)])
+        state.write(_SIZES, _layout(decoder), list(sizes)[:_SEEN])
+
+
+def _sizes(decoder: FusedDecoder) -> list[int]:
+    kept = state.read(_SIZES, _layout(decoder))
+    kept = kept if isinstance(kept, list) and all(isinstance(size, int) for size in kept) else []
+    return [size for size in kept if size == room_size(size)]
+
+
+def _layout(decoder: FusedDecoder) -> dict[str, Any]:
+    """What tells models apart for which the same sizes are needed."""
+    return {"layers": decoder.layers, "keys": list(decoder.keys.shape), "dtype": str(decoder.keys.dtype)}

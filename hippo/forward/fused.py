@@ -3,13 +3,16 @@ arithmetic. On a GPU these forwards are what CUDA graphs record.
 
 They serve decoders laid out like Llama's, Qwen2's and Qwen3's: RMS norm, rotary positions, grouped-query attention with
 or without an RMS norm per head, gated MLP. Residuals are added by the product before them, and keys and values are
-written in one copy. The model itself is not changed. Its layout is inspected, then both forwards are compared.
+written in one copy. On a GPU quantised linear layers are served too, each by its own forward. The model itself is not
+changed. Its layout is inspected, then both forwards are compared.
 HIPPO_FUSED=0 in the environment turns fused forwards off.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -18,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hippo.forward.kv_cache import FixedWindow, KVCache, Window, cache_argument
+from hippo.forward.quantize import PackedLinear
 
 _ENABLED = os.environ.get("HIPPO_FUSED") != "0"
 _HEAD_NORMS = ("q_norm", "k_norm")
@@ -25,17 +29,18 @@ _STATIC_ROTARY = ("default", "linear", "llama3", "yarn", "proportional")
 _TOLERANCE = 1e-3  # relative, float32: rounding is a thousand times smaller, a wrong formula a thousand times larger
 _HALF_TOLERANCE = 5e-2  # bfloat16 and float16, whose rounding reaches about 0.01 after many layers
 
-_Linear = tuple[Tensor, Tensor | None]  # weight and bias
+_Product = Callable[[Tensor], Tensor]  # (n, k) -> (n, m)
+_Sum = Callable[[Tensor, Tensor], Tensor]  # (n, m) and (n, k) -> the first and the product of the second, (n, m)
 
 
 class _Layer(NamedTuple):
     norm: Tensor
-    qkv: tuple[_Linear, ...]
+    qkv: tuple[_Product, ...]
     head_norms: tuple[Tensor, ...]  # of queries and keys, or none
-    out: Tensor
+    out: _Sum
     second_norm: Tensor
-    gate_up: tuple[_Linear, ...]
-    down: Tensor
+    gate_up: tuple[_Product, ...]
+    down: _Sum
 
 
 class NotFusable(Exception):
@@ -57,12 +62,23 @@ class FusedDecoder:
         self._layers = [_parts(layer) for layer in language_model.layers]
         self.idle: list[Any] = []  # recorded forwards that no request uses, see `recorded_for`
         self.unrecorded = ""  # why forwards are not recorded any more, see `cuda_graphs`
+        self.prepared = False  # whether forwards were recorded at load
         _require_equal(self, language_model)
 
     @property
     def layers(self) -> int:
         """Number of layers."""
         return len(self._layers)
+
+    @property
+    def axes(self) -> int:
+        """Axes of a position."""
+        return 3 if self._sections else 1
+
+    @property
+    def keys(self) -> Tensor:
+        """(1, H_kv, 0, d), of the dtype and on the device of keys and values."""
+        return self._norm.new_empty(1, self._key_heads, 0, self._size)
 
     def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines for `forward` at positions (axes, n): (n, 1, d) each, the sign of the rotation included."""
@@ -74,8 +90,7 @@ class FusedDecoder:
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], *kvs: tuple[KVCache, int]) -> Tensor:
         """Hidden states (n, D) of new tokens with embeddings x (n, D). kvs: of each request its cache, and how many of
         the tokens are its own, by which the cache becomes longer."""
-        like = x.new_empty(1, self._key_heads, 0, self._size)
-        return self.forward_in(x, rotary, *((kv.append(count, like), count) for kv, count in kvs))
+        return self.forward_in(x, rotary, *((kv.append(count, self.keys), count) for kv, count in kvs))
 
     def forward_in(
         self, x: Tensor, rotary: tuple[Tensor, Tensor], *windows: tuple[Window | FixedWindow, int]
@@ -90,7 +105,7 @@ class FusedDecoder:
             end += own
         for number, layer in enumerate(self._layers):
             h = F.rms_norm(x, width, layer.norm, self._epsilon)
-            h = torch.cat([F.linear(h, *linear) for linear in layer.qkv], dim=-1)
+            h = torch.cat([product(h) for product in layer.qkv], dim=-1)
             h = h.view(count, heads + 2 * key_heads, size)
             rotated = h[:, : heads + key_heads]
             if layer.head_norms:
@@ -102,10 +117,10 @@ class FusedDecoder:
                 self._attend(h[rows, :heads], *window.write(number, new[:, :, rows]), mask)
                 for rows, window, mask in parts
             ]
-            x = torch.addmm(x, attended[0] if len(attended) == 1 else torch.cat(attended), layer.out)
+            x = layer.out(x, attended[0] if len(attended) == 1 else torch.cat(attended))
             h = F.rms_norm(x, width, layer.second_norm, self._epsilon)
-            gate, up = (F.linear(h, *linear) for linear in layer.gate_up)
-            x = torch.addmm(x, self._activation(gate).mul_(up), layer.down)
+            gate, up = (product(h) for product in layer.gate_up)
+            x = layer.down(x, self._activation(gate).mul_(up))
         return F.rms_norm(x, width, self._norm, self._epsilon)
 
     def _attend(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
@@ -127,17 +142,37 @@ def _parts(layer: Any) -> _Layer:
     attention, mlp = layer.self_attn, layer.mlp
     return _Layer(
         layer.input_layernorm.weight.detach(),
-        _linears(attention.q_proj, attention.k_proj, attention.v_proj),
+        tuple(map(_product, (attention.q_proj, attention.k_proj, attention.v_proj))),
         tuple(getattr(attention, name).weight.detach() for name in _HEAD_NORMS if hasattr(attention, name)),
-        attention.o_proj.weight.detach().t(),
+        _sum(attention.o_proj),
         layer.post_attention_layernorm.weight.detach(),
-        _linears(mlp.gate_proj, mlp.up_proj),
-        mlp.down_proj.weight.detach().t(),
+        tuple(map(_product, (mlp.gate_proj, mlp.up_proj))),
+        _sum(mlp.down_proj),
     )
 
 
-def _linears(*linears: nn.Linear) -> tuple[_Linear, ...]:
-    return tuple((one.weight.detach(), None if one.bias is None else one.bias.detach()) for one in linears)
+def _product(linear: nn.Module) -> _Product:
+    if not _is_plain(linear):
+        return linear
+    bias: Any = linear.bias
+    return partial(F.linear, weight=linear.weight.detach(), bias=None if bias is None else bias.detach())  # type: ignore
+
+
+def _sum(linear: nn.Module) -> _Sum:
+    """Of a linear layer without a bias."""
+    if not _is_plain(linear):
+        return lambda x, h: x + linear(h)
+    weight: Any = linear.weight
+    return partial(_added, weight.detach().t())
+
+
+def _added(weight: Tensor, x: Tensor, h: Tensor) -> Tensor:
+    return torch.addmm(x, h, weight)
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether a layer computes with its weight as it is; packed weights have a class of their own, or their layer."""
+    return type(module) is nn.Linear and type(module.weight) is nn.Parameter
 
 
 def _normalise(x: Tensor, parts: tuple[int, int], weights: tuple[Tensor, ...], epsilon: float) -> None:
@@ -201,11 +236,13 @@ def _state(model: nn.Module) -> tuple[Any, ...]:
 
 def _require_fusable(model: Any) -> None:
     """Raises NotFusable naming the first thing that is not as expected."""
-    parameters = list(model.parameters())
-    if any(type(p) is not nn.Parameter for p in parameters):  # packed weights have a class of their own
-        raise NotFusable("its weights are quantised, adapted or held in parts")
-    places = {(p.device, p.dtype) for p in parameters}
-    if len(places) > 1 or not all(_served(device.type, dtype) for device, dtype in places):
+    packed = {id(p) for module in model.modules() if _is_packed(module) for p in module.parameters()}
+    others = [p for p in model.parameters() if id(p) not in packed]
+    if any(type(p) is not nn.Parameter for p in others):
+        raise NotFusable("its weights are adapted or held in parts")
+    places = {(p.device, p.dtype) for p in others}
+    served = len(places) == 1 and all(_served(device.type, dtype) for device, dtype in places)
+    if not served or len({p.device for p in model.parameters()}) > 1:
         raise NotFusable("it is not in one precision on one GPU, nor in float32 on a CPU")
     config = model.config
     if (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default") not in _STATIC_ROTARY:
@@ -230,11 +267,25 @@ def _require_fusable(model: Any) -> None:
                 raise NotFusable("its layers have hooks")
         children = (*layer.self_attn.named_children(), *layer.mlp.named_children())
         linears = [module for name, module in children if name.endswith("_proj")]
-        if any(type(linear) is not nn.Linear for linear in linears):
-            raise NotFusable("its weights are quantised or adapted")
+        if not all(_is_plain(linear) or _is_packed(linear) for linear in linears):
+            raise NotFusable("its weights are adapted")
+        # A CPU's kernels round activations to few bits: another order of sums, and a token of the target may change.
+        if not all(map(_is_plain, linears)) and not _serves_packed(others[0].device.type):
+            raise NotFusable("its weights are quantised, and it is not on a GPU")
         biases = [linear.bias is None for linear in linears]
         if not all(biases[3:]) or len(set(biases[:3])) != 1:
             raise NotFusable("its biases are not where Llama's and Qwen2's are")
+
+
+def _is_packed(module: nn.Module) -> bool:
+    """Whether it is a linear layer with a product of its own. One whose weight is in several processes is not."""
+    if isinstance(module, PackedLinear):
+        return True
+    return isinstance(module, nn.Linear) and not _is_plain(module) and not hasattr(module.weight, "device_mesh")
+
+
+def _serves_packed(device: str) -> bool:
+    return device == "cuda"
 
 
 def _served(device: str, dtype: torch.dtype) -> bool:
@@ -246,7 +297,7 @@ def _require_equal(decoder: FusedDecoder, model: Any) -> None:
     """Compares both forwards over three tokens, then two. Raises NotFusable if they differ by more than rounding."""
     generator = torch.Generator().manual_seed(0)
     embeds = model.embed_tokens.weight[torch.randint(len(model.embed_tokens.weight), (5,), generator=generator)]
-    axes = 3 if "mrope_section" in (model.config.rope_parameters or {}) else 1
+    axes = decoder.axes
     plain, own = (KVCache(model.config, together=True) for _ in range(2))
     tolerance = _TOLERANCE if embeds.dtype == torch.float32 else _HALF_TOLERANCE
     for start, end in ((0, 3), (3, 5)):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -136,7 +137,7 @@ def test_the_same_request_gives_the_same_text(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(Bench, "bundled", lambda self, dtype: nullcontext(tiny))
     monkeypatch.setattr(gpu_steps, "METHODS", ["sd", "hippo"])
     rows = rows_of("repeats", tmp_path)
-    assert list(rows) == [f"{method}, verify width {width}" for width in ("auto", 8) for method in ("sd", "hippo")]
+    assert list(rows) == [f"{method}, verify width {width}" for width in (8, 0) for method in ("sd", "hippo")]
     assert all(set(row.values()) == {1} for row in rows.values())
 
 
@@ -151,7 +152,9 @@ def test_a_text_that_changes_is_counted(tmp_path, monkeypatch):
 
 def test_lengths_and_the_first_token_are_split(tmp_path):
     rows = rows_of("lengths", tmp_path)
-    assert list(rows) == ["64 video tokens", "64 video tokens, again"]
+    assert list(rows) == ["at load", "64 video tokens", "64 video tokens, again"]
+    load = rows.pop("at load")
+    assert load["graphs"] == 0 < load["seconds"]
     assert all(row["graphs"] == 0 < row["ms a token"] for row in rows.values())
     for what, row in rows_of("first-token", tmp_path).items():
         parts = [row[name] for name in ("reading", "vision", "prefill", "scoring", "rest")]
@@ -241,13 +244,44 @@ def test_a_step_that_ends_or_hangs_is_in_the_report_and_the_next_one_runs(tmp_pa
     assert "| captures | second: ended with exit code 1: CUDA error: an illegal / memory access |" in text
     assert "| forwards | second: timed out after " in text and "Failed: second: timed out after " in text
     assert text.count("| first | 1.5 |") == 4
-    child = int((tmp_path / "child").read_text())
-    for _ in range(50):
-        if not held(child):
-            break
+    require_gone(int((tmp_path / "child").read_text()))
+
+
+def require_gone(*processes):
+    for _ in range(300):
+        if not any(map(held, processes)):
+            return
         time.sleep(0.1)
-    else:
-        pytest.fail("a process that a step started is left")
+    pytest.fail("a process that a step started is left")
+
+
+STOPPED = """
+import sys
+from pathlib import Path
+from hippo.bench import gpu
+step = "import os, subprocess, sys, time; child = subprocess.Popen(['sleep', '600']); "
+step += "print(os.getpid(), child.pid, flush=True); time.sleep(600)"
+gpu.run_step([sys.executable, "-c", step], 600, Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_that_ends_the_command_ends_its_step(tmp_path, sent):
+    file = tmp_path / "x.jsonl"
+    process = subprocess.Popen([sys.executable, "-c", STOPPED, str(file)], stderr=subprocess.DEVNULL)
+    try:
+        log = file.with_suffix(".log")
+        while not log.exists() or not log.read_text().endswith("\n"):
+            assert process.poll() is None
+            time.sleep(0.05)
+        processes = [int(number) for number in log.read_text().split()]
+        assert all(map(held, processes))
+        process.send_signal(sent)
+        assert process.wait(60) != 0
+        require_gone(*processes)
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_without_time_a_step_is_stopped_at_once(tmp_path):

@@ -257,15 +257,30 @@ def test_verify_tells_rounding_from_a_bug(capsys):
     assert "it died" in told
 
 
-@pytest.mark.parametrize("command", ["caption", "verify", "explain"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(["caption", str(CLIP)], ["verify", str(CLIP)], ["explain", str(CLIP), "--out", "out"]),
+        *(["batch", str(CLIP), "--out", "out"], ["bench", "speed"], ["bench", "identical"], ["bench", "pruning"]),
+        *(["bench", "chat"], ["bench", "throughput"]),
+    ],
+    ids=" ".join,
+)
 def test_attention_is_passed_on(monkeypatch, tmp_path, command):
     def load(*_, attn_implementation, **__):
         raise HippoError(f"attention: {attn_implementation}")
 
     monkeypatch.setattr("hippo.llm.load", load)
-    out = ["--out", str(tmp_path / "out")] if command == "explain" else []
+    monkeypatch.setattr("hippo.bench.speed.load", load)
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(HippoError, match="attention: eager"):
-        CliRunner().invoke(app, [command, str(CLIP), *out, "--attn-implementation", "eager"], catch_exceptions=False)
+        CliRunner().invoke(app, [*command, "--attn-implementation", "eager"], catch_exceptions=False)
+
+
+def test_a_shape_has_no_other_attention():
+    shape = ["bench", "speed", "--models", "shape:qwen2.5-vl-7b", "--acceptance", "0.8"]
+    with pytest.raises(HippoError, match="a shape has the attention"):
+        CliRunner().invoke(app, [*shape, "--attn-implementation", "eager"], catch_exceptions=False)
 
 
 @pytest.mark.parametrize("command", ["caption", "verify", "explain"])

@@ -104,6 +104,7 @@ def test_tokens_come_in_order_and_no_more_than_asked_for(drafter):
 def test_a_late_draft_reads_nothing_before_it_is_first_asked(worker):
     script, stats = Script(Ready(1, 0.5, ""), Token(1, 2, 7, 0.9, 0.1)), Stats()
     made = worker(script).drafter(stats, on_step=print, limit=10, shared_vision=False, late=True)
+    made.expect(1.5, 40)
     made.begin({})
     made.prefill(kept := torch.tensor([1]), GRIDS)
     made.commit(0, [5])
@@ -112,7 +113,7 @@ def test_a_late_draft_reads_nothing_before_it_is_first_asked(worker):
     assert made.ready() and script.told == []
     made.propose(1)
     assert script.told == [
-        Begin(1, {}, 10),
+        Begin(1, {}, 10, 1.5, 40),
         Prefill(1, kept, GRIDS),
         Commit(1, 0, [5]),
         Commit(1, 1, [6]),

@@ -1,7 +1,9 @@
 """Recorded forwards against those run operation by operation. What a GPU records is stood in for by a trace of the
 operations, which like a recording knows nothing but the tensors it was made with."""
 
+import copy
 import gc
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -11,9 +13,11 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from hippo import state
 from hippo.cli.doctor import _graphs
 from hippo.families import Embeds, family_of
 from hippo.forward import CachedModel, Repetition, cached_model, cuda_graphs, fused, why_not_fused, why_not_recorded
+from hippo.forward.quantize import quantize
 from tests.models import FAMILIES, model
 
 FUSABLE = [family for family in FAMILIES if family != "qwen3_vl_moe"]
@@ -29,8 +33,9 @@ def recording(monkeypatch):
 
     def forget():
         for family in FUSABLE:
-            fused(text_of(family)).idle.clear()
-            fused(text_of(family)).unrecorded = ""
+            decoder = fused(text_of(family))
+            decoder.idle.clear()
+            decoder.unrecorded, decoder.prepared = "", False
 
     for module in (cached_model, cuda_graphs):
         monkeypatch.setattr(module, "records", lambda device: True)
@@ -45,11 +50,19 @@ def traces(recording):
     made = []
 
     def traced(work, device, place):
-        made.append(make_fx(work)())
+        made.append(make_fx(lambda: work())())
         return made[-1], None
 
     recording.setattr(cuda_graphs, "record", traced)
-    return made
+    yield made
+    assert not any(fused(text_of(family)).unrecorded for family in FUSABLE), "else operations ran one by one"
+
+
+@pytest.fixture
+def kept(monkeypatch, tmp_path):
+    """What is kept on disk is kept there."""
+    monkeypatch.setenv("HIPPO_STATE", "on")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
 
 class NothingSynchronises(TorchDispatchMode):
@@ -106,13 +119,13 @@ def test_they_compute_what_transformers_does(family, traces):
             torch.testing.assert_close(ours.extend(ids), theirs.extend(ids), rtol=1e-3, atol=1e-3)
             for one in (ours, theirs):
                 one.rollback(back)
-        assert ours.length == theirs.length and len(traces) == 4, "of widths 1, 2, 8 and 32"
+        assert ours.length == theirs.length and len(traces) == len(cuda_graphs.WIDTHS)
         del ours
         gc.collect()
 
 
 def test_a_draft_runs_several_steps_at_once(traces):
-    one, other = reader("qwen2_5_vl"), reader("qwen2_5_vl", False)
+    one, other = reader("qwen2_5_vl", drafts=True), reader("qwen2_5_vl", False)
     drafted = one.draft([5, 6, 7], 9, limit=100)
     assert len(drafted) == cuda_graphs.RUN and one.length == 20 + 3 + cuda_graphs.RUN - 1
     ids = [5, 6, 7]
@@ -125,10 +138,10 @@ def test_a_draft_runs_several_steps_at_once(traces):
 
 
 def test_a_penalty_counts_for_the_tokens_of_the_same_run(traces):
-    one, other = reader("qwen2_5_vl"), reader("qwen2_5_vl", False)
+    one, other = reader("qwen2_5_vl", drafts=True), reader("qwen2_5_vl", False)
     drafted = {}
     for limit, penalty in ((160, 3.0), (160, 1.5), (100, 3.0)):
-        start = Repetition(torch.zeros(limit, dtype=torch.bool), torch.tensor(penalty)).followed_by(torch.tensor([5]))
+        start = Repetition(torch.zeros(160, dtype=torch.bool), torch.tensor(penalty)).followed_by(torch.tensor([5]))
         ids, seen = [5], start
         drafted[limit, penalty] = one.draft(ids, cuda_graphs.RUN, limit, start)
         for expected, chance in drafted[limit, penalty]:
@@ -138,11 +151,11 @@ def test_a_penalty_counts_for_the_tokens_of_the_same_run(traces):
         for each in (one, other):
             each.rollback(cuda_graphs.RUN)
     assert one.draft([5], cuda_graphs.RUN, 160) != drafted[160, 3.0] != drafted[160, 1.5]
-    assert len(traces) == 3, "without a penalty, and with one for each limit"
+    assert len(traces) == len(cuda_graphs.DRAFTING), "neither limit nor penalty is a part of what is recorded"
 
 
 def test_the_limit_is_kept(traces):
-    one = reader("qwen2_5_vl")
+    one = reader("qwen2_5_vl", drafts=True)
     free = one.draft([5], 4, limit=160)
     one.rollback(cuda_graphs.RUN)
     least = min(token for token, _ in free)
@@ -153,16 +166,11 @@ def test_an_answer_longer_than_the_room_makes_it_larger(traces, monkeypatch):
     monkeypatch.setattr(cuda_graphs, "_LEAST", 32)
     ours, theirs = reader("qwen2_5_vl", spare=1), reader("qwen2_5_vl", False)
     size = ours.size
-    for step in range(60):
+    for step in range(100):
         torch.testing.assert_close(ours.extend([step]), theirs.extend([step]), rtol=1e-3, atol=1e-3)
     assert ours.size > size
-
-
-def test_an_answer_longer_than_the_table_of_places_goes_on_unrecorded(traces, monkeypatch):
-    monkeypatch.setattr(cuda_graphs, "_LONGEST", 40)
-    ours, theirs = reader("qwen2_5_vl"), reader("qwen2_5_vl", False)
-    for step in range(50):
-        torch.testing.assert_close(ours.extend([step]), theirs.extend([step]), rtol=1e-3, atol=1e-3)
+    for ids in ([5] * 40, [6, 7]):  # more than a recorded forward takes, into a room that is full
+        torch.testing.assert_close(ours.extend(ids), theirs.extend(ids), rtol=1e-3, atol=1e-3)
 
 
 def test_two_requests_of_one_model_do_not_share_a_room(traces):
@@ -192,7 +200,7 @@ def test_prompts_of_five_lengths_record_no_more_than_two_rooms(recording):
         for width in (1, 2, 4):
             one.extend([7] * width)
         del one
-    assert recorder.count == 2 * 3
+    assert recorder.count == 2 * len(cuda_graphs.WIDTHS)
 
 
 def test_sizes_are_few_and_waste_a_quarter_at_most():
@@ -234,23 +242,22 @@ def test_two_models_in_two_threads_record_one_after_the_other(recording):
     together = threading.Barrier(2)
 
     def answer(family):
-        one = reader(family)
         together.wait(10)
+        one = reader(family)
         for width in (1, 2, 4, 8):
             one.extend([width] * width)
-        one.draft([3], cuda_graphs.RUN, limit=100)
 
     with ThreadPoolExecutor(2) as threads:
         list(threads.map(answer, ("qwen2_5_vl", "llava_onevision")))
-    assert recorder.count == 10
+    assert recorder.count == 2 * len(cuda_graphs.WIDTHS)
 
 
 @pytest.mark.parametrize("fails", [1, 2])
 def test_a_recording_that_fails_leaves_the_answer_as_it_is_and_is_not_tried_again(recording, fails):
     recorder = Recorder({fails})
     recording.setattr(cuda_graphs, "record", recorder)
-    ours, theirs = reader("qwen2_5_vl"), reader("qwen2_5_vl", False)
     assert why_not_recorded(text_of("qwen2_5_vl")) == ""
+    ours, theirs = reader("qwen2_5_vl"), reader("qwen2_5_vl", False)
     for ids, back in (([7], 0), ([3, 1, 4, 1, 5], 3), ([9, 2], 0)):
         torch.testing.assert_close(ours.extend(ids), theirs.extend(ids), rtol=1e-3, atol=1e-3)
         for one in (ours, theirs):
@@ -264,40 +271,191 @@ def test_a_recording_that_fails_leaves_the_answer_as_it_is_and_is_not_tried_agai
     assert why_not_recorded(text_of("llava_onevision")) == "", "the other model is still recorded"
 
 
-def test_a_draft_whose_recording_fails_proposes_step_by_step(recording):
-    recording.setattr(cuda_graphs, "record", Recorder({2}))  # the first is of the tokens before the last
-    one, other = reader("qwen2_5_vl"), reader("qwen2_5_vl", False)
-    ((token, sure),) = one.draft([5, 6, 7], 9, limit=100)
-    ((expected, chance),) = other.draft([5, 6, 7], 9, limit=100)
-    assert token == expected and abs(sure - chance) < 1e-4 and one.length == other.length == 23
+def test_a_draft_whose_recording_fails_proposes_the_same(recording):
+    recording.setattr(cuda_graphs, "record", Recorder({2}))
+    one, other = reader("qwen2_5_vl", drafts=True), reader("qwen2_5_vl", False)
+    drafted = one.draft([5, 6, 7], 9, limit=100)
+    assert len(drafted) == cuda_graphs.RUN
+    ids = [5, 6, 7]
+    for expected, _ in drafted:
+        ((token, _),) = other.draft(ids, 9, limit=100)
+        assert token == expected
+        ids = [token]
 
 
 def test_a_forward_that_synchronises_is_found_out(recording):
     recording.setattr(cuda_graphs, "record", Recorder())
-    one = reader("qwen2_5_vl")
     recording.setattr(cuda_graphs.Recorded, "_extending", lambda self, width: (self._length + self._length.item(),))
-    one.extend([3])
+    reader("qwen2_5_vl")
     assert "not permitted" in why_not_recorded(text_of("qwen2_5_vl"))
+
+
+def penalised(vocabulary=160):
+    return Repetition(torch.zeros(vocabulary, dtype=torch.bool), torch.tensor(1.3)).followed_by(torch.tensor([5]))
+
+
+def test_nothing_is_recorded_in_mid_answer(recording):
+    recorder = Recorder()
+    recording.setattr(cuda_graphs, "record", recorder)
+    target, draft = reader("qwen2_5_vl"), reader("llava_onevision", drafts=True)
+    before = recorder.count
+    for count in range(1, 26):
+        target.extend([7] * count)
+        target.rollback(count)
+        draft.extend([7] * count)
+    for limit, repetition in ((100, None), (160, None), (160, penalised()), (100, penalised())):
+        draft.draft([5, 6], cuda_graphs.RUN, limit, repetition)
+        draft.draft([5], cuda_graphs.RUN - 1, limit, repetition)
+    assert before == recorder.count == len(cuda_graphs.WIDTHS) + len(cuda_graphs.DRAFTING)
+
+
+def ready(family="qwen2_5_vl", **options):
+    CachedModel.of(family_of(model(family)), model(family), **options).prepare()
+    return fused(text_of(family))
+
+
+def test_a_loaded_model_has_recorded_what_requests_will_use(recording, kept):
+    recorder = Recorder()
+    recording.setattr(cuda_graphs, "record", recorder)
+    assert [one.capacity for one in ready(fixed_width=8).idle] == [2048] and recorder.count == 1
+    ready("llava_onevision", drafts=True)
+    assert recorder.count == 1 + len(cuda_graphs.DRAFTING)
+    ready(fixed_width=8)
+    for _ in range(2):
+        reader("qwen2_5_vl", fixed_width=8).extend([3, 4])
+        reader("llava_onevision", drafts=True).draft([3], cuda_graphs.RUN, limit=100)
+    assert recorder.count == 1 + len(cuda_graphs.DRAFTING)
+
+
+def test_a_size_that_was_needed_is_recorded_at_load_the_next_time(recording, kept):
+    recorder = Recorder()
+    recording.setattr(cuda_graphs, "record", recorder)
+    recording.setattr(cuda_graphs, "_LEAST", 64)
+    sizes = []
+    for length in (300, 900, 20, 500, 900, 1200):
+        one = reader("qwen2_5_vl", length=length, fixed_width=8, spare=8)
+        sizes.append(one._recorded.capacity)
+        del one
+    decoder = fused(text_of("qwen2_5_vl"))
+    decoder.idle.clear()
+    count = recorder.count
+    assert sorted(one.capacity for one in ready(fixed_width=8).idle) == [64, *sorted({sizes[1], sizes[3], sizes[5]})]
+    assert recorder.count == count + 4
+    reader("qwen2_5_vl", length=900, fixed_width=8, spare=8)
+    assert recorder.count == count + 4
+
+
+def test_rooms_recorded_at_load_take_a_small_share_of_the_memory(recording, kept):
+    recording.setattr(cuda_graphs, "record", Recorder())
+    for length in (5000, 3000):
+        reader("qwen2_5_vl", length=length, fixed_width=8)
+    decoder = fused(text_of("qwen2_5_vl"))
+    room = min(decoder.idle, key=lambda one: one.capacity).room
+    free = int(10 * room.size / room.tensor.shape[-2] * 6000)
+    decoder.idle.clear()
+    recording.setattr(cuda_graphs, "free_memory", lambda device: free)
+    assert [one.capacity for one in ready(fixed_width=8).idle] == [2048, cuda_graphs.room_size(3288)]
+
+
+@pytest.mark.parametrize("found", [None, 3, "x", [2048.5], ["2048"], [0], [-4], [3001]])
+def test_sizes_on_disk_that_are_none_are_ignored(recording, kept, found):
+    recording.setattr(cuda_graphs, "record", Recorder())
+    state.write(cuda_graphs._SIZES, cuda_graphs._layout(fused(text_of("qwen2_5_vl"))), found)
+    assert [one.capacity for one in ready(fixed_width=8).idle] == [2048]
+
+
+def test_recording_at_load_can_be_left_out(recording):
+    recorder = Recorder()
+    recording.setattr(cuda_graphs, "record", recorder)
+    recording.setattr(cuda_graphs, "_WHEN", "late")
+    assert not ready(fixed_width=8).idle and recorder.count == 0
+    reader("qwen2_5_vl", fixed_width=8)
+    assert recorder.count == 1
+
+
+def test_recording_can_be_turned_off(monkeypatch):
+    cuda = torch.device("cuda")
+    assert cuda_graphs.records(cuda)
+    monkeypatch.setattr(cuda_graphs, "_WHEN", "0")
+    assert not cuda_graphs.records(cuda) and cuda_graphs.why_no_graphs(cuda) == "HIPPO_GRAPHS is 0"
+
+
+def test_a_failure_at_load_is_known_before_the_first_request(recording, kept):
+    recorder = Recorder({1})
+    recording.setattr(cuda_graphs, "record", recorder)
+    decoder = ready()
+    assert "operation failed due to" in decoder.unrecorded and recorder.count == 1
+    assert "operation failed due to" in cuda_graphs.last_failure()
+    one = CachedModel.of(family_of(model("qwen2_5_vl")), model("qwen2_5_vl"))
+    one.prefill(*prompt_of("qwen2_5_vl"))
+    one.extend([3])
+    assert one._recorded is None and recorder.count == 1
+
+
+@pytest.mark.parametrize("width", [2, 5, 8, 25])
+def test_a_fixed_width_records_one_forward_that_computes_what_transformers_does(traces, width):
+    ours, theirs = reader("qwen2_5_vl", fixed_width=width), reader("qwen2_5_vl", False)
+    assert len(traces) == 1
+    for count in (1, 2, min(3, width), width, 1):
+        ids = list(range(7, 7 + count))
+        torch.testing.assert_close(ours.extend(ids), theirs.extend(ids), rtol=1e-3, atol=1e-3)
+        for one in (ours, theirs):
+            one.rollback(count - 1)
+    assert len(traces) == 1 and ours.length == theirs.length
+
+
+def test_at_a_fixed_width_the_room_is_the_same_whatever_requests_were_before(traces):
+    reader("qwen2_5_vl", length=3000)
+    assert reader("qwen2_5_vl", length=2100)._recorded.capacity == cuda_graphs.room_size(3288)
+    assert reader("qwen2_5_vl", length=2100, fixed_width=8)._recorded.capacity == cuda_graphs.room_size(2388)
+
+
+def test_a_fixed_width_leaves_room_for_the_last_window(recording):
+    recorder = Recorder()
+    recording.setattr(cuda_graphs, "record", recorder)
+    recording.setattr(cuda_graphs, "room_size", lambda tokens: tokens)
+    one = reader("qwen2_5_vl", fixed_width=8, spare=50)
+    tensor = one._recorded.room.tensor
+    for _ in range(49):
+        one.extend([3])
+    one.extend([3] * 8)
+    assert one._recorded.room.tensor is tensor and recorder.count == 1
+
+
+def test_a_fixed_width_needs_no_mask_of_transformers_attention(recording, monkeypatch):
+    recording.setattr(cuda_graphs, "record", Recorder())
+    one = reader("qwen2_5_vl", fixed_width=8)
+    own = reader("qwen2_5_vl", False)
+    monkeypatch.setattr(cached_model.CachedModel, "_attention", "flash_attention_2")
+    torch.testing.assert_close(one.extend([4]), own.extend([4]), rtol=1e-3, atol=1e-3)
+    again = CachedModel.of(family_of(model("qwen2_5_vl")), model("qwen2_5_vl"), fixed_width=8)
+    again.prefill(*prompt_of("qwen2_5_vl"))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_quantised_forwards_are_recorded(recording, monkeypatch, bits):
+    monkeypatch.setattr(sys.modules["hippo.forward.fused"], "_serves_packed", lambda device: True)
+    recorder = Recorder()
+    recording.setattr(cuda_graphs, "record", recorder)
+    net = copy.deepcopy(model("qwen2_5_vl"))
+    quantize(net, bits)
+    one = CachedModel.of(family_of(net), net, drafts=True)
+    one.prepare()
+    one.prefill_few(*prompt_of("qwen2_5_vl"))
+    assert len(one.draft([5, 6], cuda_graphs.RUN, 160)) == cuda_graphs.RUN
+    assert recorder.count == len(cuda_graphs.DRAFTING) and not why_not_recorded(family_of(net).language_model(net))
 
 
 def test_why_a_model_is_not_recorded():
     assert why_not_recorded(text_of("qwen2_5_vl")) == "a cpu has no CUDA graphs"
 
 
-@pytest.fixture
-def kept(monkeypatch, tmp_path):
-    """What is kept on disk is kept there."""
-    monkeypatch.setenv("HIPPO_STATE", "on")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-
-
 def test_a_failure_is_remembered_for_doctor(recording, kept):
     assert cuda_graphs.last_failure() == ""
     recording.setattr(cuda_graphs, "record", Recorder({2}))
-    one = reader("qwen2_5_vl")
-    one.extend([3])
+    reader("qwen2_5_vl", fixed_width=1)
     assert cuda_graphs.last_failure() == ""
-    one.extend([3, 4])
+    reader("qwen2_5_vl", fixed_width=2)
     assert "operation failed due to a previous error" in cuda_graphs.last_failure()
     assert _graphs("cpu").startswith("can be recorded; a model went on without them on 2")
 

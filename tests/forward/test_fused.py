@@ -12,6 +12,7 @@ from torch import nn
 from hippo.families import Embeds, family_of
 from hippo.forward import CachedModel
 from hippo.forward.fused import fused, why_not_fused
+from hippo.forward.quantize import quantize
 from tests.models import FAMILIES, model
 
 
@@ -67,7 +68,8 @@ def storages(net):
 
 def of_decoder(decoder):
     """The storages of a fused form's products."""
-    return {weight.untyped_storage().data_ptr() for layer in decoder._layers for weight, _ in layer.qkv + layer.gate_up}
+    products = [product for layer in decoder._layers for product in layer.qkv + layer.gate_up]
+    return {product.keywords["weight"].untyped_storage().data_ptr() for product in products}
 
 
 def test_the_model_is_not_changed():
@@ -170,8 +172,65 @@ def test_a_model_of_experts_keeps_its_own_forward_and_says_why():
     assert "laid out" in why_not_fused(model("qwen3_vl_moe").model.language_model)
 
 
+@pytest.fixture
+def on_gpu(monkeypatch):
+    """Models are taken for such on a GPU."""
+    monkeypatch.setattr(sys.modules["hippo.forward.fused"], "_serves_packed", lambda device: True)
+
+
+def in_bits(bits):
+    return lambda net: quantize(net, bits)
+
+
+def partly(net):
+    """A product of its own, and a weight of a class of its own, as torchao's."""
+    layer = net.model.language_model.layers[1]
+    layer.self_attn.o_proj = Halved(layer.self_attn.o_proj)
+    layer.mlp.up_proj.weight = Packed(layer.mlp.up_proj.weight.data)
+
+
+@pytest.mark.parametrize("change", [in_bits(4), in_bits(8), partly])
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+def test_quantised_layers_on_a_gpu_are_fused_with_their_own_products(family, change, on_gpu):
+    net = copy.deepcopy(model(family))
+    change(net)
+    embeds, positions = torch.randn(20, 64), torch.arange(20).expand(3, -1)
+    rows = []
+    for may_fuse in (True, False):
+        one = CachedModel.of(family_of(net), net, may_fuse)
+        one.prefill(Embeds(embeds), positions, positions[:, -1] + 1)
+        rows.append(torch.cat([one.extend([3, 1, 4]), one.extend([5])]))
+        assert (one._fused is not None) == may_fuse
+    # Activations are rounded to few bits: a sum in another order may be rounded to the next number.
+    assert (rows[0] - rows[1]).norm() < 0.02 * rows[1].norm()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda text: setattr(text.layers[1].mlp.up_proj, "weight", InParts(torch.rand(96, 64))), "in parts"),
+        (lambda text: setattr(text.norm, "weight", Packed(torch.rand(64))), "adapted"),
+        (lambda text: setattr(text.layers[0].mlp, "up_proj", Adapted()), "adapted"),
+    ],
+)
+def test_other_weights_are_not_fused_on_a_gpu_either(change, reason, on_gpu):
+    text = copy.deepcopy(model("qwen2_5_vl")).model.language_model
+    change(text)
+    assert reason in why_not_fused(text)
+
+
 class Packed(nn.Parameter):
     """A weight of a class of its own in a plain linear layer."""
+
+
+class InParts(Packed):
+    """A weight of which each process has a part."""
+
+    device_mesh = None
+
+
+class Adapted(nn.Module):
+    """A product whose weights may change without a trace."""
 
 
 class Halved(nn.Linear):

@@ -17,6 +17,7 @@ def identical(
     target: common.TargetOption = "tiny",
     draft: common.DraftOption = None,
     trust_remote_code: common.TrustOption = False,
+    attn_implementation: common.AttentionOption = None,
     json: common.JsonOption = False,
 ) -> None:
     """Describe clips by every method and by transformers' generate(): the same words, and how much faster?
@@ -24,7 +25,9 @@ def identical(
     Exit code 1 if a single token differs.
     """
     seen = []
-    with common.loaded(target, draft, trust_remote_code=trust_remote_code) as llm:
+    with common.loaded(
+        target, draft, trust_remote_code=trust_remote_code, attn_implementation=attn_implementation
+    ) as llm:
         from hippo.bench.identical import verdicts
         from hippo.params import METHODS
 

@@ -36,6 +36,7 @@ def pruning(
     target: common.TargetOption = "tiny",
     draft: common.DraftOption = None,
     trust_remote_code: common.TrustOption = False,
+    attn_implementation: common.AttentionOption = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the samples, the tables and the plots.")] = None,
     json: common.JsonOption = False,
 ) -> None:
@@ -72,8 +73,9 @@ def pruning(
         common.make_folder(out)
     count = len(video) + mixed if video else 2 * clips
     samples = []
+    where = {"trust_remote_code": trust_remote_code, "attn_implementation": attn_implementation}
     with (
-        common.loaded(target, draft, device="cpu", start_draft=False, trust_remote_code=trust_remote_code) as llm,
+        common.loaded(target, draft, device="cpu", start_draft=False, **where) as llm,
         common.progressing() as progress,
     ):
         asked = mixes(video, mixed) if video else requests(first_seed, clips, chosen)

@@ -16,6 +16,7 @@ def chat(
     max_new_tokens: common.TokensOption = 32,
     target: common.TargetOption = "tiny",
     draft: common.DraftOption = None,
+    attn_implementation: common.AttentionOption = None,
     json: common.JsonOption = False,
 ) -> None:
     """Ask ten questions of one clip with and without what is kept from one to the next: time to the first token of the
@@ -29,8 +30,8 @@ def chat(
 
     results = []
     with (
-        common.loaded(target, draft, cache_memory=None) as kept,
-        common.loaded(target, draft) as plain,
+        common.loaded(target, draft, cache_memory=None, attn_implementation=attn_implementation) as kept,
+        common.loaded(target, draft, attn_implementation=attn_implementation) as plain,
         common.progressing() as progress,
     ):
         for number in context.split(","):
@@ -57,6 +58,7 @@ def throughput(
     max_new_tokens: common.TokensOption = 96,
     target: common.TargetOption = "tiny",
     draft: common.DraftOption = None,
+    attn_implementation: common.AttentionOption = None,
     json: common.JsonOption = False,
 ) -> None:
     """Describe different clips, so many at once: tokens a second end to end, latencies, and the time to the first token
@@ -69,7 +71,10 @@ def throughput(
         from hippo.bench.serving import arrival_study, throughput_study
 
     numbers, names = [int(number) for number in concurrency.split(",")], methods.split(",")
-    with common.loaded(target, draft) as llm, common.progressing() as progress:
+    with (
+        common.loaded(target, draft, attn_implementation=attn_implementation) as llm,
+        common.progressing() as progress,
+    ):
         rows = throughput_study(llm, numbers, names, context, max_new_tokens, progress)
         arrival = arrival_study(llm, 7, context, max_new_tokens, 3)
     same = all(row["identical"] for row in rows)

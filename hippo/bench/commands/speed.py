@@ -48,6 +48,7 @@ def speed(
     ] = False,
     draft_bits: common.BitsOption = "auto",
     device: common.DeviceOption = "auto",
+    attn_implementation: common.AttentionOption = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the table and all figures.")] = None,
     timeline: Annotated[
         Path | None, typer.Option(help="Picture of who worked when in each method's last answer: .svg, .png or .pdf.")
@@ -76,6 +77,8 @@ def speed(
         raise HippoError("a conversation needs its questions", "name a file of --prompts")
     if ignore_eos and (rate is not None or models.startswith("shape:")):
         raise HippoError("answers with drawn verdicts have no end to ignore", "leave --ignore-eos or --acceptance out")
+    if attn_implementation is not None and models.startswith("shape:"):
+        raise HippoError("a shape has the attention that transformers chooses", "leave --attn-implementation out")
     names = [name.strip() for name in methods.split(",")]
     timing.require_methods(names)
     if out is not None:
@@ -103,7 +106,17 @@ def speed(
             if video is not None:
                 common.check_clips([video], None, None)
             result = timing.bench_pair(
-                target, draft or None, video, *how, rate, draft_bits, progress, questions, ignore_eos, chat
+                target,
+                draft or None,
+                video,
+                *how,
+                rate,
+                draft_bits,
+                progress,
+                questions,
+                ignore_eos,
+                attn_implementation,
+                chat,
             )
     spans = {row["method"]: row.pop("timeline") for row in result["rows"]}
     if timeline is not None:
