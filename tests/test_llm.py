@@ -266,9 +266,8 @@ def test_a_dropped_stream_frees_what_it_holds(tiny):
     next(stream)
     held = weakref.ref(stream._job.sequence._run)
     del stream
-    tiny.generate(CLIP, max_new_tokens=2)  # whoever holds the lock as it is dropped frees it in the next step
     gc.collect()
-    assert held() is None, gc.get_referrers(held())
+    assert held() is None
 
 
 SCRIPTS = {
