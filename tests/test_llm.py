@@ -291,7 +291,7 @@ def scripts(tmp_path_factory):
     def run(text):
         script = tmp_path_factory.mktemp("scripts") / "script.py"
         script.write_text(text)
-        return subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=False)
+        return subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=600, check=False)
 
     with ThreadPoolExecutor(len(SCRIPTS)) as pool:
         return dict(zip(SCRIPTS, pool.map(run, SCRIPTS.values()), strict=True))

@@ -235,7 +235,7 @@ def test_two_models_in_two_threads_record_one_after_the_other(recording):
 
     def answer(family):
         one = reader(family)
-        together.wait(10)
+        together.wait(60)
         for width in (1, 2, 4, 8):
             one.extend([width] * width)
         one.draft([3], cuda_graphs.RUN, limit=100)
