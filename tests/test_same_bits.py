@@ -17,7 +17,7 @@ from hippo.stats import Stats
 from tests.drafts import draft
 from tests.models import FAMILIES, generated, inputs, model
 
-REQUESTS, TOKENS = 32, 11
+REQUESTS, TOKENS = 20, 11
 WAYS = [
     {"decoder": "serial", "gamma": 3},
     {"decoder": "parallel", "gamma": 4},

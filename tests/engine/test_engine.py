@@ -62,6 +62,8 @@ def running():
 
     def make(*args, **kwargs):
         made.append(engine_of(*args, **kwargs))
+        if (draft := made[-1].pair.draft) is not None:
+            draft.worker()  # a fork, before there is a reader's thread
         return made[-1]
 
     yield make
