@@ -176,8 +176,9 @@ class VideoLLM:
 
     def astream(self, *args: Any, **kwargs: Any) -> Stream:
         """As `stream`, to be iterated with `async for`: a thread of the engine's does the work."""
+        stream = self.stream(*args, **kwargs)
         self.engine.start()
-        return self.stream(*args, **kwargs)
+        return stream
 
     async def agenerate(self, *args: Any, **kwargs: Any) -> Output:
         """As `generate`, for asyncio. A cancelled task cancels its request."""

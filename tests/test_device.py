@@ -13,9 +13,15 @@ from hippo import device
 def test_free_memory_shrinks_when_some_is_taken():
     if not Path("/proc/meminfo").exists():
         pytest.skip("no /proc/meminfo here")
-    before = device.free_memory()
-    taken = np.ones(600 << 17)  # 600 MiB
-    assert 1 << 20 < device.free_memory() < before - (300 << 20) and taken.any()
+    for _ in range(20):  # others may give memory back at this very moment
+        before = device.free_memory()
+        taken = np.ones(600 << 17)  # 600 MiB
+        left = device.free_memory()
+        assert left > 1 << 20 and taken.any()
+        if left < before - (300 << 20):
+            return
+        del taken
+    pytest.fail("free memory does not shrink")
 
 
 class Allocator:

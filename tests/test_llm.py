@@ -266,9 +266,8 @@ def test_a_dropped_stream_frees_what_it_holds(tiny):
     next(stream)
     held = weakref.ref(stream._job.sequence._run)
     del stream
-    tiny.generate(CLIP, max_new_tokens=2)  # whoever holds the lock as it is dropped frees it in the next step
     gc.collect()
-    assert held() is None, gc.get_referrers(held())
+    assert held() is None
 
 
 SCRIPTS = {
@@ -292,7 +291,7 @@ def scripts(tmp_path_factory):
     def run(text):
         script = tmp_path_factory.mktemp("scripts") / "script.py"
         script.write_text(text)
-        return subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=False)
+        return subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=600, check=False)
 
     with ThreadPoolExecutor(len(SCRIPTS)) as pool:
         return dict(zip(SCRIPTS, pool.map(run, SCRIPTS.values()), strict=True))

@@ -41,7 +41,7 @@ def run_by_two(*arguments):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "hippo"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run(
-        [*command, *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=300
+        [*command, *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=600
     )
 
 

@@ -111,7 +111,7 @@ def test_plug_ins_of_the_current_folder_by_the_command_line(tmp_path):
         env=os.environ | {"PYTHONPATH": paths},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr

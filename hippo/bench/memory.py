@@ -8,20 +8,21 @@ import sys
 import time
 from pathlib import Path
 
+EVERY = 0.02  # seconds between two looks
+
 
 def peak(arguments: list[str], out: Path = Path(os.devnull)) -> int | None:
     """The most bytes that `python ARGUMENTS` and the processes it starts hold at once; None where that is not known, or
     it fails. out: where its standard output goes.
 
-    Memory is PSS, the proportional share: pages that processes share are counted once between them. Looked at fifty
-    times a second.
+    Memory is PSS, the proportional share: pages that processes share are counted once between them.
     """
     most = 0
     with out.open("wb") as file:
         process = subprocess.Popen([sys.executable, *arguments], stdout=file, stderr=subprocess.DEVNULL)
         while process.poll() is None:
             most = max(most, sum(held(pid) for pid in with_children(process.pid)))
-            time.sleep(0.02)
+            time.sleep(EVERY)
     return most if most and process.returncode == 0 else None
 
 

@@ -62,7 +62,6 @@ class Engine:
         self._changed = threading.Condition()
         self._driver: int | None = None  # the thread that works
         self._thread: threading.Thread | None = None
-        self._started = False  # whether a thread shall work
         self._closed, self._process = False, os.getpid()
 
     def submit(self, request: Request, progress: Progress | None = None) -> Stream:
@@ -74,8 +73,6 @@ class Engine:
         with self._changed:
             self.scheduler.waiting.append(job)
             self._changed.notify_all()
-            if self._started:
-                self._work_beside()
         return Stream(self, job)
 
     def drive(self, until: Callable[[], bool]) -> None:
@@ -100,16 +97,16 @@ class Engine:
             self.step()
 
     def start(self) -> None:
-        """Have a thread work until no request is left. With none yet, it begins with the next one."""
+        """Have a thread work until no request is left. A process with threads cannot fork, so it ends then."""
         with self._changed:
-            self._started = True
-            if self.scheduler.jobs:
-                self._work_beside()
+            if self._thread is None and self.scheduler.jobs:
+                self._thread = threading.Thread(target=self._work, name="hippo-engine", daemon=True)
+                self._thread.start()
 
     def close(self) -> None:
         """End all requests. The engine can be used again."""
         with self._changed:
-            self._closed, self._started = True, False
+            self._closed = True
             jobs, thread = self.scheduler.jobs, self._thread
             self._changed.notify_all()
         for job in jobs:
@@ -163,18 +160,12 @@ class Engine:
         if idle and reading:
             wait(reading, timeout=_POLL, return_when=FIRST_COMPLETED)
 
-    def _work_beside(self) -> None:
-        """Start the thread unless it runs. It ends when it has nothing to do: a process with threads cannot fork."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="hippo-engine", daemon=True)
-            self._thread.start()
-
     def _work(self) -> None:
         while True:
             self.drive(lambda: self._closed or not self.scheduler.jobs)
             with self._changed:
                 if self._closed or not self.scheduler.jobs:
-                    self._thread, self._started = None, False
+                    self._thread = None
                     return
 
     def _read_ahead(self) -> None:

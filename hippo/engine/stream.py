@@ -60,9 +60,9 @@ class Stream:
                 loop.call_soon_threadsafe(changed.set)
 
         job.on_change = wake
-        self._engine.start()
         try:
             while not (job.pieces or job.state is State.DONE):
+                self._engine.start()
                 await changed.wait()
                 changed.clear()
         except BaseException:

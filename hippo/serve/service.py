@@ -104,8 +104,9 @@ class Service:
         seeds = [params.seed] if count == 1 or params.seed is None else [params.seed + place for place in range(count)]
         request = Request(messages, params, media=media, on_read=on_read, prompt=prompt, decoding=self.workers.decoding)
         requests = [replace(request, params=replace(params, seed=seed)) for seed in (seeds * count)[:count]]
+        answers = Answers(self, [self.llm.engine.submit(request) for request in requests], hidden)
         self.llm.engine.start()
-        return Answers(self, [self.llm.engine.submit(request) for request in requests], hidden)
+        return answers
 
 
 def _processor_keys(given: Mapping[str, Any]) -> dict[str, Any]:

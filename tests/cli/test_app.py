@@ -34,13 +34,13 @@ def test_help_and_version_import_nothing_that_takes_seconds():
         "    assert CliRunner().invoke(app, [*arguments, '--help']).exit_code == 0\n"
         "print(*sorted({'torch', 'transformers', 'numpy', 'av', 'PIL', 'huggingface_hub'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=600, check=True)
     assert done.stdout == "\n"
 
 
 def test_version():
     done = subprocess.run(
-        [sys.executable, "-m", "hippo", "--version"], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-m", "hippo", "--version"], capture_output=True, text=True, timeout=600, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, f"hippo {hippo.__version__}\n", "")
 

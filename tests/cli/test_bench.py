@@ -1,12 +1,13 @@
 """hippo bench: short forms of the studies. They check words and counts, never seconds."""
 
 import json
+import subprocess
 from functools import partial
 
 import pytest
 from typer.testing import CliRunner
 
-from hippo.bench import speed
+from hippo.bench import long, memory, scoring, serving, speed
 from hippo.cli.app import app
 from hippo.cli.demo import CLIP
 from hippo.errors import HippoError
@@ -26,7 +27,19 @@ def few_steps(monkeypatch):
     monkeypatch.setattr(speed, "steps", partial(speed.steps, count=2))
 
 
-@pytest.mark.usefixtures("patient_targets", "few_steps")
+@pytest.fixture
+def few_looks(monkeypatch):
+    """Memory is read five times a second: reading it takes a third of a core at fifty."""
+    monkeypatch.setattr(memory, "EVERY", 0.2)
+
+
+def in_this_process(command, **_):
+    """Stands for `subprocess.run`, where one start of an interpreter is enough to see that it works."""
+    done = CliRunner().invoke(app, command[3:], catch_exceptions=False)
+    return subprocess.CompletedProcess(command, done.exit_code, done.stdout, done.stderr)
+
+
+@pytest.mark.usefixtures("patient_targets", "few_steps", "few_looks")
 def test_speed_compares_words_and_counts_forwards(tmp_path, monkeypatch):
     peak = speed.peak
     monkeypatch.setattr(speed, "peak", lambda command: peak(command) if command[2] == "hippo" else len(command[2]))
@@ -164,14 +177,33 @@ def test_identical_says_so_clip_by_clip():
     assert result["identical"] is True and clip["seed"] == 90001 and set(clip["identical"].values()) == {True}
 
 
-def test_scoring_measures_seconds_and_memory():
+def test_scoring_measures_seconds_and_memory(monkeypatch):
+    run = subprocess.run
+
+    def one_apart(command, **options):
+        if command[-1] == "hippo":
+            return run(command, **options)
+        of = scoring.prefill(command[3], *map(int, command[4:6]), command[6])
+        return subprocess.CompletedProcess(command, 0, json.dumps(of))
+
+    monkeypatch.setattr(subprocess, "run", one_apart)
     (row,) = json.loads(bench("scoring", "--tokens", 128, "--layers", 2, "--runs", 1, "--json"))["rows"]
     assert row["video_tokens"] == 128 and row["layers"] == 2 and 0 < row["scoring_seconds"] < row["prefill_seconds"] * 9
     with pytest.raises(HippoError, match="not a multiple of 64"):
         bench("scoring", "--tokens", 100)
 
 
-def test_a_long_clip_takes_memory_that_is_known_and_gets_the_same_words():
+@pytest.mark.usefixtures("few_looks")
+def test_a_long_clip_takes_memory_that_is_known_and_gets_the_same_words(monkeypatch):
+    peak = long.peak
+
+    def one_apart(command, out):
+        if "hippo" in command[2:]:
+            return peak(command, out)
+        out.write_text(in_this_process(["python", *command]).stdout)
+        return 1 << 40
+
+    monkeypatch.setattr(long, "peak", one_apart)
     result = json.loads(bench("long", "--minutes", 0.25, "--fps", 2, "--max-new-tokens", 8, "--json"))
     assert result["identical"] and [row["method"] for row in result["rows"]] == ["hippo", "ar"]
     hippo, alone = result["rows"]
@@ -200,7 +232,8 @@ def test_serve_says_what_it_cannot_do(arguments, cause):
         bench("serve", *arguments)
 
 
-def test_a_batch_job_beside_a_loop_and_a_command_each():
+def test_a_batch_job_beside_a_loop_and_a_command_each(monkeypatch):
+    monkeypatch.setattr(serving.subprocess, "run", in_this_process)
     arguments = ["bench", "batch", "--clips", "2", "--commands", "1", "--max-new-tokens", "4", "--json"]
     found = json.loads(CliRunner().invoke(app, arguments, catch_exceptions=False).stdout)
     assert found["identical"] and len(found["batch"]) == len(found["loop"]) == 2 and len(found["commands"]) == 1

@@ -17,6 +17,7 @@ from hippo.params import SamplingParams
 from tests.models import inputs, model
 
 PROMPT = torch.tensor([1, 2, 3])
+SEEDS = 8_000
 
 
 def verifier(seed=0, temperature=1.0, processors=()):
@@ -121,18 +122,18 @@ def test_sampling_with_a_draft_follows_the_target_exactly(drafted):
     torch.manual_seed(1)
     logits = torch.randn(1, 6) * 1.5
     counts = torch.zeros(6)
-    for seed in range(20_000):
+    for seed in range(SEEDS):
         accepted, token, _ = verifier(seed=seed).verify(logits, [drafted])
         counts[drafted if accepted else token] += 1
     assert (
-        chisquare(counts, logits[0].softmax(-1).double() * 20_000 / logits[0].softmax(-1).double().sum()).pvalue > 0.01
+        chisquare(counts, logits[0].softmax(-1).double() * SEEDS / logits[0].softmax(-1).double().sum()).pvalue > 0.01
     )
 
 
 def test_a_rejected_token_is_replaced_from_the_masked_residual():
     logits = torch.randn(1, 6, generator=torch.Generator().manual_seed(4))
     p, counts = logits[0].double().softmax(-1), torch.zeros(6)
-    for seed in range(20_000):
+    for seed in range(SEEDS):
         accepted, token, _ = verifier(seed=seed).verify(torch.cat([logits, logits]), [2])
         if not accepted:
             counts[token] += 1

@@ -1,6 +1,5 @@
 """The drafter, against a scripted transport."""
 
-import time
 from collections import deque
 
 import pytest
@@ -48,9 +47,9 @@ class Script:
 def worker(monkeypatch):
     """Of a script, a worker handle with a short timeout."""
 
-    def of(script):
+    def of(script, timeout=0.001):
         monkeypatch.setattr(process, "_in_process", lambda *_: (script, script, None))
-        return DraftWorker("nowhere", "auto", "cpu", 0.001)
+        return DraftWorker("nowhere", "auto", "cpu", timeout)
 
     return of
 
@@ -63,9 +62,9 @@ def ids(proposals):
 def drafter(worker):
     """Of what the worker will say: a drafter that has begun, the script, its stats and its steps."""
 
-    def of(*says):
+    def of(*says, timeout=0.001):
         script, stats, steps = Script(*says), Stats(), []
-        made = worker(script).drafter(stats, on_step=steps.append, limit=10, shared_vision=False)
+        made = worker(script, timeout).drafter(stats, on_step=steps.append, limit=10, shared_vision=False)
         made.begin({})
         return made, script, stats, steps
 
@@ -248,18 +247,18 @@ def test_while_another_request_reads_the_worker_may_be_silent_for_longer(drafter
 
 
 def test_a_draft_that_never_gets_ready_is_given_up(drafter):
-    made, script, stats, _ = drafter()
+    made, script, stats, _ = drafter(timeout=20.0)
     made.prefill(torch.tensor([0]), GRIDS)
     assert not made.ready() and not stats.draft_lost
-    time.sleep(0.02)
-    assert not made.ready() and "silent for 0.01 s" in stats.draft_lost and script.closed
+    made._worker._heard -= 200
+    assert not made.ready() and "silent for 200 s" in stats.draft_lost and script.closed
 
 
 def test_a_prompt_is_waited_for_from_when_its_turn_comes(drafter):
-    made, script, _, _ = drafter()
+    made, script, _, _ = drafter(timeout=20.0)
     other = made._worker.drafter(Stats(), on_step=print, limit=10, shared_vision=False)
     other.begin({})
-    time.sleep(0.02)
+    made._worker._heard -= 200
     script.says.append(Ready(1, 0.0, ""))
     assert made.ready() and not other.ready() and not other.lost
 

@@ -25,7 +25,7 @@ def pipe(request):
     thread.start()
     yield ours
     ours.close()
-    thread.join(10)
+    thread.join(60)
     assert not thread.is_alive()
 
 
@@ -171,7 +171,7 @@ def test_it_works_on_the_device_it_is_given_and_leaves_that_of_others(device, mo
     thread.start()
     begin(ours, inputs("qwen2_5_vl"))
     ours.close()
-    thread.join(10)
+    thread.join(60)
     assert chosen == ([("cuda:1", thread)] if device == "cuda:1" else [])
 
 

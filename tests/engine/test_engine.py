@@ -6,7 +6,6 @@ import gc
 import os
 import random
 import threading
-import time
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -63,6 +62,8 @@ def running():
 
     def make(*args, **kwargs):
         made.append(engine_of(*args, **kwargs))
+        if (draft := made[-1].pair.draft) is not None:
+            draft.worker()  # a fork, before there is a reader's thread
         return made[-1]
 
     yield make
@@ -354,11 +355,14 @@ def test_a_thread_works_only_while_asyncio_waits(running):
     engine = running("qwen2_5_vl", 1)
 
     async def answer():
-        return await engine.submit(asked(0))
+        stream = engine.submit(asked(0))
+        await stream
+        while engine._thread is not None:
+            await asyncio.sleep(0.001)
+        assert [piece async for piece in stream] == []
 
     asyncio.run(answer())
-    while engine._thread is not None:
-        time.sleep(0.001)
-    unread = engine.submit(asked(1))
-    assert engine._thread is None and unread.state is State.WAITING
-    unread.close()
+    stream = engine.submit(asked(1))
+    next(stream)
+    assert engine._thread is None
+    stream.close()

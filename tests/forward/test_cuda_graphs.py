@@ -242,7 +242,7 @@ def test_two_models_in_two_threads_record_one_after_the_other(recording):
     together = threading.Barrier(2)
 
     def answer(family):
-        together.wait(10)
+        together.wait(60)
         one = reader(family)
         for width in (1, 2, 4, 8):
             one.extend([width] * width)

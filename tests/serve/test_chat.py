@@ -103,7 +103,8 @@ def test_every_way_to_give_a_clip(client, llm, expected):
         (asked(), {"media_io_kwargs": {"video": {"fps": 1.5}}}, {"fps": 1.5}),
         (asked(fps=3.0, max_frames=6), {}, {"fps": 3.0, "max_frames": 6}),
     ):
-        answer, own = ask(client, messages, extra_body=extra), llm.generate(CLIP, QUESTION, **same)
+        answer = ask(client, messages, extra_body=extra, max_tokens=16)
+        own = llm.generate(CLIP, QUESTION, **same, max_new_tokens=16)
         assert answer.usage.prompt_tokens_details.video_tokens == own.stats.video_tokens != 512
         assert answer.choices[0].message.content == own.text
     smaller = ask(client, extra_body={"mm_processor_kwargs": {"max_pixels": 56 * 56}}, max_tokens=1)
@@ -292,7 +293,7 @@ def test_a_hundred_clients_that_leave_leave_nothing_behind(llm, expected):
     with closing(service), serving(service) as url:
         answered = asyncio.run(visits(url))
         assert sum(map(bool, answered)) >= 75
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while (service.live or llm.engine.scheduler.jobs) and time.monotonic() < deadline:
             time.sleep(0.01)
         assert not service.live and not llm.engine.scheduler.jobs
@@ -318,7 +319,7 @@ def test_a_client_that_leaves_cancels_its_request(url, llm, service, monkeypatch
                     next(response.iter_lines())
             except httpx2.ReadTimeout:
                 assert not stream
-        for _ in range(100):
+        for _ in range(1200):
             if not llm.engine.scheduler.jobs and not service.live:
                 break
             time.sleep(0.05)
@@ -370,7 +371,7 @@ JSON = st.recursive(
 FIELDS = st.sampled_from(sorted({*ChatBody.model_fields, "tools", "user"} - {"stream", "return_tokens"}))
 
 
-@settings(max_examples=int(os.environ.get("HIPPO_FUZZED", 200)), deadline=None,
+@settings(max_examples=int(os.environ.get("HIPPO_FUZZED", 100)), deadline=None,
           suppress_health_check=list(HealthCheck))  # fmt: skip
 @given(st.dictionaries(FIELDS, JSON, max_size=3), st.booleans())
 def test_no_body_is_the_servers_fault(url, changes, video):

@@ -15,6 +15,7 @@ from PIL import Image
 
 from hippo.bench.world import make_scene, write_clip
 from hippo.checkpoints import BUNDLED
+from hippo.engine import State
 from hippo.serve.media import MediaPolicy
 from hippo.serve.service import Service
 from tests.serve.conftest import serving
@@ -237,13 +238,16 @@ def test_the_strip_is_drawn(page):
     assert (0x3D, 0x4C, 0x94) in colours and (0x0B, 0x6E, 0x5F) in colours  # both lanes, in light mode
 
 
-def test_stop_ends_the_answer(page, tiny):
+def test_stop_ends_the_answer(page, tiny, monkeypatch):
+    cancel, found = tiny.engine.cancel, []
+    monkeypatch.setattr(tiny.engine, "cancel", lambda job, **how: [found.append(job.state), cancel(job, **how)])
     page.sample()
     page.driver.execute_script(STOP_AT_THE_FIRST_WORD)
     page.ask()
     page.answered()
     assert page.text("status") == "Stopped"
-    page.until(lambda: not tiny.engine.scheduler.jobs, 2)  # the server cancelled it
+    page.until(lambda: not tiny.engine.scheduler.jobs)
+    assert State.DECODING in found, "the server cancelled it"
     begun = page.words()[0]
     page.ask()
     page.answered()
