@@ -20,7 +20,7 @@ from tests.drafts import draft
 from tests.forward.test_cuda_graphs import Recorder
 from tests.models import FAMILIES, generated, inputs, model
 
-REQUESTS, TOKENS = 20, 11
+REQUESTS, TOKENS = 32, 11
 WAYS = [
     {"decoder": "serial", "gamma": 3},
     {"decoder": "parallel", "gamma": 4},
