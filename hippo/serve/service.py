@@ -68,11 +68,13 @@ class Service:
     def admitted(self, count: int) -> Any:
         """Room for so many answers. Raises ApiError where there is none."""
         if self.draining:
+            self.metrics.refused()
             raise ApiError(503, "the server is stopping: ask another one")
         room = self.llm.engine.scheduler.max_running + self.max_waiting
         if count > room:
             raise ApiError(400, f"n is {count} and this server takes {room} answers at a time", "n")
         if self.live + count > room:
+            self.metrics.refused()
             raise ApiError(503, "too many requests wait already: ask again later")
         self.live += count
         try:
