@@ -27,8 +27,9 @@ def peak(arguments: list[str], out: Path = Path(os.devnull)) -> int | None:
 
 def with_children(pid: int) -> list[int]:
     """A process and its descendants."""
-    try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    try:  # a thread has those that it started
+        threads = list(Path(f"/proc/{pid}/task").iterdir())
+        children = [child for thread in threads for child in (thread / "children").read_text().split()]
     except OSError:
         return []
     return [pid, *(grandchild for child in children for grandchild in with_children(int(child)))]
