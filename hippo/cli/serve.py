@@ -51,6 +51,7 @@ def serve(
     decode_timeout: Annotated[
         float, typer.Option(min=0.1, help="Seconds for decoding one.", rich_help_panel=_GROUP_MEDIA)
     ] = 120.0,
+    max_video_tokens: common.VideoTokensOption = None,
     allow_origin: Annotated[
         list[str] | None, typer.Option(help="Site whose pages may ask (CORS). Several times.")
     ] = None,
@@ -106,6 +107,7 @@ def serve(
         max_media,
         media_memory << 20,
         decode_timeout,
+        max_video_tokens,
     )
     where = {
         "drafter": drafter,
