@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import httpx2
@@ -84,6 +85,27 @@ def test_a_key_is_asked_for_where_models_are(locked):
             assert client.models.list().data[0].id == "tiny"
     assert httpx2.post(f"{locked}/tokenize", json={"prompt": "x"}).status_code == 401
     assert httpx2.get(f"{locked}/health").status_code == 200
+
+
+def test_no_error_says_what_is_inside_the_server(llm, tmp_path, monkeypatch):
+    (tmp_path / "damaged.mp4").write_bytes(CLIP.read_bytes()[:3000])
+    service = Service(llm, "tiny", MediaPolicy(tmp_path))
+    with closing(service), serving(service, keys=("sesame",)) as url:
+        headers = {"Authorization": "Bearer sesame"}
+        body = {"messages": asked((tmp_path / "damaged.mp4").as_uri())}
+        damaged = httpx2.post(f"{url}/v1/chat/completions", json=body, headers=headers, timeout=60)
+        assert damaged.status_code == 400 and str(tmp_path) not in damaged.text
+
+        def fail(*_, **__):
+            raise RuntimeError("/etc/secret sesame")
+
+        monkeypatch.setattr(service, "require_model", fail)
+        failed = httpx2.post(f"{url}/v1/chat/completions", json=body, headers=headers)
+        assert failed.status_code == 500 and failed.json()["error"]["message"].startswith("The server failed")
+        refused = httpx2.post(f"{url}/v1/chat/completions", json=body, headers={"Authorization": "Bearer mine"})
+        assert refused.status_code == 401
+        for answer in (failed, refused):
+            assert not any(word in answer.text for word in ("secret", "sesame", "mine", "Traceback", ".py"))
 
 
 def test_bodies_that_are_none(url):
