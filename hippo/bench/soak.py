@@ -89,8 +89,10 @@ def ends(samples: Sequence[tuple[float, int]], seconds: float) -> tuple[int | No
 
 
 def memory_of(pid: int) -> Callable[[], int | None]:
-    """Of a process and all that it has started."""
-    return lambda: sum(held(one) for one in with_children(pid)) or None
+    """Of a process and all that it has started, without the files of libraries, whose share depends on who else has
+    them open."""
+    kinds = ("Pss_Anon", "Pss_Shmem")
+    return lambda: sum(held(one, kinds) for one in with_children(pid)) or None
 
 
 def memory_at(url: str) -> Callable[[], int | None]:
