@@ -120,6 +120,8 @@ def _clients(
 ) -> tuple[_Seen, list[tuple[float, int]]]:
     seen, samples, lock, places = _Seen(), list[tuple[float, int]](), threading.Lock(), count()
     began = time.perf_counter()
+    if (bytes_now := memory()) is not None:
+        samples.append((0.0, bytes_now))
 
     def client() -> None:
         while time.perf_counter() - began < seconds:
@@ -139,14 +141,15 @@ def _clients(
     threads = [threading.Thread(target=client, daemon=True) for _ in range(clients)]
     for thread in threads:
         thread.start()
-    step = max(1.0, seconds / _SAMPLES)
-    while any(thread.is_alive() for thread in threads):
-        if (bytes_now := memory()) is not None:
-            samples.append((time.perf_counter() - began, bytes_now))
-        progress(f"{clients} clients at once", min(1.0, (time.perf_counter() - began) / seconds))
+    step, working = max(1.0, seconds / _SAMPLES), True
+    while working:
         for thread in threads:
             thread.join(step / len(threads))
-    seen.seconds = time.perf_counter() - began
+        working = any(thread.is_alive() for thread in threads)
+        seen.seconds = time.perf_counter() - began
+        if (bytes_now := memory()) is not None:
+            samples.append((seen.seconds, bytes_now))
+        progress(f"{clients} clients at once", min(1.0, seen.seconds / seconds))
     return seen, samples
 
 

@@ -1,11 +1,12 @@
 """Clients that ask a server for a while."""
 
-import threading
+from itertools import count
+from pathlib import Path
 
 import pytest
 
 from hippo.bench.clients import Answered
-from hippo.bench.soak import CLIPS, ends, soak
+from hippo.bench.soak import ends, soak
 from hippo.errors import HippoError
 
 
@@ -25,19 +26,15 @@ def test_memory_that_is_not_known():
 
 
 def test_errors_are_counted_and_other_words_noticed(monkeypatch):
-    monkeypatch.setattr(
-        "hippo.bench.soak.write_clips", lambda folder, count, seed: [folder / f"{place}" for place in range(count)]
-    )
-    asked, warm, lock = [], 2, threading.Lock()
+    monkeypatch.setattr("hippo.bench.soak.write_clips", lambda *_: [Path("clip.mp4")])
+    calls = count()
 
     def ask(clip, tokens):
-        with lock:
-            asked.append(clip)
-        if len(asked) > warm and clip == asked[warm]:
+        number = next(calls)
+        if number == 1:  # the first after the one that warms up
             raise HippoError("it failed")
-        text = "other words" if asked.count(clip) == 4 else "words"
-        return Answered(text, tokens, 0.0, 0.0)
+        return Answered(f"answer {number}", tokens, 0.0, 0.0)
 
     found = soak(ask, 2, 1.0, 5, lambda: 7, None, lambda what, share: None)
-    assert list(found["errors"]) == ["HippoError: it failed"] and found["answers"] > 3 * CLIPS
+    assert found["errors"] == {"HippoError: it failed": 1} and found["answers"] >= 2 and found["tokens_a_second"] > 0
     assert not found["same_texts"] and found["growth"] == 0 and found["speed_over_library"] is None
