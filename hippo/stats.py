@@ -29,11 +29,11 @@ class Seconds:
 @dataclass
 class Stats:
     """Counts of one request. target_forwards: those after the prefill. draft_rounds: those of them beside which the
-    draft worked. checked, accepted: drafted tokens. kept_tokens: of the target's video tokens. captured: share of the
-    video tokens' score that they hold, see `hippo.pruning.captured`. cached_tokens: of the prompt, read by an earlier
-    request. kv_cache_mib: what the target's keys and values take. drafter: what drafts without a model; nothing is
-    pruned then, and kept_tokens is 0. warnings: what the user should know, beside a lost draft. trace: token by
-    token."""
+    draft worked. checked, accepted: drafted tokens. accepted_at: those accepted, by their place among the tokens that
+    one forward checked. kept_tokens: of the target's video tokens. captured: share of the video tokens' score that they
+    hold, see `hippo.pruning.captured`. cached_tokens: of the prompt, read by an earlier request. kv_cache_mib: what the
+    target's keys and values take. drafter: what drafts without a model; nothing is pruned then, and kept_tokens is 0.
+    warnings: what the user should know, beside a lost draft. trace: token by token."""
 
     method: str = ""
     new_tokens: int = 0
@@ -42,6 +42,7 @@ class Stats:
     draft_rounds: int = 0
     checked: int = 0
     accepted: int = 0
+    accepted_at: list[int] = field(default_factory=list)
     rejections: int = 0
     prompt_tokens: int = 0
     video_tokens: int = 0
@@ -55,6 +56,13 @@ class Stats:
     warnings: list[str] = field(default_factory=list)
     seconds: Seconds = field(default_factory=Seconds)
     trace: Trace = field(default_factory=Trace, repr=False, compare=False)
+
+    def accept(self, count: int) -> None:
+        """Count drafted tokens that one forward accepted."""
+        self.accepted += count
+        self.accepted_at += [0] * (count - len(self.accepted_at))
+        for place in range(count):
+            self.accepted_at[place] += 1
 
     @property
     def acceptance_rate(self) -> float:

@@ -7,11 +7,14 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import typer
+from prometheus_client import generate_latest
 from typer.testing import CliRunner
 
 import hippo
 from hippo.cli.app import app
 from hippo.cli.demo import CLIP
+from hippo.serve.metrics import Metrics
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -65,3 +68,25 @@ def test_commands_of_plug_ins_run_as_written(tmp_path, monkeypatch):
         short = ["--max-new-tokens", "8"] if "caption" in command else []
         done = CliRunner().invoke(app, [*shlex.split(command)[1:], *short], catch_exceptions=False)
         assert done.exit_code == 0, (command, done.stderr)
+
+
+def test_the_servers_options_and_their_defaults_are_on_its_page():
+    text = (ROOT / "docs" / "serving.md").read_text().partition("## Options")[2].partition("\n## ")[0]
+    rows = {name: line for line in text.splitlines() for name in re.findall(r"`(--[\w-]+)`", line)}
+    command = typer.main.get_command(app).commands["serve"]
+    options = {name: option for option in command.params for name in option.opts if name != "--help"}
+    assert set(rows) == set(options)
+    for name, option in options.items():
+        if type(option.default) in (int, float) and not name.startswith("--ray"):  # which ray.md explains
+            shown = f"{option.default >> 20} MiB" if name == "--max-media-bytes" else f"{option.default:g}"
+            assert re.search(rf"\b{shown}\b", rows[name]), name
+
+
+def test_the_servers_metrics_are_on_its_page():
+    text = (ROOT / "docs" / "serving.md").read_text().partition("## Metrics")[2].partition("\n## ")[0]
+    lines = generate_latest(Metrics("tiny", lambda: 0, lambda: 0).registry).decode().splitlines()
+    kinds = dict(line.removeprefix("# TYPE ").split() for line in lines if line.startswith("# TYPE "))
+    served = {name for name in kinds if not name.endswith("_created")}
+    written = set(re.findall(r"`((?:hippo:|process_)\w+)`", text))
+    assert {name for name in written if name.startswith("hippo:")} == {name for name in served if name[0] == "h"}
+    assert served <= written, "those of the process are Linux's"

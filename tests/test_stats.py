@@ -25,3 +25,10 @@ def test_nothing_happened():
 def test_json():
     counts = json.loads(json.dumps(Stats(draft_lost="it died").as_dict()))
     assert counts["draft_lost"] is True and counts["draft_lost_reason"] == "it died"
+
+
+def test_accepted_tokens_are_counted_by_place():
+    stats = Stats()
+    for count in (2, 0, 3, 1):
+        stats.accept(count)
+    assert stats.accepted == 6 and stats.accepted_at == [3, 2, 1]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
-import threading
+import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +23,7 @@ from hippo.errors import HippoError
 from hippo.llm import VideoLLM
 
 QUESTION = "Describe the video in detail."
-_SEED = 71000  # of scenes that no model was trained on
+SEED = 71000  # of scenes that no model was trained on
 _PATIENCE = 600.0  # seconds for one answer
 
 Ask = Callable[[Path, int], "Answered"]
@@ -36,15 +38,19 @@ class Answered(NamedTuple):
     last: float
 
 
-def server(url: str, model: str | None, key: str) -> Ask:
+@contextmanager
+def server(url: str, model: str | None, key: str) -> Iterator[Ask]:
     """Asks a server. Raises HippoError, also where it does not answer."""
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    client = httpx2.Client(base_url=url.rstrip("/"), headers=headers, timeout=_PATIENCE, trust_env=False)
-    try:
-        name = model or client.get("/v1/models").raise_for_status().json()["data"][0]["id"]
-    except (httpx2.HTTPError, ValueError, KeyError, IndexError) as error:
-        raise HippoError(f"{url} does not answer ({type(error).__name__})", "start the server first") from None
+    with httpx2.Client(base_url=url.rstrip("/"), headers=headers, timeout=_PATIENCE, trust_env=False) as client:
+        try:
+            name = model or client.get("/v1/models").raise_for_status().json()["data"][0]["id"]
+        except (httpx2.HTTPError, ValueError, KeyError, IndexError) as error:
+            raise HippoError(f"{url} does not answer ({type(error).__name__})", "start the server first") from None
+        yield _asking(client, url, name)
 
+
+def _asking(client: httpx2.Client, url: str, name: str) -> Ask:
     def ask(clip: Path, tokens: int) -> Answered:
         data = f"data:video/mp4;base64,{base64.b64encode(clip.read_bytes()).decode()}"
         content = [{"type": "video_url", "video_url": {"url": data}}, {"type": "text", "text": QUESTION}]
@@ -89,25 +95,27 @@ def library(llm: VideoLLM) -> Ask:
 
 
 @contextmanager
-def own_server(llm: VideoLLM) -> Iterator[str]:
-    """`hippo serve` on a pair that is loaded, in a thread. Yields its URL."""
-    import uvicorn
+def own_server(max_running: int) -> Iterator[tuple[str, int]]:
+    """`hippo serve` with the bundled pair, in a process of its own as clients have it. Nothing is kept between
+    requests. Yields its URL and its process. Raises HippoError."""
+    options = ["--port", "0", "--disable-page", "--cache-memory", "0", "--max-running", str(max_running)]
+    command = [sys.executable, "-m", "hippo", "serve", *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            if (found := re.search(r"http://[\d.]+:\d+", process.stdout.readline())) is None:
+                raise HippoError("hippo serve does not start", "run it by hand to see why")
+            yield found[0], process.pid
+        finally:
+            process.terminate()
 
-    from hippo.serve.app import make_app
-    from hippo.serve.media import MediaPolicy
-    from hippo.serve.service import Service
 
-    app = make_app(Service(llm, "tiny", MediaPolicy()), with_page=False)
-    running = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
-    thread = threading.Thread(target=running.run)
-    thread.start()
-    try:
-        while not running.started:
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{running.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        running.should_exit = True
-        thread.join()
+def write_clips(folder: Path, count: int, seed: int) -> list[Path]:
+    """Clips of different scenes."""
+    clips = [folder / f"{seed + place}.mp4" for place in range(count)]
+    for place, clip in enumerate(clips):
+        write_clip(make_scene(seed + place), clip)
+    return clips
 
 
 def study(
@@ -122,9 +130,7 @@ def study(
     rows: list[dict[str, Any]] = []
     with TemporaryDirectory() as folder:
         for at_once in concurrency:
-            clips = [Path(folder) / f"{at_once}-{place}.mp4" for place in range(requests + 1)]
-            for place, clip in enumerate(clips):
-                write_clip(make_scene(_SEED + 1000 * at_once + place), clip)
+            clips = write_clips(Path(folder), requests + 1, SEED + 1000 * at_once)
             seen: dict[str, list[Answered]] = {name: [] for name in subjects}
             spent = dict.fromkeys(subjects, 0.0)
             for ask in subjects.values():

@@ -28,17 +28,18 @@ def peak(arguments: list[str], out: Path = Path(os.devnull)) -> int | None:
 
 def with_children(pid: int) -> list[int]:
     """A process and its descendants."""
-    try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    try:  # a thread has those that it started
+        threads = list(Path(f"/proc/{pid}/task").iterdir())
+        children = [child for thread in threads for child in (thread / "children").read_text().split()]
     except OSError:
         return []
     return [pid, *(grandchild for child in children for grandchild in with_children(int(child)))]
 
 
-def held(pid: int) -> int:
-    """Bytes of PSS of a process; 0 if it is gone."""
+def held(pid: int, kinds: tuple[str, ...] = ("Pss",)) -> int:
+    """Bytes of PSS of a process; 0 if it is gone. kinds: fields of /proc/PID/smaps_rollup."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:
         return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.partition(":")[0] in kinds)

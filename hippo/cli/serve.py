@@ -51,6 +51,12 @@ def serve(
     decode_timeout: Annotated[
         float, typer.Option(min=0.1, help="Seconds for decoding one.", rich_help_panel=_GROUP_MEDIA)
     ] = 120.0,
+    max_video_tokens: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Of one request; longer videos are scaled down and thinned.", rich_help_panel=_GROUP_MEDIA
+        ),
+    ] = 16384,
     allow_origin: Annotated[
         list[str] | None, typer.Option(help="Site whose pages may ask (CORS). Several times.")
     ] = None,
@@ -106,6 +112,7 @@ def serve(
         max_media,
         media_memory << 20,
         decode_timeout,
+        max_video_tokens,
     )
     where = {
         "drafter": drafter,

@@ -66,7 +66,7 @@ class Answer:
         accepted = min(len(tokens), len(verdict.accepted))
         rejected = verdict.rejected and len(tokens) > accepted
         self._stats.checked += accepted + rejected
-        self._stats.accepted += accepted
+        self._stats.accept(accepted)
         self._stats.rejections += rejected
         self._verifier.commit(tokens)
         self.tokens += tokens

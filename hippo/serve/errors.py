@@ -6,7 +6,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
-from hippo.errors import BadRequest, Busy, HippoError, MediaError
+from hippo.errors import BadRequest, Busy, HippoError, MediaError, OutOfMemory
 
 _TYPES = {
     400: "BadRequestError",
@@ -16,6 +16,7 @@ _TYPES = {
     413: "RequestTooLargeError",
     503: "ServiceUnavailableError",
 }
+_STATUS: dict[type[HippoError], int] = {BadRequest: 400, MediaError: 400, OutOfMemory: 413, Busy: 503}
 RETRY_SECONDS = 1
 
 
@@ -48,5 +49,4 @@ def explained(error: Exception, hidden: tuple[str, ...] = ()) -> ApiError:
     message = str(error)
     for path in hidden:
         message = message.replace(path, "the video")
-    status = 400 if isinstance(error, (BadRequest, MediaError)) else 503 if isinstance(error, Busy) else 500
-    return ApiError(status, message)
+    return ApiError(next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 500), message)

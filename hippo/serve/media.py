@@ -37,6 +37,7 @@ class MediaPolicy:
         seconds: for fetching one.
         most: videos and images of one request.
         memory, decode_seconds: for decoding, see `hippo.video.process.Workers`.
+        tokens: of all videos of one request, see `hippo.request.Request`; None: what memory and the context hold.
     """
 
     folder: Path | None = None
@@ -46,6 +47,7 @@ class MediaPolicy:
     most: int = 16
     memory: int = 2 << 30
     decode_seconds: float = 120.0
+    tokens: int | None = None
 
     async def resolved(self, messages: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
         """A copy in which every video and image is content or a file that may be read, and the paths of these files.

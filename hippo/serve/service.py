@@ -24,6 +24,7 @@ from hippo.video.process import Workers
 
 Done = TypeVar("Done")
 DEFAULT_TOKENS = 1024
+_TOKEN = 64  # characters: no prompt that is written by people has tokens that are longer on average
 
 
 @dataclass
@@ -64,15 +65,26 @@ class Service:
         if name not in (None, self.model):
             raise ApiError(404, f"the model {name!r} does not exist: this server has {self.model!r}", "model")
 
+    def _require_short(self, messages: list[dict[str, Any]]) -> None:
+        """Texts that cannot fit are not tokenized first, which takes a second for each MiB. Raises ApiError."""
+        contents = [one.get("content") for one in messages]
+        parts = [part for content in contents for part in (content if isinstance(content, list) else [content])]
+        texts = [part.get("text") if isinstance(part, Mapping) else part for part in parts]
+        size = sum(len(text) for text in texts if isinstance(text, str)) + _TOKEN * len(messages)
+        if size > _TOKEN * self.context:
+            raise ApiError(400, f"the messages are too long for the model's context of {self.context}", "messages")
+
     @contextmanager
     def admitted(self, count: int) -> Any:
         """Room for so many answers. Raises ApiError where there is none."""
         if self.draining:
+            self.metrics.refused()
             raise ApiError(503, "the server is stopping: ask another one")
         room = self.llm.engine.scheduler.max_running + self.max_waiting
         if count > room:
             raise ApiError(400, f"n is {count} and this server takes {room} answers at a time", "n")
         if self.live + count > room:
+            self.metrics.refused()
             raise ApiError(503, "too many requests wait already: ask again later")
         self.live += count
         try:
@@ -93,6 +105,7 @@ class Service:
     ) -> Answers:
         """Let the engine answer. prompt: see `Request`. options: of `SamplingParams`, beside those of the body. Raises
         ApiError and HippoError."""
+        self._require_short([*messages, {"content": prompt or ""}])
         messages, hidden = await self.media.resolved(messages)
         video = None if body.media_io_kwargs is None else body.media_io_kwargs.video
         keys = {} if video is None else {name: one for name, one in video.model_dump().items() if one is not None}
@@ -102,7 +115,15 @@ class Service:
         if (longest := params.max_new_tokens) > self.context:
             raise ApiError(400, f"max_tokens is {longest} and the model's context {self.context}", "max_tokens")
         seeds = [params.seed] if count == 1 or params.seed is None else [params.seed + place for place in range(count)]
-        request = Request(messages, params, media=media, on_read=on_read, prompt=prompt, decoding=self.workers.decoding)
+        request = Request(
+            messages,
+            params,
+            max_video_tokens=self.media.tokens,
+            media=media,
+            on_read=on_read,
+            prompt=prompt,
+            decoding=self.workers.decoding,
+        )
         requests = [replace(request, params=replace(params, seed=seed)) for seed in (seeds * count)[:count]]
         answers = Answers(self, [self.llm.engine.submit(request) for request in requests], hidden)
         self.llm.engine.start()

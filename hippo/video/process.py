@@ -29,6 +29,7 @@ from hippo.video.worker import receive, send, shared
 
 # numpy computes nothing there; each of FFmpeg's threads would reserve an arena of 64 MiB.
 _ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
+_KEPT = 16 << 20  # bytes of frames whose memory waits for the next clip
 _DYING = 5.0  # seconds in which a process whose channel is closed is gone
 
 
@@ -107,7 +108,8 @@ class _Process:
                 self._channel.close()
                 cause = f"no process can be started to decode in ({error.strerror})"
                 raise OutOfMemory(cause, "let fewer requests run") from None
-        self._end = weakref.finalize(self, _end, self._child, self._channel)
+        self.frames = _file()  # kept for the next clip: new pages take most of the time of handing over
+        self._end = weakref.finalize(self, _end, self._child, self._channel, self.frames)
 
     @property
     def alive(self) -> bool:
@@ -159,10 +161,11 @@ class _Process:
         return signal.Signals(-code).name if code < 0 else f"code {code}"
 
 
-def _end(child: subprocess.Popen[bytes], channel: socket.socket) -> None:
+def _end(child: subprocess.Popen[bytes], channel: socket.socket, frames: BinaryIO) -> None:
     child.kill()
     child.wait()
     channel.close()
+    frames.close()
 
 
 class _Remote(Decoder):
@@ -187,11 +190,14 @@ class _Remote(Decoder):
         progress: Callable[[float], None] | None = None,
     ) -> Video:
         """See `Decoder`. progress: called at the end alone."""
-        assert isinstance(clip, _Clip)
-        with _file() as file:
-            shape, known = self.call("sample", clip.path, clip.place, sampling, most, files=[file.fileno()])
-            # A copy: a mapping would keep the file open as long as the frames are kept for later requests.
-            video = Video(shared(file.fileno(), shape).copy(), **known)
+        assert isinstance(clip, _Clip) and self.process is not None
+        file = self.process.frames.fileno()
+        try:
+            shape, known = self.call("sample", clip.path, clip.place, sampling, most, files=[file])
+            video = Video(shared(file, shape).copy(), **known)
+        finally:
+            if self.process.alive and os.fstat(file).st_size > _KEPT:
+                os.truncate(file, 0)
         if progress is not None:
             progress(1.0)
         return video

@@ -60,7 +60,8 @@ def receive(channel: socket.socket) -> tuple[Any, list[int]]:
 def shared(file: int, shape: tuple[int, ...]) -> np.ndarray:
     """What two processes see in one file, made as large as that, as an array of uint8."""
     os.truncate(file, math.prod(shape))
-    return np.frombuffer(mmap.mmap(file, math.prod(shape)), np.uint8).reshape(shape)
+    at_once = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)  # all pages in one go: Linux'
+    return np.frombuffer(mmap.mmap(file, math.prod(shape), flags=at_once), np.uint8).reshape(shape)
 
 
 class Worker:

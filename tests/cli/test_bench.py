@@ -223,9 +223,22 @@ def test_serve_asks_the_library_and_a_server_the_same():
         assert row["tokens_a_second"] > 0
 
 
+def test_serve_for_some_seconds_finds_what_grows_and_what_fails():
+    arguments = ("serve", "--minutes", 0.05, "--concurrency", 2, "--max-new-tokens", 4, "--json")
+    result = json.loads(bench(*arguments))
+    assert result["errors"] == {} and result["same_texts"] and result["answers"] >= 2 and result["seconds"] >= 3
+    assert result["tokens_a_second"] > 0 and result["library_tokens_a_second"] > 0
+    assert result["memory_first_minute"] > 100 << 20 and abs(result["growth"]) < 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "cause"),
-    [(("--url", "http://127.0.0.1:9"), "does not answer"), (("--concurrency", "1,x"), "no whole numbers")],
+    [
+        (("--url", "http://127.0.0.1:9"), "does not answer"),
+        (("--concurrency", "1,x"), "no whole numbers"),
+        (("--minutes", "1", "--concurrency", "1,8"), "one server"),
+        (("--minutes", "1", "--url", "http://a", "--url", "http://b"), "one server"),
+    ],
 )
 def test_serve_says_what_it_cannot_do(arguments, cause):
     with pytest.raises(HippoError, match=cause):

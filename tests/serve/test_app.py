@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import httpx2
@@ -36,23 +37,44 @@ def test_what_a_client_may_look_up(url):
         assert answer.status_code == answer.json()["error"]["code"] == status
 
 
-def test_metrics_count_what_was_answered(client, url):
-    def read():
-        lines = httpx2.get(f"{url}/metrics").text.splitlines()
-        return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
+def measured(url):
+    """The samples of /metrics, without the label of the model."""
+    lines = httpx2.get(f"{url}/metrics").text.replace('model_name="tiny"', "").replace("{}", "").splitlines()
+    return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
 
-    before = read()
+
+def test_metrics_count_what_was_answered(client, url):
+    before = measured(url)
     answer = client.chat.completions.create(model="tiny", messages=asked(), max_tokens=40)
-    after, of = read(), '{model_name="tiny"}'
-    grown = {name: after[name] - before[name] for name in after if name.startswith("hippo:")}
-    assert grown[f"hippo:generation_tokens_total{of}"] == 40
-    assert grown[f"hippo:prompt_tokens_total{of}"] == answer.usage.prompt_tokens
-    assert grown[f"hippo:prefix_cache_hits_total{of}"] == answer.usage.prompt_tokens_details.cached_tokens
-    assert grown[f"hippo:spec_decode_num_accepted_tokens_total{of}"] == answer.usage.speculative["accepted"]
-    assert grown['hippo:request_success_total{finished_reason="length",model_name="tiny"}'] == 1
-    for name in ("time_to_first_token_seconds", "inter_token_latency_seconds", "e2e_request_latency_seconds"):
-        assert grown[f"hippo:{name}_count{of}"] == 1 and grown[f"hippo:{name}_sum{of}"] > 0
-    assert after[f"hippo:num_requests_running{of}"] == after[f"hippo:num_requests_waiting{of}"] == 0
+    after = measured(url)
+    grown = {name[6:]: after[name] - before.get(name, 0) for name in after if name.startswith("hippo:")}
+    assert grown["generation_tokens_total"] == grown["request_generation_tokens_sum"] == 40
+    assert grown["prompt_tokens_total"] == grown["request_prompt_tokens_sum"] == answer.usage.prompt_tokens
+    assert grown["prefix_cache_hits_total"] == answer.usage.prompt_tokens_details.cached_tokens
+    accepted = answer.usage.speculative["accepted"]
+    assert grown["spec_decode_num_accepted_tokens_total"] == accepted
+    name = "spec_decode_num_accepted_tokens_per_pos_total"
+    by_position = [grown.get(f'{name}{{,position="{place}"}}', 0) for place in range(40)]
+    assert sum(by_position) == accepted > 0 and by_position == sorted(by_position, reverse=True)
+    assert grown['request_success_total{finished_reason="length",}'] == 1
+    assert grown["num_requests_running"] == grown["num_requests_waiting"] == 0
+    seconds = {name[:-12]: grown[name] for name in grown if name.endswith("_seconds_sum")}
+    steps = grown.pop("inter_token_latency_seconds_count")
+    assert 0 < steps < 40
+    assert all(grown[f"{name}_seconds_count"] == 1 for name in seconds if name != "inter_token_latency")
+    parts = ("request_read_time", "request_queue_time", "request_prefill_time", "request_decode_time")
+    assert 0 < sum(seconds[part] for part in parts) <= seconds["e2e_request_latency"] + 1e-6
+    assert seconds["inter_token_latency"] == pytest.approx(seconds["request_decode_time"])
+    assert seconds["request_time_per_output_token"] == pytest.approx(seconds["request_decode_time"] / 39)
+    assert seconds["time_to_first_token"] < seconds["e2e_request_latency"]
+
+
+def test_metrics_count_who_was_turned_away(llm):
+    service = Service(llm, "tiny", MediaPolicy())
+    service.draining = True
+    with serving(service) as url:
+        assert httpx2.post(f"{url}/v1/chat/completions", json={"messages": asked()}).status_code == 503
+        assert measured(url)["hippo:admission_rejections_total"] == 1
 
 
 def test_a_key_is_asked_for_where_models_are(locked):
@@ -63,6 +85,27 @@ def test_a_key_is_asked_for_where_models_are(locked):
             assert client.models.list().data[0].id == "tiny"
     assert httpx2.post(f"{locked}/tokenize", json={"prompt": "x"}).status_code == 401
     assert httpx2.get(f"{locked}/health").status_code == 200
+
+
+def test_no_error_says_what_is_inside_the_server(llm, tmp_path, monkeypatch):
+    (tmp_path / "damaged.mp4").write_bytes(CLIP.read_bytes()[:3000])
+    service = Service(llm, "tiny", MediaPolicy(tmp_path))
+    with closing(service), serving(service, keys=("sesame",)) as url:
+        headers = {"Authorization": "Bearer sesame"}
+        body = {"messages": asked((tmp_path / "damaged.mp4").as_uri())}
+        damaged = httpx2.post(f"{url}/v1/chat/completions", json=body, headers=headers, timeout=60)
+        assert damaged.status_code == 400 and str(tmp_path) not in damaged.text
+
+        def fail(*_, **__):
+            raise RuntimeError("/etc/secret sesame")
+
+        monkeypatch.setattr(service, "require_model", fail)
+        failed = httpx2.post(f"{url}/v1/chat/completions", json=body, headers=headers)
+        assert failed.status_code == 500 and failed.json()["error"]["message"].startswith("The server failed")
+        refused = httpx2.post(f"{url}/v1/chat/completions", json=body, headers={"Authorization": "Bearer mine"})
+        assert refused.status_code == 401
+        for answer in (failed, refused):
+            assert not any(word in answer.text for word in ("secret", "sesame", "mine", "Traceback", ".py"))
 
 
 def test_bodies_that_are_none(url):

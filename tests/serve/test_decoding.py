@@ -81,6 +81,15 @@ def test_a_file_that_needs_too_much_memory_is_refused(llm, forgetful):
         assert text_of(ask(url, asked()))
 
 
+def test_a_request_takes_no_more_video_tokens_than_the_server_allows(llm, forgetful):
+    service = Service(llm, "tiny", MediaPolicy(tokens=128))
+    with closing(service), serving(service) as url:
+        answer = ask(url, asked(), max_tokens=1)
+        assert 0 < answer.json()["usage"]["prompt_tokens_details"]["video_tokens"] <= 128
+        answer = ask(url, asked(resized_height=10**9, resized_width=10**9), max_tokens=1)
+        assert answer.status_code == 400 and "128" in answer.json()["error"]["message"]
+
+
 def test_a_decoder_that_is_killed_under_load_fails_its_request_alone(llm, forgetful):
     service, questions = Service(llm, "tiny", MediaPolicy()), ["What happens?", "Who is there?", "What moves?"]
     with closing(service), serving(service) as url:
