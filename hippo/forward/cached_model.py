@@ -54,7 +54,7 @@ class CachedModel:
         self._language_model, self._head, self._lookup = language_model, head, lookup
         self._may_fuse, self._fixed_width, self._capacity = may_fuse and not fixed_width, fixed_width, 0
         config = language_model.config
-        self._width = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+        self._intermediate = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
         self._fused: FusedDecoder | None = None
         devices = {parameter.device for parameter in language_model.parameters()}
         # At a fixed width the room must not grow: its size is part of the shapes.
@@ -65,7 +65,7 @@ class CachedModel:
         self._first = 0
         self._next: Tensor = torch.zeros(1, dtype=torch.long)
         self.forwards = 0
-        self.seconds = 0.0  # of the last extend
+        self.seconds, self.width = 0.0, 0  # of the last extend; the mean width, with other requests
 
     @classmethod
     def of(
@@ -180,6 +180,7 @@ class CachedModel:
         if logits is None:
             logits = self._extend(ids)
         self.forwards += 1
+        self.width = len(ids)
         self.seconds = clock(device) - began - recording
         return logits
 
@@ -282,13 +283,13 @@ class CachedModel:
     def _longest(self, like: Tensor) -> int:
         """Tokens of a prompt that one forward reads, for embeddings `like` (n, D)."""
         if like.device.type != "cuda":
-            return _WHOLE // self._width
+            return _WHOLE // self._intermediate
         config, free = self._language_model.config, free_memory(like.device)
         if not self._kv.size:
             free -= bytes_per_token(config, like.dtype) * self._first
         # The share of all memory is the same each time, and so are the parts, unless memory is short.
         room = min(_OF_GPU * total_memory(like.device), _OF_FREE * free)
-        return tensor_parallel.all_min(int(room / prefill_bytes(self._width, like)))
+        return tensor_parallel.all_min(int(room / prefill_bytes(self._intermediate, like)))
 
     def _forward(
         self, embeds: Embeds, positions: Tensor, last_only: bool = False, mask: Tensor | None = None
@@ -319,8 +320,13 @@ def extend_together(parts: Sequence[tuple[CachedModel, Sequence[int]]]) -> list[
     """`extend` for several requests of one model. All products are made over the tokens of all requests, and each
     request attends to its own keys and values. Returns the (n, vocabulary) logits of each."""
     first, ids = parts[0][0], [id for _, own in parts for id in own]
+    width = round(len(ids) / len(parts))
     if len(parts) == 1 or not all(one.joins() for one, _ in parts):
-        return [one.extend(own) for one, own in parts]
+        apart = [one.extend(own) for one, own in parts]
+        seconds = sum(one.seconds for one, _ in parts)
+        for one, _ in parts:
+            one.seconds, one.width = seconds, width  # each waits for all
+        return apart
     device, counts = first._next.device, [len(own) for _, own in parts]
     began = clock(device)
     embeds = first._lookup(torch.tensor(ids, device=device))
@@ -338,7 +344,7 @@ def extend_together(parts: Sequence[tuple[CachedModel, Sequence[int]]]) -> list[
     seconds = clock(device) - began
     for one, _ in parts:
         one.forwards += 1
-        one.seconds = seconds
+        one.seconds, one.width = seconds, width
     return list(logits.split(counts))
 
 
