@@ -168,10 +168,9 @@ def groups_speed(costs: Costs, rate: float, most: int = LARGEST, least: int = 1)
     other group. Until such steps were measured: the most that it could be, with drafts that cost no time and forwards
     over half of the requests that take half as long.
     """
-    fixed, slope = costs.target(False)
-    if not costs.in_groups.enough(both=True):
-        return _best(rate, lambda gamma: fixed + slope * (gamma + 1), most, least)
     fixed, slope = costs.in_groups.target(True)
+    if not fixed + slope:
+        fixed, slope = (half / 2 for half in costs.target(False))
     draft = costs.in_groups.draft(True)
     return _best(rate, lambda gamma: 2 * max(fixed + slope * (gamma + 1), gamma * draft), most, least)
 

@@ -97,7 +97,7 @@ class InGroups(InTurns):
     def begin_round(self) -> None:
         """See Lookahead."""
         measured = self._costs.in_groups
-        if not measured.enough(both=True):
+        if not measured.known(both=True):
             return super().begin_round()
         speed, self._gamma = groups_speed(self._costs, self._acceptance.rate, self._most)
         slope = measured.target(True)[1]

@@ -34,8 +34,9 @@ class Groups:
     they promise, for studies.
     """
 
-    _STEPS = 8  # after which the choice is made again
-    _WORTH = 1.05  # of one group, from which on two are worth changing to: the first step of two has no overlap
+    _STEPS = 4  # after which the choice is made again
+    # Of one group's speed, from which on two begin, and go on: promises err, and the first step of two has no overlap.
+    _BEGIN, _GO_ON = 1.15, 1.05
 
     def __init__(self, costs: Costs | None, fixed: bool | None = None) -> None:
         self._costs, self.fixed = costs, fixed
@@ -46,10 +47,11 @@ class Groups:
     def begin_step(self, members: Sequence[Member]) -> None:
         """Choose between one group and two for the requests that decode. Nothing was asked in this step yet."""
         self._drafted = [member for member in members if member.proposed]
-        self._left -= 1
-        if self._left <= 0 or len(members) != self._count:
+        if not self._left or len(members) != self._count:
+            two = self._promise_more(members) if self.fixed is None else self.fixed
+            self.two = broadcast(two and len(members) > 1)
             self._count, self._left = len(members), self._STEPS
-            self.two = broadcast(self._promise_more(members) if self.fixed is None else self.fixed)
+        self._left -= 1
 
     def due(self, members: Sequence[Some]) -> list[Some]:
         """Those to be checked in this step. members: whose draft has been asked."""
@@ -69,4 +71,4 @@ class Groups:
             if (promises := member.promises()) is None:
                 return False
             one, two = one + promises[0], two + promises[1]
-        return two > (1.0 if self.two else self._WORTH) * one
+        return two > (self._GO_ON if self.two else self._BEGIN) * one
