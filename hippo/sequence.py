@@ -139,9 +139,9 @@ class Sequence:
         """How many requests decode together from now on, and whether in two groups: costs are kept apart for each."""
         self._schedule.batch(size, two_groups)
 
-    def promises(self) -> tuple[float, float] | None:
+    def promises(self, size: int) -> tuple[float, float] | None:
         """See `hippo.decode.Schedule.promises`; None also where no draft works beside the target."""
-        return self._schedule.promises() if self._beside and not self.stats.draft_lost else None
+        return self._schedule.promises(size) if self._beside and not self.stats.draft_lost else None
 
     def took(self, seconds: float) -> None:
         """Count what a step did, and the time it took."""

@@ -64,10 +64,10 @@ class Machine:
 class _Target:
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
-        self.forwards, self.seconds, self.width, self.widest = 0, 0.0, 0, 0
+        self.forwards, self.seconds, self.width, self.longest, self.widest = 0, 0.0, 0, 0, 0
 
     def extend(self, ids: Sequence[int]) -> Tensor:
-        self.width = len(ids)
+        self.width = self.longest = len(ids)
         self.seconds = self._machine.target(self.width)
         self._machine.now += self.seconds
         self.forwards += 1
@@ -185,7 +185,7 @@ class _Member:
     """A request of several, in the places of a `Sequence` and of its Drafter."""
 
     lost = proposed = done = False
-    seconds, width, widest = 0.0, 0, 0
+    seconds, width, longest, widest = 0.0, 0, 0, 0
 
     def __init__(self, guesses: Sequence[Guess], machine: Machine, shared: _SharedDraft, schedule: Schedule) -> None:
         self._guesses, self._machine, self._shared, self._schedule = guesses, machine, shared, schedule
@@ -197,8 +197,8 @@ class _Member:
     def batch(self, size: int, two_groups: bool) -> None:
         self._schedule.batch(size, two_groups)
 
-    def promises(self) -> tuple[float, float] | None:
-        return self._schedule.promises()
+    def promises(self, size: int) -> tuple[float, float] | None:
+        return self._schedule.promises(size)
 
     def advance(self, logits: Tensor | None = None) -> Check | Pause | list[int] | None:
         wanted = None
@@ -281,6 +281,7 @@ def simulate_together(
         machine.now += seconds
         for member, ids in checks:
             member.seconds, member.width = seconds, round(sum(widths) / len(checks))
+            member.longest = max(widths)
             member.advance(torch.tensor([[1.0, 0.0]]).expand(len(ids), 2))
         groups.end_step(widths, machine.now - began)
     return machine.now

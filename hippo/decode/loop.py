@@ -25,11 +25,12 @@ from hippo.tensor_parallel import broadcast
 
 
 class Target(Protocol):
-    """What decoding needs of the target, see `hippo.forward.CachedModel`. seconds: of the last forward. width: of its
-    tokens, the mean of all requests in it."""
+    """What decoding needs of the target, see `hippo.forward.CachedModel`. seconds: of the last forward. width,
+    longest: of its tokens, the mean and the most of a request in it."""
 
     seconds: float
     width: int
+    longest: int
 
     @property
     def widest(self) -> int:
@@ -82,7 +83,7 @@ def decode(
         pending = broadcast(take(answer, drafter, schedule, mode, most))
         logits: Any = yield Check([answer.tokens[-1], *(proposal.id for proposal in pending)])
         stats.trace.did("target", "verify", now(), target.seconds, 1 + len(pending))
-        schedule.saw_target(target.width, target.seconds)
+        schedule.saw_target(target.width, target.seconds, target.longest)
         if mode is not Mode.PARALLEL:
             verdict = verify(logits, pending, answer, schedule)
         elif pending:

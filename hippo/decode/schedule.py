@@ -60,16 +60,17 @@ class Schedule:
             self._lookaheads = {mode: FixedGamma(gamma, mode is Mode.PARALLEL) for mode in self._lookaheads}
             self._rest = AlwaysDraft()
         self._now, self._pre_verify, self._two_groups = Mode.PLAIN, True, False
-        self._width, self._target_seconds = 1, 0.0
+        self._longest, self._target_seconds = 1, 0.0
 
     def batch(self, size: int, two_groups: bool = False) -> None:
         """How many requests decode together from now on, and whether in two groups."""
         self.costs.batch = self.costs.in_groups.batch = 1 << (size.bit_length() - 1)
         self._two_groups = two_groups
 
-    def promises(self) -> tuple[float, float] | None:
-        """Tokens a second that decoding in one group promises, and in two. None where it is not known yet, or not in
-        turns."""
+    def promises(self, size: int) -> tuple[float, float] | None:
+        """Tokens a second that decoding together with others, `size` in all, promises in one group and in two. None
+        where it is not known yet, or not in turns."""
+        self.batch(size)
         if self._mode is not Mode.IN_TURNS or not self.costs.enough(both=False):
             return None
         rate = self.acceptance.rate
@@ -99,9 +100,9 @@ class Schedule:
         """See `Lookahead.wants`."""
         return self._lookaheads[self._now].wants(probs, coming, self._pre_verify)
 
-    def saw_target(self, width: int, seconds: float) -> None:
-        """A target forward over `width` tokens of each request took so many seconds."""
-        self._width, self._target_seconds = width, seconds
+    def saw_target(self, width: int, seconds: float, longest: int = 0) -> None:
+        """A target forward over `width` tokens of each request, at most `longest`, took so many seconds."""
+        self._longest, self._target_seconds = longest or width, seconds
         if self._now is not Mode.GROUPS:  # whose steps are measured as a whole, where they are made
             self.costs.saw_target(width, seconds, both=self._now is Mode.PARALLEL)
 
@@ -124,9 +125,9 @@ class Schedule:
         """The round that began last brought so many tokens in so many seconds."""
         catching_up = self._rest.waking
         self._rest.end_round(tokens, seconds)
-        if self._now is Mode.IN_TURNS and self._width > 1 and not catching_up:
+        if self._now is Mode.IN_TURNS and self._longest > 1 and not catching_up:
             # All that a drafted token costs the round, messages included.
-            self.costs.saw_draft(max(0.0, seconds - self._target_seconds) / (self._width - 1), both=False)
+            self.costs.saw_draft(max(0.0, seconds - self._target_seconds) / (self._longest - 1), both=False)
         if self._now is not Mode.PLAIN and not catching_up:
             self._lookaheads[self._now].end_round(tokens, seconds)
 
@@ -201,8 +202,9 @@ class AutoSchedule(Schedule):
                 speeds[Mode.PARALLEL] = parallel_speed(self.costs, rate, self._most)[0]
         return speeds
 
-    def promises(self) -> tuple[float, float] | None:
+    def promises(self, size: int) -> tuple[float, float] | None:
         """See Schedule."""
+        self.batch(size)
         if not self._beside or not all(map(self.costs.enough, (False, True))):
             return None
         one = max(self._comparable().values())

@@ -16,8 +16,8 @@ class Member(Protocol):
     def proposed(self) -> bool:
         """Whether the draft was asked for tokens that are not checked yet."""
 
-    def promises(self) -> tuple[float, float] | None:
-        """Tokens a second in one group and in two; None where two are not possible."""
+    def promises(self, size: int) -> tuple[float, float] | None:
+        """Tokens a second among `size` requests in one group and in two; None where two are not possible."""
 
 
 Some = TypeVar("Some", bound=Member)
@@ -68,7 +68,7 @@ class Groups:
     def _promise_more(self, members: Sequence[Member]) -> bool:
         one = two = 0.0
         for member in members:
-            if (promises := member.promises()) is None:
+            if (promises := member.promises(len(members))) is None:
                 return False
             one, two = one + promises[0], two + promises[1]
         return two > (self._GO_ON if self.two else self._BEGIN) * one

@@ -65,7 +65,7 @@ class CachedModel:
         self._first = 0
         self._next: Tensor = torch.zeros(1, dtype=torch.long)
         self.forwards = 0
-        self.seconds, self.width = 0.0, 0  # of the last extend; the mean width, with other requests
+        self.seconds, self.width, self.longest = 0.0, 0, 0  # of the last extend; the mean and largest of all requests
 
     @classmethod
     def of(
@@ -180,7 +180,7 @@ class CachedModel:
         if logits is None:
             logits = self._extend(ids)
         self.forwards += 1
-        self.width = len(ids)
+        self.width = self.longest = len(ids)
         self.seconds = clock(device) - began - recording
         return logits
 
@@ -320,12 +320,12 @@ def extend_together(parts: Sequence[tuple[CachedModel, Sequence[int]]]) -> list[
     """`extend` for several requests of one model. All products are made over the tokens of all requests, and each
     request attends to its own keys and values. Returns the (n, vocabulary) logits of each."""
     first, ids = parts[0][0], [id for _, own in parts for id in own]
-    width = round(len(ids) / len(parts))
+    width, longest = round(len(ids) / len(parts)), max(len(own) for _, own in parts)
     if len(parts) == 1 or not all(one.joins() for one, _ in parts):
         apart = [one.extend(own) for one, own in parts]
         seconds = sum(one.seconds for one, _ in parts)
         for one, _ in parts:
-            one.seconds, one.width = seconds, width  # each waits for all
+            one.seconds, one.width, one.longest = seconds, width, longest  # each waits for all
         return apart
     device, counts = first._next.device, [len(own) for _, own in parts]
     began = clock(device)
@@ -344,7 +344,7 @@ def extend_together(parts: Sequence[tuple[CachedModel, Sequence[int]]]) -> list[
     seconds = clock(device) - began
     for one, _ in parts:
         one.forwards += 1
-        one.seconds, one.width = seconds, width
+        one.seconds, one.width, one.longest = seconds, width, longest
     return list(logits.split(counts))
 
 

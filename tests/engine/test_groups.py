@@ -37,7 +37,7 @@ class Member:
     two: float = 2.0
     proposed: bool = False
 
-    def promises(self):
+    def promises(self, size):
         return None if self.one is None else (self.one, self.two)
 
 
