@@ -258,3 +258,32 @@ def compared(rate, machine, decoder, apart):
         together(rate, machine, decoder, groups, costs, [0], apart)  # measures
         took.append(together(rate, machine, decoder, groups, costs, [1, 2], apart))
     return took[0] / took[1]
+
+
+OWN = (1.0, 1.0)  # neither model slows the other
+
+
+@pytest.mark.parametrize("decoder", ["serial", "auto"])
+@pytest.mark.parametrize("draft", [0.005, 0.02])
+def test_two_groups_are_used_where_they_are_faster(decoder, draft):
+    """Where forwards over half of the requests take half as long, all that the draft takes is hidden."""
+    assert compared(0.7, (0.02, draft, OWN), decoder, apart=True) < 0.9
+
+
+@pytest.mark.parametrize("slope", [0.02, 0.3])
+@pytest.mark.parametrize("draft, slowdown", [(0.005, OWN), (0.02, (1.5, 1.5))])
+@pytest.mark.parametrize("rate", [0.0, 0.7])
+def test_the_choice_is_never_slower_than_one_group(slope, draft, slowdown, rate):
+    """At most 3 % in answers after the first. Two groups all the time would take up to 2.5 times as long."""
+    for apart in (True, False):
+        assert compared(rate, (slope, draft, slowdown), "serial", apart) < 1.03
+
+
+def test_two_groups_all_the_time_can_be_slow():
+    costs = Costs(), Costs()
+    flat = 0.02, 0.02, (1.5, 1.5)
+    two, one = (
+        together(0.7, flat, "serial", Groups(c, fixed), c, [0], False)
+        for c, fixed in zip(costs, (True, False), strict=True)
+    )
+    assert two > 1.5 * one
