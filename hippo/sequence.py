@@ -86,6 +86,7 @@ class Sequence:
         self._closed = False
         self._own_steps = alone(self._run, lambda ids: self.target.extend(ids))  # type: ignore[union-attr]
         self._answer: Answer | None = None
+        self.proposed = False  # whether the draft was asked for its next round
         self.part: int | None = None  # tokens of a long prompt that one forward reads; None: many
 
     @torch.no_grad()
@@ -103,6 +104,7 @@ class Sequence:
                 self._run.close()
                 return None
             self.batch(1)
+            self.proposed = False
             with mixed_dtypes_explained(self.pair.target):
                 tokens = next(self._own_steps, None)
         self.took(time.perf_counter() - began)
@@ -122,18 +124,24 @@ class Sequence:
         self._share = share or self._share
         with mixed_dtypes_explained(self.pair.target):
             try:
-                return self._run.send(logits)
+                wanted: Wanted = self._run.send(logits)
             except StopIteration:
-                return None
+                wanted = None
+        self.proposed = wanted is Pause.PROPOSED
+        return wanted
 
     @property
     def is_running(self) -> bool:
         """Whether it is being advanced at this moment."""
         return bool(self._run.gi_running)
 
-    def batch(self, size: int) -> None:
-        """How many requests the next rounds decode together: costs are kept apart for each number."""
-        self._schedule.batch(size)
+    def batch(self, size: int, two_groups: bool = False) -> None:
+        """How many requests decode together from now on, and whether in two groups: costs are kept apart for each."""
+        self._schedule.batch(size, two_groups)
+
+    def promises(self, size: int) -> tuple[float, float] | None:
+        """See `hippo.decode.Schedule.promises`; None also where no draft works beside the target."""
+        return self._schedule.promises(size) if self._beside and not self.stats.draft_lost else None
 
     def took(self, seconds: float) -> None:
         """Count what a step did, and the time it took."""

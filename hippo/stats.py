@@ -29,17 +29,19 @@ class Seconds:
 @dataclass
 class Stats:
     """Counts of one request. target_forwards: those after the prefill. draft_rounds: those of them beside which the
-    draft worked. checked, accepted: drafted tokens. accepted_at: those accepted, by their place among the tokens that
-    one forward checked. kept_tokens: of the target's video tokens. captured: share of the video tokens' score that they
-    hold, see `hippo.pruning.captured`. cached_tokens: of the prompt, read by an earlier request. kv_cache_mib: what the
-    target's keys and values take. drafter: what drafts without a model; nothing is pruned then, and kept_tokens is 0.
-    warnings: what the user should know, beside a lost draft. trace: token by token."""
+    draft worked. rounds: of decoding, by the way: "plain", "in turns", "parallel" or "two groups". checked, accepted:
+    drafted tokens. accepted_at: those accepted, by their place among the tokens that one forward checked. kept_tokens:
+    of the target's video tokens. captured: share of the video tokens' score that they hold, see
+    `hippo.pruning.captured`. cached_tokens: of the prompt, read by an earlier request. kv_cache_mib: what the target's
+    keys and values take. drafter: what drafts without a model; nothing is pruned then, and kept_tokens is 0. warnings:
+    what the user should know, beside a lost draft. trace: token by token."""
 
     method: str = ""
     new_tokens: int = 0
     target_forwards: int = 0
     draft_forwards: int = 0
     draft_rounds: int = 0
+    rounds: dict[str, int] = field(default_factory=dict)
     checked: int = 0
     accepted: int = 0
     accepted_at: list[int] = field(default_factory=list)

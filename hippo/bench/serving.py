@@ -8,9 +8,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -85,37 +87,60 @@ def chat_study(
 
 
 def throughput_study(
-    llm: VideoLLM, concurrencies: Sequence[int], methods: Sequence[str], context: int, tokens: int, progress: Progress
+    llm: VideoLLM,
+    concurrencies: Sequence[int],
+    methods: Sequence[str],
+    context: int,
+    tokens: int,
+    runs: int,
+    progress: Progress,
 ) -> list[dict[str, Any]]:
     """Rows: tokens a second, and latencies, of clips of which so many are under way at any time. llm: keeps nothing.
-    Each clip is asked about once. A method is DECODER or a name of `SamplingParams`."""
-    rows: list[dict[str, Any]] = []
-    most = max(max(concurrencies), 8)
-    with clips(most, context) as paths:
-        for method in methods:
-            params = SamplingParams.of(max_new_tokens=tokens, **_named(method))
-            asked = [Request(messages_of(str(path), QUESTIONS[1]), params) for path in paths]
-            llm.generate_many(asked[:2])  # warms up
-            expected: list[list[int]] = []
-            for number in concurrencies:
-                progress(f"{method}, {number} at once", len(rows) / (len(methods) * len(concurrencies)))
-                began = time.perf_counter()
-                firsts, totals, texts = _served(llm, asked, number)
-                seconds = time.perf_counter() - began
-                expected = expected or texts
-                rows.append(
-                    {
-                        "method": method,
-                        "concurrency": number,
-                        "tokens_per_second": sum(map(len, texts)) / seconds,
-                        "first_token_median": median(firsts),
-                        "first_token_95th": _95th(firsts),
-                        "latency_median": median(totals),
-                        "latency_95th": _95th(totals),
-                        "identical": texts == expected,
-                    }
-                )
-    return rows
+    Each clip is asked about once in a run; in each run the methods take turns. A method is DECODER, a name of
+    `SamplingParams`, or "groups": in turns, in two groups. DECODER names have one group, other names choose."""
+    found = {(method, number): _Served() for method in methods for number in concurrencies}
+    with clips(max(*concurrencies, 8), context) as paths:
+        expected: dict[str, list[list[int]]] = {}
+        for run in range(runs):
+            for place, (number, method) in enumerate(product(concurrencies, methods)):
+                progress(f"run {run + 1}: {method}, {number} at once", (run + place / len(found)) / runs)
+                params = SamplingParams.of(max_new_tokens=tokens, **_named(method))
+                asked = [Request(messages_of(str(path), QUESTIONS[1]), params) for path in paths]
+                llm.engine.groups.fixed = {"groups": True, "serial": False, "parallel": False}.get(method)
+                if not run:
+                    llm.generate_many(asked[:number])  # warms up
+                texts = _serve(llm, asked, number, found[method, number])
+                found[method, number].same &= texts == expected.setdefault(method, texts)
+    llm.engine.groups.fixed = None
+    first = {number: found[methods[0], number].speeds for number in concurrencies}
+    return [
+        {"method": method, "concurrency": number, **served.as_dict(first[number])}
+        for (method, number), served in found.items()
+    ]
+
+
+@dataclass
+class _Served:
+    """What was measured of one method. rounds: of decoding, by the way."""
+
+    speeds: list[float] = field(default_factory=list)
+    firsts: list[float] = field(default_factory=list)
+    totals: list[float] = field(default_factory=list)
+    rounds: Counter[str] = field(default_factory=Counter)
+    same: bool = True
+
+    def as_dict(self, others: list[float]) -> dict[str, Any]:
+        """others: tokens a second of what it is compared with, in the same runs."""
+        return {
+            "tokens_per_second": median(self.speeds),
+            "over_first": [mine / other for mine, other in zip(self.speeds, others, strict=True)],
+            "first_token_median": median(self.firsts),
+            "first_token_95th": _95th(self.firsts),
+            "latency_median": median(self.totals),
+            "latency_95th": _95th(self.totals),
+            "rounds": dict(self.rounds),
+            "identical": self.same,
+        }
 
 
 def batch_study(
@@ -153,13 +178,15 @@ def batch_study(
 
 
 def _named(method: str) -> dict[str, Any]:
-    return {"decoder": method} if method in ("serial", "parallel") else {"method": method}
+    if method in ("serial", "parallel", "groups"):
+        return {"decoder": "serial" if method == "groups" else method}
+    return {"method": method}
 
 
-def _served(llm: VideoLLM, asked: list[Request], number: int) -> tuple[list[float], list[float], list[list[int]]]:
-    """Seconds to the first token and to the last, and the token ids, of requests of which `number` are under way."""
+def _serve(llm: VideoLLM, asked: list[Request], number: int, served: _Served) -> list[list[int]]:
+    """The token ids of requests of which `number` are under way."""
     waiting, began, first = list(enumerate(asked)), dict[int, float](), dict[int, float]()
-    totals, texts, running = dict[int, float](), dict[int, list[int]](), dict[int, Any]()
+    texts, running, start = dict[int, list[int]](), dict[int, Any](), time.perf_counter()
     while waiting or running:
         while waiting and len(running) < number:
             place, request = waiting.pop(0)
@@ -171,9 +198,13 @@ def _served(llm: VideoLLM, asked: list[Request], number: int) -> tuple[list[floa
             if stream.output.token_ids:
                 first.setdefault(place, now - began[place])
             if stream.state is State.DONE:
-                texts[place], totals[place] = running.pop(place).result().token_ids, now - began[place]
-    places = range(len(asked))
-    return [first[place] for place in places], [totals[place] for place in places], [texts[place] for place in places]
+                output = running.pop(place).result()
+                texts[place] = output.token_ids
+                served.totals.append(now - began[place])
+                served.rounds.update(output.stats.rounds)
+    served.speeds.append(sum(map(len, texts.values())) / (time.perf_counter() - start))
+    served.firsts += first.values()
+    return [texts[place] for place in range(len(asked))]
 
 
 def arrival_study(llm: VideoLLM, others: int, context: int, tokens: int, runs: int) -> dict[str, list[float]]:

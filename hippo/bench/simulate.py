@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList
 
-from hippo.decode import Answer, AutoSchedule, Schedule, StopRule, Verifier, alone, decode
+from hippo.decode import Answer, AutoSchedule, Check, Pause, Rounds, Schedule, StopRule, Verifier, alone, decode
 from hippo.draft import Proposal
+from hippo.engine import Groups
 from hippo.params import SamplingParams
 from hippo.stats import Stats
 
@@ -63,10 +64,11 @@ class Machine:
 class _Target:
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
-        self.forwards, self.seconds, self.widest = 0, 0.0, 0
+        self.forwards, self.seconds, self.width, self.longest, self.widest = 0, 0.0, 0, 0, 0
 
     def extend(self, ids: Sequence[int]) -> Tensor:
-        self.seconds = self._machine.target(len(ids))
+        self.width = self.longest = len(ids)
+        self.seconds = self._machine.target(self.width)
         self._machine.now += self.seconds
         self.forwards += 1
         return torch.tensor([[1.0, 0.0]]).expand(len(ids), 2)
@@ -122,15 +124,25 @@ def simulate(guesses: Sequence[Guess], machine: Machine, schedule: Schedule, beg
 
     begins: seconds after the first token until the draft has read its prompt; until then the target works alone.
     """
+    target, draft = _Target(machine), _Draft(machine, guesses, schedule, begins)
+    for _ in alone(_rounds(guesses, machine, target, draft, schedule, machine.share), target.extend):
+        pass
+    return Simulated(machine.now, target.forwards)
+
+
+def _rounds(
+    guesses: Sequence[Guess],
+    machine: Machine,
+    target: Any,
+    draft: Any,
+    schedule: Schedule,
+    share: Callable[[bool], None],
+) -> Rounds:
     stats = Stats()
-    models: tuple[Any, Any] = _Target(machine), _Draft(machine, guesses, schedule, begins)
     verifier = Verifier(SamplingParams(), LogitsProcessorList(), torch.tensor([_RIGHT]))
     answer = Answer(verifier, StopRule([], len(guesses) + 1), stats)
-    models[1].commit(0, answer.commit(answer.verify(torch.tensor([[1.0, 0.0]]), [])))
-    rounds = decode(answer, *models, schedule, stats, machine.share, lambda: machine.now)
-    for _ in alone(rounds, models[0].extend):
-        pass
-    return Simulated(machine.now, models[0].forwards)
+    draft.commit(0, answer.commit(answer.verify(torch.tensor([[1.0, 0.0]]), [])))
+    return decode(answer, target, draft, schedule, stats, share, lambda: machine.now)
 
 
 def ideal(
@@ -144,3 +156,132 @@ def ideal(
     """`simulate` on a machine on which neither model slows the other. target: seconds of a forward over n tokens."""
     schedule = AutoSchedule(True, gamma) if decoder == "auto" else Schedule(decoder, gamma)
     return simulate(guesses, Machine(target, draft), schedule, begins)
+
+
+class _SharedDraft:
+    """The draft's side of several requests: a step is for all that want tokens, and one that has begun ends. more:
+    share of a step that each further request adds."""
+
+    def __init__(self, machine: Machine, more: float) -> None:
+        self._machine, self._more, self._free = machine, more, 0.0
+        self.members: list[_Member] = []
+        self.beside: list[bool] = []  # of the requests asked in this step
+
+    def step(self) -> None:
+        wanting = [member for member in self.members if member.wanted]
+        cost = self._machine.draft * (1 + self._more * (len(wanting) - 1))
+        self._free += cost
+        for member in wanting:
+            member.was_drafted(cost, self._free)
+
+    def work(self) -> None:
+        """Take all steps that have begun by now."""
+        while self._free < self._machine.now and any(member.wanted for member in self.members):
+            self.step()
+        self._free = max(self._free, self._machine.now)
+
+
+class _Member:
+    """A request of several, in the places of a `Sequence` and of its Drafter."""
+
+    lost = proposed = done = False
+    seconds, width, longest, widest = 0.0, 0, 0, 0
+
+    def __init__(self, guesses: Sequence[Guess], machine: Machine, shared: _SharedDraft, schedule: Schedule) -> None:
+        self._guesses, self._machine, self._shared, self._schedule = guesses, machine, shared, schedule
+        self._drafted: deque[tuple[Proposal, float, float]] = deque()
+        self._next = self.wanted = 0
+        shared.members.append(self)
+        self._rounds = _rounds(guesses, machine, self, self, schedule, shared.beside.append)
+
+    def batch(self, size: int, two_groups: bool) -> None:
+        self._schedule.batch(size, two_groups)
+
+    def promises(self, size: int) -> tuple[float, float] | None:
+        return self._schedule.promises(size)
+
+    def advance(self, logits: Tensor | None = None) -> Check | Pause | list[int] | None:
+        wanted = None
+        try:
+            wanted = self._rounds.send(logits)
+        except StopIteration:
+            self.done = True
+        self.proposed = wanted is Pause.PROPOSED
+        return wanted
+
+    def rollback(self, count: int) -> None:
+        pass
+
+    def ready(self) -> bool:
+        return True
+
+    @property
+    def waiting(self) -> int:
+        return self.wanted + len(self._drafted)
+
+    def propose(self, count: int) -> None:
+        self._shared.work()
+        self.wanted += max(0, count)
+
+    def was_drafted(self, cost: float, there: float) -> None:
+        right, prob = self._guesses[self._next] if self._next < len(self._guesses) else Guess(False, 0.0)
+        self._drafted.append((Proposal(_RIGHT if right else _WRONG, prob), cost, there))
+        self._next, self.wanted = self._next + 1, self.wanted - 1
+
+    def peek(self) -> Proposal | None:
+        self._shared.work()
+        return self._drafted[0][0] if self._drafted and self._drafted[0][2] <= self._machine.now else None
+
+    def take(self, count: int) -> list[Proposal]:
+        taken: list[Proposal] = []
+        while len(taken) < count and self.waiting:
+            if not self._drafted:
+                self._shared.step()
+                continue
+            proposal, cost, there = self._drafted.popleft()
+            self._machine.now = max(self._machine.now, there)
+            self._schedule.saw_draft(cost)
+            taken.append(proposal)
+        return taken
+
+    def commit(self, length: int, tokens: Sequence[int]) -> None:
+        self._shared.work()
+        self._drafted.clear()
+        self._next, self.wanted = length + len(tokens) - 1, 0
+
+
+def simulate_together(
+    answers: Sequence[Sequence[Guess]],
+    machine: Machine,
+    schedules: Sequence[Schedule],
+    groups: Groups,
+    apart: bool = False,
+    more: float = 0.1,
+) -> float:
+    """Seconds in which several answers are decoded together, in the steps of `hippo.engine`.
+
+    machine: a forward costs what its target does for the tokens of all requests in it. apart: each request has a
+    forward of its own, one after another. more: share of a draft step that each further request adds.
+    """
+    shared = _SharedDraft(machine, more)
+    members = [_Member(each, machine, shared, schedule) for each, schedule in zip(answers, schedules, strict=True)]
+    while members := [member for member in members if not member.done]:
+        began = machine.now
+        groups.begin_step(members)
+        shared.beside.clear()
+        for member in members:
+            member.batch(len(members), groups.two)
+            if not member.proposed:
+                member.advance()
+        machine.share(any(shared.beside))
+        due = groups.due([member for member in members if not member.done])
+        checks = [(member, wanted.ids) for member in due if isinstance(wanted := member.advance(), Check)]
+        widths = [len(ids) for _, ids in checks]
+        seconds = sum(map(machine.target, widths if apart else [sum(widths)])) if checks else 0.0
+        machine.now += seconds
+        for member, ids in checks:
+            member.seconds, member.width = seconds, round(sum(widths) / len(checks))
+            member.longest = max(widths)
+            member.advance(torch.tensor([[1.0, 0.0]]).expand(len(ids), 2))
+        groups.end_step(widths, machine.now - began)
+    return machine.now

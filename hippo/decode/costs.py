@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from statistics import median
 from typing import Any, TypeVar
 
@@ -30,6 +31,12 @@ class Costs:
         self.batch, self.draft_prompt, self.draft_prompt_tokens = 1, 0.0, 0
         self._targets: dict[int, dict[bool, dict[int, deque[float]]]] = {}
         self._drafts: dict[int, dict[bool, deque[float]]] = {}
+
+    @cached_property
+    def in_groups(self) -> Costs:
+        """Of requests in two groups, where both models always work: a step of one group, from asking the draft for the
+        other to the last commit, by the mean width; and a draft step for the other group."""
+        return Costs()
 
     @property
     def _target(self) -> dict[bool, dict[int, deque[float]]]:
@@ -163,18 +170,31 @@ def plain_speed(costs: Costs) -> float:
     return 1 / sum(costs.target(False))
 
 
-def in_turns_speed(costs: Costs, rate: float, most: int = LARGEST) -> tuple[float, int]:
-    """Tokens a second in turns at an acceptance, and the gamma, at most `most`, that gives it.
+def in_turns_speed(costs: Costs, rate: float, most: int = LARGEST, least: int = 1) -> tuple[float, int]:
+    """Tokens a second in turns at an acceptance, and the gamma, from `least` to `most`, that gives it."""
+    fixed, slope = costs.target(False)
+    draft = costs.draft(False)
+    return _best(rate, lambda gamma: gamma * draft + fixed + slope * (gamma + 1), most, least)
+
+
+def groups_speed(costs: Costs, rate: float, most: int = LARGEST, least: int = 1) -> tuple[float, int]:
+    """As `in_turns_speed`, for requests in two groups: a round is a step of each, in which the draft works for the
+    other group. Until such steps were measured: the most that it could be, with drafts that cost no time and forwards
+    over half of the requests that take half as long.
+    """
+    fixed, slope = costs.in_groups.target(True)
+    if not fixed + slope:
+        fixed, slope = (half / 2 for half in costs.target(False))
+    draft = costs.in_groups.draft(True)
+    return _best(rate, lambda gamma: 2 * max(fixed + slope * (gamma + 1), gamma * draft), most, least)
+
+
+def _best(rate: float, seconds: Callable[[int], float], most: int, least: int) -> tuple[float, int]:
+    """The largest number of tokens a second, and its gamma. seconds: of a round with so many drafted tokens.
 
     g drafted tokens bring (1 - rate^(g + 1)) / (1 - rate) tokens: those that are accepted and the target's own.
     """
-    fixed, slope = costs.target(False)
-    draft = costs.draft(False)
-
-    def speed(gamma: int) -> float:
-        return (1 - rate ** (gamma + 1)) / (1 - rate) / (gamma * draft + fixed + slope * (gamma + 1))
-
-    return max((speed(gamma), gamma) for gamma in range(1, most + 1))
+    return max(((1 - rate ** (gamma + 1)) / (1 - rate) / seconds(gamma), gamma) for gamma in range(least, most + 1))
 
 
 def parallel_speed(costs: Costs, rate: float, most: int = LARGEST) -> tuple[float, int]:

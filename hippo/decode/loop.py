@@ -1,7 +1,8 @@
 """The decoding algorithm: propose, take, target forward, verify, roll back, commit.
 
 Both models work at the same time (PARALLEL), in turns (IN_TURNS), or the target works alone (PLAIN): while the draft
-still reads its prompt, while it rests, and for good once it is lost. With a target in several processes only the leader
+still reads its prompt, while it rests, and for good once it is lost. In two groups (GROUPS) the caller has the target
+check other requests between PROPOSED and the next `Check`. With a target in several processes only the leader
 has a draft, and broadcasts what it proposes to the others.
 """
 
@@ -24,9 +25,12 @@ from hippo.tensor_parallel import broadcast
 
 
 class Target(Protocol):
-    """What decoding needs of the target, see `hippo.forward.CachedModel`. seconds: of the last forward."""
+    """What decoding needs of the target, see `hippo.forward.CachedModel`. seconds: of the last forward. width,
+    longest: of its tokens, the mean and the most of a request in it."""
 
     seconds: float
+    width: int
+    longest: int
 
     @property
     def widest(self) -> int:
@@ -72,14 +76,14 @@ def decode(
     while not answer.done:
         began, ready = now(), drafter.ready()
         mode = broadcast(schedule.begin_round() if ready else Mode.PLAIN)
-        share_cores(mode is Mode.PARALLEL or not (ready or drafter.lost))
+        share_cores(mode.overlaps or not (ready or drafter.lost))
         if mode is not Mode.PLAIN and not drafter.lost:
-            propose(answer, drafter, schedule, most if mode is Mode.IN_TURNS else LARGEST)
+            propose(answer, drafter, schedule, LARGEST if mode is Mode.PARALLEL else most)
         yield Pause.PROPOSED
         pending = broadcast(take(answer, drafter, schedule, mode, most))
         logits: Any = yield Check([answer.tokens[-1], *(proposal.id for proposal in pending)])
         stats.trace.did("target", "verify", now(), target.seconds, 1 + len(pending))
-        schedule.saw_target(1 + len(pending), target.seconds)
+        schedule.saw_target(target.width, target.seconds, target.longest)
         if mode is not Mode.PARALLEL:
             verdict = verify(logits, pending, answer, schedule)
         elif pending:
@@ -93,6 +97,7 @@ def decode(
         if ready:
             schedule.end_round(len(tokens), now() - began)
             stats.draft_rounds += mode is not Mode.PLAIN
+        stats.rounds[mode.value] = stats.rounds.get(mode.value, 0) + 1
         yield tokens
 
 

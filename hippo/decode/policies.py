@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Protocol
 
-from hippo.decode.costs import LARGEST, Acceptance, Costs, in_turns_speed
+from hippo.decode.costs import LARGEST, Acceptance, Costs, groups_speed, in_turns_speed
 
 
 class Lookahead(Protocol):
@@ -89,6 +89,19 @@ class InTurns:
 
     def end_round(self, tokens: int, seconds: float) -> None:
         """Nothing to learn beyond costs and acceptance."""
+
+
+class InGroups(InTurns):
+    """In turns, in two groups: what a step takes counts twice, and a draft step only where it is waited for."""
+
+    def begin_round(self) -> None:
+        """See Lookahead."""
+        measured = self._costs.in_groups
+        if not measured.known(both=True):
+            return super().begin_round()
+        speed, self._gamma = groups_speed(self._costs, self._acceptance.rate, self._most)
+        slope = measured.target(True)[1]
+        self._draft, self._check = 2 * speed * (measured.draft(True) + slope), 2 * speed * slope
 
 
 class Threshold:

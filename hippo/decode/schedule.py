@@ -7,16 +7,32 @@ from collections.abc import Sequence
 from enum import Enum
 from statistics import median
 
-from hippo.decode.costs import LARGEST, UNKNOWN, Acceptance, Costs, in_turns_speed, parallel_speed, plain_speed
-from hippo.decode.policies import AlwaysDraft, FixedGamma, InTurns, Lookahead, Rest, Threshold
+from hippo.decode.costs import (
+    LARGEST,
+    UNKNOWN,
+    Acceptance,
+    Costs,
+    groups_speed,
+    in_turns_speed,
+    parallel_speed,
+    plain_speed,
+)
+from hippo.decode.policies import AlwaysDraft, FixedGamma, InGroups, InTurns, Lookahead, Rest, Threshold
 
 
 class Mode(Enum):
-    """How a round is decoded: by the target alone, in turns, or with both models at the same time."""
+    """How a round is decoded: by the target alone, in turns, with both models at the same time, or in turns while the
+    target checks other requests."""
 
     PLAIN = "plain"
     IN_TURNS = "in turns"
     PARALLEL = "parallel"
+    GROUPS = "two groups"
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether the draft works while the target does."""
+        return self in (Mode.PARALLEL, Mode.GROUPS)
 
 
 class Schedule:
@@ -35,22 +51,38 @@ class Schedule:
         self._lookaheads: dict[Mode, Lookahead] = {
             Mode.IN_TURNS: InTurns(self.costs, self.acceptance, most),
             Mode.PARALLEL: Threshold(self.costs, self.acceptance),
+            Mode.GROUPS: InGroups(self.costs, self.acceptance, most),
         }
         self._rest: AlwaysDraft = Rest(self.costs, self._mode is Mode.PARALLEL)
+        self._least = 1
         if isinstance(gamma, int):
+            self._least = self._most = min(gamma, most)
             self._lookaheads = {mode: FixedGamma(gamma, mode is Mode.PARALLEL) for mode in self._lookaheads}
             self._rest = AlwaysDraft()
-        self._now, self._pre_verify = Mode.PLAIN, True
-        self._width, self._target_seconds = 1, 0.0
+        self._now, self._pre_verify, self._two_groups = Mode.PLAIN, True, False
+        self._longest, self._target_seconds = 1, 0.0
 
-    def batch(self, size: int) -> None:
-        """How many requests decode together from now on."""
-        self.costs.batch = 1 << (size.bit_length() - 1)
+    def batch(self, size: int, two_groups: bool = False) -> None:
+        """How many requests decode together from now on, and whether in two groups."""
+        self.costs.batch = self.costs.in_groups.batch = 1 << (size.bit_length() - 1)
+        self._two_groups = two_groups
+
+    def promises(self, size: int) -> tuple[float, float] | None:
+        """Tokens a second that decoding together with others, `size` in all, promises in one group and in two. None
+        where it is not known yet, or not in turns."""
+        self.batch(size)
+        if self._mode is not Mode.IN_TURNS or not self.costs.enough(both=False):
+            return None
+        rate = self.acceptance.rate
+        one, two = (speed(self.costs, rate, self._most, self._least)[0] for speed in (in_turns_speed, groups_speed))
+        return one, two
 
     def begin_round(self) -> Mode:
         """Choose the mode of the next round; the draft is there and has read its prompt."""
         drafts = self._mode is not Mode.PLAIN and self._rest.begin_round()
         self._now = self._mode if drafts else Mode.PLAIN
+        if self._now is Mode.IN_TURNS and self._two_groups:
+            self._now = Mode.GROUPS
         if drafts:
             self._lookaheads[self._now].begin_round()
         return self._now
@@ -68,15 +100,17 @@ class Schedule:
         """See `Lookahead.wants`."""
         return self._lookaheads[self._now].wants(probs, coming, self._pre_verify)
 
-    def saw_target(self, width: int, seconds: float) -> None:
-        """A target forward over `width` tokens took so many seconds."""
-        self._width, self._target_seconds = width, seconds
-        self.costs.saw_target(width, seconds, both=self._now is Mode.PARALLEL)
+    def saw_target(self, width: int, seconds: float, longest: int = 0) -> None:
+        """A target forward over `width` tokens of each request, at most `longest`, took so many seconds."""
+        self._longest, self._target_seconds = longest or width, seconds
+        if self._now is not Mode.GROUPS:  # whose steps are measured as a whole, where they are made
+            self.costs.saw_target(width, seconds, both=self._now is Mode.PARALLEL)
 
     def saw_draft(self, seconds: float) -> None:
         """A draft step took so many seconds, as the draft measured it."""
-        if self._now is Mode.PARALLEL:
-            self.costs.saw_draft(seconds, both=True)
+        if self._now.overlaps:
+            costs = self.costs.in_groups if self._now is Mode.GROUPS else self.costs
+            costs.saw_draft(seconds, both=True)
 
     def saw_nothing(self) -> None:
         """The draft was asked and had nothing to propose. A draft without a model may have nothing."""
@@ -91,16 +125,16 @@ class Schedule:
         """The round that began last brought so many tokens in so many seconds."""
         catching_up = self._rest.waking
         self._rest.end_round(tokens, seconds)
-        if self._now is Mode.IN_TURNS and self._width > 1 and not catching_up:
+        if self._now is Mode.IN_TURNS and self._longest > 1 and not catching_up:
             # All that a drafted token costs the round, messages included.
-            self.costs.saw_draft(max(0.0, seconds - self._target_seconds) / (self._width - 1), both=False)
+            self.costs.saw_draft(max(0.0, seconds - self._target_seconds) / (self._longest - 1), both=False)
         if self._now is not Mode.PLAIN and not catching_up:
             self._lookaheads[self._now].end_round(tokens, seconds)
 
 
 class AutoSchedule(Schedule):
     """Chooses between plain decoding, in turns and parallel, again in each round, by the speeds that costs and
-    acceptance promise.
+    acceptance promise. In two groups it decodes in turns.
 
     beside: whether the draft can work at the same time as the target; if not, it reads its prompt when it is first
     asked. costs, prior, most: see Schedule.
@@ -126,15 +160,15 @@ class AutoSchedule(Schedule):
         self._asking, self._had_nothing = 0.0, False  # seconds of the draft in this round; whether they were in vain
         self._in_vain: deque[float] = deque(maxlen=5)  # seconds of rounds in which it had nothing
 
-    def batch(self, size: int) -> None:
+    def batch(self, size: int, two_groups: bool = False) -> None:
         """See Schedule."""
-        super().batch(size)
+        super().batch(size, two_groups)
         if self.costs.batch != self._batch:  # what the draft rested for may hold no longer
             self._batch, self._left, self._longer = self.costs.batch, 0, 1
 
     def begin_round(self) -> Mode:
         """See Schedule."""
-        before, self._now = self._now, self._choose()
+        before, self._now = self._now, Mode.GROUPS if self._two_groups else self._choose()
         self._asking = 0.0
         if self._now is not Mode.PLAIN:
             self._lookaheads[self._now].begin_round()
@@ -163,9 +197,23 @@ class AutoSchedule(Schedule):
         speeds = {Mode.PLAIN: plain_speed(self.costs)}
         rate = self.acceptance.rate
         if self.costs.draft(False):
-            speeds[Mode.IN_TURNS] = in_turns_speed(self.costs, rate, self._most)[0]
+            speeds[Mode.IN_TURNS] = in_turns_speed(self.costs, rate, self._most, self._least)[0]
             if self._beside:
                 speeds[Mode.PARALLEL] = parallel_speed(self.costs, rate, self._most)[0]
+        return speeds
+
+    def promises(self, size: int) -> tuple[float, float] | None:
+        """See Schedule."""
+        self.batch(size)
+        if not self._beside or not all(map(self.costs.enough, (False, True))):
+            return None
+        one = max(self._comparable().values())
+        return one, groups_speed(self.costs, self.acceptance.rate, self._most, self._least)[0]
+
+    def _comparable(self) -> dict[Mode, float]:
+        speeds = self.speeds()
+        if self._beside:
+            speeds[Mode.PARALLEL] /= self._OPTIMISM
         return speeds
 
     def _choose(self) -> Mode:
@@ -175,9 +223,7 @@ class AutoSchedule(Schedule):
         for mode in (Mode.PARALLEL, Mode.IN_TURNS) if self._beside else (Mode.IN_TURNS,):
             if not self.costs.enough(both=mode is Mode.PARALLEL):
                 return mode
-        speeds = self.speeds()
-        if self._beside:
-            speeds[Mode.PARALLEL] /= self._OPTIMISM
+        speeds = self._comparable()
         best = max(speeds, key=lambda mode: speeds[mode])
         had_nothing, self._had_nothing = self._had_nothing, False
         if best is not Mode.PLAIN:

@@ -14,6 +14,7 @@ import torch
 
 from hippo.decode import Check
 from hippo.device import bytes_per_token, cores, free_memory, sharing, use_threads
+from hippo.engine.groups import Groups
 from hippo.engine.scheduler import Job, Scheduler, State
 from hippo.engine.stream import Stream
 from hippo.errors import BadRequest, Busy, out_of_memory_explained
@@ -57,6 +58,7 @@ class Engine:
         self.pair, self._tokenizer, self._read = pair, tokenizer, read
         self._readers = readers or max(1, cores() // 4)
         self.scheduler = Scheduler(max_running, self._readers, self._fits)
+        self.groups = Groups(None if pair.draft is None else pair.draft.costs)
         self._pool: ThreadPoolExecutor | None = None
         self.cache = None if cache_memory == 0 else PrefixCache(cache_memory)
         self._changed = threading.Condition()
@@ -222,30 +224,46 @@ class Engine:
             self._commit(job, job.sequence.step())
 
     def _round(self, jobs: list[Job]) -> None:
-        """A round of several requests: the draft is asked for all of them before the first waits for its tokens, and
-        one forward checks the windows of all."""
-        began, beside = time.perf_counter(), [False]
-        sequences = [(job, job.sequence) for job in jobs if job.sequence is not None]
-        with self._sharing([sequence for _, sequence in sequences]) as share:
-            for job, sequence in sequences:
-                sequence.batch(len(sequences))
-                with self._failing(job):
-                    sequence.advance(share=beside.append)
+        """A round of several requests, or of one of two groups: the draft is asked for all of them before the first
+        waits for its tokens, and one forward checks the windows of those whose turn it is."""
+        began = time.perf_counter()
+        decoding = {job.sequence: job for job in jobs if job.sequence is not None}
+        self.groups.begin_step(list(decoding))
+        with self._sharing(list(decoding)) as share:
+            share(self._ask(decoding))
+            due = self.groups.due([sequence for sequence, job in decoding.items() if job.sequence is sequence])
             checks = []
-            for job, sequence in sequences:
+            for sequence in due:
+                job = decoding[sequence]
                 with self._failing(job):
                     wanted = sequence.advance()
                     if isinstance(wanted, Check):
                         checks.append((job, sequence, wanted.ids))
                     else:
                         self._commit(job, None)
-            share(any(beside))
             for (job, sequence, _), logits in zip(checks, self._extend(checks), strict=True):
                 if logits is not None:
                     with self._failing(job):
                         tokens: Any = sequence.advance(logits)
                         sequence.took(time.perf_counter() - began)
                         self._commit(job, tokens)
+        seconds = time.perf_counter() - began
+        self.groups.end_step([len(ids) for _, _, ids in checks], seconds)
+        for sequence, job in decoding.items():
+            if job.sequence is sequence and sequence not in due:
+                sequence.took(seconds)
+
+    def _ask(self, decoding: dict[Sequence, Job]) -> bool:
+        """Ask the draft for all that wait for neither its tokens nor the target. Returns whether it works beside the
+        target."""
+        beside = [False]
+        for sequence, job in decoding.items():
+            sequence.batch(len(decoding), self.groups.two)
+            if not sequence.proposed:
+                with self._failing(job):
+                    if sequence.advance(share=beside.append) is None:
+                        self._commit(job, None)
+        return any(beside)
 
     def _extend(self, checks: list[tuple[Job, Sequence, list[int]]]) -> list[torch.Tensor | None]:
         """The logits of each request. If the forward for all of them fails, each has its own."""

@@ -59,7 +59,7 @@ class CachedModel:
         self._fixed_width, self._capacity = fixed_width, 0
         self._widths = DRAFTING if drafts else (fixed_width,) if fixed_width else WIDTHS
         config = language_model.config
-        self._width = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+        self._intermediate = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
         self._fused: FusedDecoder | None = None
         devices = {parameter.device for parameter in language_model.parameters()}
         # At a fixed width the room must not grow: its size is part of the shapes.
@@ -70,7 +70,7 @@ class CachedModel:
         self._first = 0
         self._next: Tensor = torch.zeros(1, dtype=torch.long)
         self.forwards = 0
-        self.seconds = 0.0  # of the last extend
+        self.seconds, self.width, self.longest = 0.0, 0, 0  # of the last extend; the mean and largest of all requests
 
     @classmethod
     def of(
@@ -198,6 +198,7 @@ class CachedModel:
         else:
             logits = self._extend(ids)
         self.forwards += 1
+        self.width = self.longest = len(ids)
         self.seconds = clock(device) - began - recording
         return logits
 
@@ -298,13 +299,13 @@ class CachedModel:
     def _longest(self, like: Tensor) -> int:
         """Tokens of a prompt that one forward reads, for embeddings `like` (n, D)."""
         if like.device.type != "cuda":
-            return _WHOLE // self._width
+            return _WHOLE // self._intermediate
         config, free = self._language_model.config, free_memory(like.device)
         if not self._kv.size:
             free -= bytes_per_token(config, like.dtype) * self._first
         # The share of all memory is the same each time, and so are the parts, unless memory is short.
         room = min(_OF_GPU * total_memory(like.device), _OF_FREE * free)
-        return tensor_parallel.all_min(int(room / prefill_bytes(self._width, like)))
+        return tensor_parallel.all_min(int(room / prefill_bytes(self._intermediate, like)))
 
     def _forward(
         self, embeds: Embeds, positions: Tensor, last_only: bool = False, mask: Tensor | None = None
@@ -335,8 +336,13 @@ def extend_together(parts: Sequence[tuple[CachedModel, Sequence[int]]]) -> list[
     """`extend` for several requests of one model. All products are made over the tokens of all requests, and each
     request attends to its own keys and values. Returns the (n, vocabulary) logits of each."""
     first, ids = parts[0][0], [id for _, own in parts for id in own]
+    width, longest = round(len(ids) / len(parts)), max(len(own) for _, own in parts)
     if len(parts) == 1 or not all(one.joins() for one, _ in parts):
-        return [one.extend(own) for one, own in parts]
+        apart = [one.extend(own) for one, own in parts]
+        seconds = sum(one.seconds for one, _ in parts)
+        for one, _ in parts:
+            one.seconds, one.width, one.longest = seconds, width, longest  # each waits for all
+        return apart
     device, counts = first._next.device, [len(own) for _, own in parts]
     began = clock(device)
     embeds = first._lookup(torch.tensor(ids, device=device))
@@ -354,7 +360,7 @@ def extend_together(parts: Sequence[tuple[CachedModel, Sequence[int]]]) -> list[
     seconds = clock(device) - began
     for one, _ in parts:
         one.forwards += 1
-        one.seconds = seconds
+        one.seconds, one.width, one.longest = seconds, width, longest
     return list(logits.split(counts))
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from hippo.bench.simulate import Guess, Machine, simulate
 from hippo.decode import AutoSchedule, Costs, Mode, Schedule
-from hippo.decode.costs import in_turns_speed, parallel_speed, plain_speed
+from hippo.decode.costs import groups_speed, in_turns_speed, parallel_speed, plain_speed
 
 TOKENS, ANSWERS = 128, 6
 WAYS = [("ar", "auto"), *itertools.product(("serial", "parallel"), (1, 2, 3, 4, 6, 8, 12))]
@@ -147,6 +147,32 @@ def test_speeds_by_hand():
     assert speed == pytest.approx((1 - 0.9 ** (gamma + 1)) / 0.1 / (0.1 + 0.01 * gamma)) and gamma > 5
     assert parallel_speed(costs, 0.0)[0] == pytest.approx(10), "nothing is accepted: the target alone"
     assert parallel_speed(costs, 0.9)[0] > speed, "the draft's time is hidden"
+
+
+def test_two_groups_by_hand():
+    costs, gain = known(0.0, 0.01, (1.0, 1.0)), (1 - 0.5**3) / 0.5  # tokens a round with gamma 2
+    assert groups_speed(costs, 0.5, 2, 2) == (pytest.approx(gain / 0.1), 2), "at best, before it was measured"
+    for width in (1, 5):
+        costs.in_groups.saw_target(width, 0.06, both=True)
+        costs.in_groups.saw_draft(0.02, both=True)
+    assert groups_speed(costs, 0.5, 2, 2) == (pytest.approx(gain / (2 * 0.06)), 2)
+    assert groups_speed(costs, 0.5, 4, 4)[0] == pytest.approx((1 - 0.5**5) / 0.5 / (2 * 4 * 0.02)), "the draft is slow"
+
+
+def test_in_two_groups_it_decodes_in_turns_and_measures_apart():
+    costs = known(0.0, 0.01, (1.0, 1.0))
+    before = costs.as_dict()
+    schedule = AutoSchedule(True, costs=costs)
+    one, two = schedule.promises(1)
+    assert one < two, "what was never measured is tried"
+    schedule.batch(1, two_groups=True)
+    assert schedule.begin_round() is Mode.GROUPS and schedule.ask(0) > 0
+    schedule.saw_draft(0.03)
+    schedule.saw_target(3, 9.0)
+    schedule.end_round(3, 9.0)
+    assert costs.as_dict() == before and costs.in_groups.draft(True) == 0.03
+    assert Schedule("parallel", 3, costs).promises(1) is None and AutoSchedule(False, costs=costs).promises(1) is None
+    assert Schedule("serial", 3).promises(4) is None, "nothing was measured"
 
 
 def test_costs_are_kept_apart_by_the_number_of_requests_that_decode_together():

@@ -46,13 +46,14 @@ class Target:
 
     def __init__(self, text=TEXT):
         self.text, self.length, self.widths, self.fed, self.seconds = text, 0, [], [], 0.01
-        self.widest = 0
+        self.width = self.longest = self.widest = 0
 
     def extend(self, ids):
         start = self.length + 1
         self.fed[self.length :] = ids
         self.length += len(ids)
-        self.widths.append(len(ids))
+        self.width = self.longest = len(ids)
+        self.widths.append(self.width)
         rows = [self.text[place] if place < len(self.text) else 0 for place in range(start, start + len(ids))]
         return torch.nn.functional.one_hot(torch.tensor(rows), 8).float()
 

@@ -51,3 +51,4 @@ def test_a_request_of_fixed_width_keeps_its_own_forward():
     assert not any(one.joins() for one in both)
     first, second = extend_together([(both[0], [1, 2]), (both[1], [1])])
     assert torch.equal(first[:1], second)
+    assert {(one.width, one.longest) for one in both} == {(2, 2)} and both[0].seconds == both[1].seconds > 0

@@ -51,9 +51,10 @@ def chat(
 
 def throughput(
     concurrency: Annotated[str, typer.Option(help="Requests at once; several by commas.")] = "1,2,4,8",
-    methods: Annotated[str, typer.Option(help="Several by commas: ar, sd, pearl, hippo, serial, parallel.")] = (
-        "ar,serial,parallel,hippo"
-    ),
+    methods: Annotated[
+        str, typer.Option(help="Several by commas: ar, sd, pearl, hippo, serial, parallel, groups.")
+    ] = "ar,serial,groups,parallel,hippo",
+    runs: Annotated[int, typer.Option(min=1, help="Times that all of it is repeated.")] = 1,
     context: Annotated[int, typer.Option(min=64, help="Video tokens of a clip.")] = 512,
     max_new_tokens: common.TokensOption = 96,
     target: common.TargetOption = "tiny",
@@ -63,6 +64,9 @@ def throughput(
 ) -> None:
     """Describe different clips, so many at once: tokens a second end to end, latencies, and the time to the first token
     of a request that arrives while 7 others decode.
+
+    serial is in turns, in one group of requests; groups is in turns, in two. Other methods choose. A speed is the
+    median of the runs, and so is its ratio to the first method in the same run.
 
     Exit code 1 if a token depends on how many are served at once.
     """
@@ -75,7 +79,7 @@ def throughput(
         common.loaded(target, draft, attn_implementation=attn_implementation) as llm,
         common.progressing() as progress,
     ):
-        rows = throughput_study(llm, numbers, names, context, max_new_tokens, progress)
+        rows = throughput_study(llm, numbers, names, context, max_new_tokens, runs, progress)
         arrival = arrival_study(llm, 7, context, max_new_tokens, 3)
     same = all(row["identical"] for row in rows)
     if json:
@@ -118,18 +122,24 @@ def batch(
 
 
 def _print(rows: list[dict[str, Any]], arrival: dict[str, list[float]]) -> None:
-    common.say(
-        "| method | at once | tokens a second | over one | first token, median (95th) | last (95th) | identical |\n"
-    )
-    common.say("| --- | --- | --- | --- | --- | --- | --- |\n")
     one: dict[str, float] = {}
+    columns = f"over one | over {rows[0]['method']} | first token, median (95th) | last (95th) | rounds | identical"
+    common.say(f"| method | at once | tokens a second | {columns} |\n{'| --- ' * 9}|\n")
     for row in rows:
-        speed = row["tokens_per_second"]
+        speed, rounds = row["tokens_per_second"], row["rounds"]
         gain = speed / one.setdefault(row["method"], speed)
         first = f"{row['first_token_median']:.2f} s ({row['first_token_95th']:.2f})"
         last = f"{row['latency_median']:.2f} s ({row['latency_95th']:.2f})"
-        cells = [row["method"], str(row["concurrency"]), f"{speed:.0f}", f"{gain:.2f}x", first, last]
-        common.say(f"| {' | '.join(cells)} | {'yes' if row['identical'] else 'NO'} |\n")
+        ways = sorted(rounds, key=lambda way: -rounds[way])
+        shares = ", ".join(f"{way} {100 * rounds[way] / sum(rounds.values()):.0f} %" for way in ways)
+        cells = [
+            row["method"],
+            str(row["concurrency"]),
+            f"{speed:.0f}",
+            f"{gain:.2f}x",
+            _spread(row["over_first"], "x"),
+        ]
+        common.say(f"| {' | '.join([*cells, first, last, shares])} | {'yes' if row['identical'] else 'NO'} |\n")
     alone, beside = (median(arrival[name]) for name in ("alone", "beside"))
     common.say(f"\nfirst token alone {alone:.2f} s, while 7 decode {beside:.2f} s: {beside / alone:.1f} times\n")
 
