@@ -67,7 +67,7 @@ def sources(tmp_path_factory):
 def test_the_demo_clip_in_generates_own_words(tiny):
     expected = words(tiny, CLIP)
     for method in ("ar", "sd", "pearl", "hippo"):
-        out = tiny.generate(CLIP, method=method)
+        out = tiny.generate(CLIP, method=method, keep_ratio=0.1)
         assert out.token_ids == expected, method
         assert out.text == tiny.processor.tokenizer.decode(expected, skip_special_tokens=True)
     assert out.stats.video_tokens >= 500 and out.stats.kept_tokens == round(0.1 * out.stats.video_tokens)
@@ -204,7 +204,7 @@ def test_stats_hold_everything(tiny):
 def test_streaming_gives_the_same_text_and_the_stats(tiny):
     stream = tiny.stream(CLIP, max_new_tokens=30)
     pieces = list(stream)
-    assert "".join(pieces) == tiny.generate(CLIP, max_new_tokens=30).text == stream.output.text and len(pieces) > 3
+    assert "".join(pieces) == tiny.generate(CLIP, max_new_tokens=30).text == stream.output.text and len(pieces) > 1
     assert stream.output.stats.new_tokens == 30
 
 

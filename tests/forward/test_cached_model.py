@@ -67,7 +67,7 @@ def parts_on_a_gpu(monkeypatch, total, free, length):
     monkeypatch.setattr(cached_model, "free_memory", lambda device: free << 30)
     one = CachedModel.of(family_of(model("qwen2_5_vl")), model("qwen2_5_vl"))
     config = SimpleNamespace(**vars(SEVEN_B), get_text_config=lambda: SEVEN_B)
-    one._language_model, one._width, one._first = SimpleNamespace(config=config), 18944, length
+    one._language_model, one._intermediate, one._first = SimpleNamespace(config=config), 18944, length
     on_gpu = SimpleNamespace(device=torch.device("cuda", 0), dtype=torch.bfloat16, shape=(length, 3584))
     return len(prefill_parts(length, 16, one._longest(on_gpu)))
 
@@ -87,7 +87,7 @@ def test_what_is_free_does_not_change_the_parts_while_there_is_plenty(monkeypatc
 def test_on_a_cpu_memory_does_not_decide(monkeypatch):
     monkeypatch.setattr(cached_model, "free_memory", lambda device: 0)
     one = CachedModel.of(family_of(model("qwen2_5_vl")), model("qwen2_5_vl"))
-    assert one._longest(torch.zeros(1, 64)) == cached_model._WHOLE // one._width
+    assert one._longest(torch.zeros(1, 64)) == cached_model._WHOLE // one._intermediate
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "llava_onevision", "internvl"])
