@@ -46,16 +46,16 @@ class KeepCosts:
     def known(self) -> bool:
         """Whether all was measured that `seconds` needs."""
         costs = self._costs
-        return bool(costs.draft_prompt_tokens) and (costs.known(both=False) or costs.known(both=True))
+        return bool(costs.prompts) and (costs.known(both=False) or costs.known(both=True))
 
     def seconds(self, kept: int, captured: float) -> float:
         """From the choice of tokens to the end of the answer, if so many are kept that hold so much of the score."""
         rate = min(0.99, self._acceptance * relative_acceptance(captured))
-        length, before = self._text + kept, self._costs.draft_prompt_tokens
+        length, before = self._text + kept, self._costs.prompts[-1][0]
         costs = self._costs.with_draft((1 + self._growth * length) / (1 + self._growth * before))
         plain = plain_speed(costs)
         speed = max(plain, in_turns_speed(costs, rate)[0], parallel_speed(costs, rate)[0] if self._beside else 0.0)
-        prompt = self._costs.draft_prompt * length / before
+        prompt = self._costs.prompt(length)
         # Beside a draft that reads its prompt, the target decodes alone.
         return prompt * (1 - plain / speed if self._beside else 1) + self._tokens / speed
 

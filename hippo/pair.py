@@ -24,7 +24,7 @@ from hippo.stats import Stats
 
 _ANSWER = 100.0  # tokens of an answer, before there was one
 _KNOWN = {"acceptance": 1.0, "captured": 1.0, "answer_tokens": 1e6}  # of a draft, and the largest that makes sense
-_LATEST = 0.3  # what the latest answer counts for how long the next one will be
+_LATEST = 0.1  # what the latest answer counts for how long the next one will be
 # Tokens that are read for about the price of one by a GPU, or a CPU with tile products. Seven drafted tokens are enough
 # for nine tenths of what any number would bring, up to an acceptance of 0.9.
 _FREE_WIDTH = 8
@@ -116,7 +116,7 @@ class Draft:
         prompts = [span for span in stats.trace.timeline if (span.who, span.what) == ("draft", "prefill")]
         if prompts:
             span = prompts[-1]
-            self.costs.draft_prompt, self.costs.draft_prompt_tokens = span.ended - span.began, span.tokens
+            self.costs.prompts.append((span.tokens, span.ended - span.began))
         if stats.new_tokens:
             self.captured = stats.captured
             self.answer_tokens += _LATEST * (stats.new_tokens - self.answer_tokens)

@@ -21,7 +21,7 @@ def known(prompt=1e-4, target=0.05, draft=0.005):
                 costs.saw_target(width, target * (1 + 0.01 * width), both)
         for both in (False, True):
             costs.saw_draft(draft, both)
-    costs.draft_prompt, costs.draft_prompt_tokens = 100 * prompt, 100
+    costs.prompts.extend((tokens, tokens * prompt) for tokens in (50, 100))
     return costs
 
 
@@ -72,7 +72,7 @@ def test_requests_measure_what_auto_needs_and_stats_say_what_was_kept():
         fixed = llm.generate(CLIP, max_new_tokens=40, keep_ratio=0.1)
         bound = llm.generate(CLIP, max_new_tokens=40, keep_at_most=0.02)
         draft = llm.pair.require_draft()
-        assert draft.growth > 0 and draft.costs.draft_prompt_tokens > 0 and draft.answer_tokens < 100
+        assert draft.growth > 0 and draft.costs.prompts and draft.answer_tokens < 100
     assert first.token_ids == second.token_ids == fixed.token_ids == bound.token_ids
     video = second.stats.video_tokens
     assert second.stats.kept_tokens in {max(1, round(ratio * video)) for ratio in RATIOS}
@@ -93,7 +93,7 @@ def test_what_was_learned_is_kept_on_disk(tmp_path, monkeypatch):
     with hippo.load("tiny", draft_worker="inline") as llm:
         llm.generate(CLIP, max_new_tokens=40)
         draft = llm.pair.require_draft()
-        learned = draft.captured, draft.answer_tokens, draft.costs.draft_prompt_tokens
+        learned = draft.captured, draft.answer_tokens, draft.costs.prompts
     with hippo.load("tiny", draft_worker="inline") as llm:
         draft = llm.pair.require_draft()
-        assert (draft.captured, draft.answer_tokens, draft.costs.draft_prompt_tokens) == learned
+        assert (draft.captured, draft.answer_tokens, draft.costs.prompts) == learned

@@ -55,7 +55,7 @@ class Pace(NamedTuple):
                     costs.saw_target(width, self.target(width), both)
             for both in {False, self.beside}:
                 costs.saw_draft(self.draft(length), both)
-        costs.draft_prompt, costs.draft_prompt_tokens = self.prompt(length), length
+        costs.prompts.extend((tokens, self.prompt(tokens)) for tokens in (2 * length, length))
         return costs
 
 
@@ -127,5 +127,5 @@ class Chooser:
 
     def learn(self, accepted: float, tokens: int) -> None:
         """An answer of so many tokens had this acceptance."""
-        self.rate += 0.3 * (accepted - self.rate)
-        self._tokens += 0.3 * (tokens - self._tokens)
+        self.rate += 0.1 * (accepted - self.rate)
+        self._tokens += 0.1 * (tokens - self._tokens)

@@ -15,6 +15,8 @@ SUREST = 0.995  # no drafted token counts as certain
 UNKNOWN = 0.8  # acceptance of a pair before it was measured
 _ENOUGH_FORWARDS, _ENOUGH_STEPS = 3, 3  # measurements that costs need
 _SLOPE = 0.04  # share of a forward that one more token costs, until two widths were measured
+_PROMPTS = 16  # of the draft, the latest, that are remembered
+_START = 100  # tokens that starting to read a prompt is worth, until prompts of two lengths were measured
 _SLOWDOWN = 1.3  # of both models while they work at the same time, until it was measured
 _WAYS = {False: "alone", True: "beside"}  # how both are named on disk
 
@@ -23,12 +25,12 @@ class Costs:
     """Seconds of a target forward by its width, and of a draft step: medians of the latest measurements.
 
     Each is kept apart for a model that works alone and for one beside which the other works, and for the number of
-    requests that one forward serves. batch: that number now, rounded down to a power of two. draft_prompt: seconds that
-    the draft took for its last prompt, which had `draft_prompt_tokens`. All requests of a pair share one object.
+    requests that one forward serves. batch: that number now, rounded down to a power of two. prompts: tokens of the
+    draft's latest prompts and the seconds that it took for each. All requests of a pair share one object.
     """
 
     def __init__(self) -> None:
-        self.batch, self.draft_prompt, self.draft_prompt_tokens = 1, 0.0, 0
+        self.batch, self.prompts = 1, deque[tuple[int, float]](maxlen=_PROMPTS)
         self._targets: dict[int, dict[bool, dict[int, deque[float]]]] = {}
         self._drafts: dict[int, dict[bool, deque[float]]] = {}
 
@@ -89,21 +91,26 @@ class Costs:
             fixed, slope = self.target(not both)
             return fixed * factor, slope * factor
         seen = [(width, median(seconds)) for width, seconds in self._target[both].items()]
-        mean_width = sum(width for width, _ in seen) / len(seen)
-        mean = sum(seconds for _, seconds in seen) / len(seen)
-        spread = sum((width - mean_width) ** 2 for width, _ in seen)
-        if not spread:
-            return mean * (1 - _SLOPE * min(mean_width, 20)), _SLOPE * mean
-        slope = sum((width - mean_width) * (seconds - mean) for width, seconds in seen) / spread
-        slope = min(max(slope, 0.0), mean / mean_width)
-        return mean - slope * mean_width, slope
+        if len(seen) > 1:
+            return _line(seen)
+        ((width, seconds),) = seen
+        return seconds * (1 - _SLOPE * min(width, 20)), _SLOPE * seconds
+
+    def prompt(self, tokens: int) -> float:
+        """Seconds in which the draft reads a prompt of so many tokens; 0 if it has read none yet."""
+        seen = {length: [seconds for n, seconds in self.prompts if n == length] for length, _ in self.prompts}
+        medians = [(length, median(seconds)) for length, seconds in seen.items()]
+        if len(medians) > 1:
+            fixed, slope = _line(medians)
+            return fixed + slope * tokens
+        return sum(seconds * (_START + tokens) / (_START + length) for length, seconds in medians)
 
     def as_dict(self) -> dict[str, Any]:
         """All measurements of one request at a time, as JSON can hold them."""
         self.batch = 1
         target = {_WAYS[both]: {str(w): list(s) for w, s in seen.items()} for both, seen in self._target.items()}
         draft = {_WAYS[both]: list(seconds) for both, seconds in self._draft.items()}
-        return {"target": target, "draft": draft, "draft_prompt": [self.draft_prompt, self.draft_prompt_tokens]}
+        return {"target": target, "draft": draft, "prompts": [list(one) for one in self.prompts]}
 
     @classmethod
     def of_dict(cls, kept: Any) -> Costs:
@@ -116,14 +123,21 @@ class Costs:
                         costs.saw_target(_in_range(int(width), 1, 1 << 20), _in_range(one, 0, 1e4), both)
                 for one in kept["draft"][way]:
                     costs.saw_draft(_in_range(one, 0, 1e4), both)
-            seconds, tokens = kept["draft_prompt"]
-            costs.draft_prompt, costs.draft_prompt_tokens = (
-                _in_range(seconds, 0, 1e4),
-                _in_range(int(tokens), 0, 1 << 30),
-            )
+            for tokens, seconds in kept["prompts"]:
+                costs.prompts.append((_in_range(int(tokens), 1, 1 << 30), _in_range(seconds, 0, 1e4)))
         except (AttributeError, KeyError, TypeError, ValueError):
             raise ValueError("not the costs of a pair") from None
         return costs
+
+
+def _line(seen: Sequence[tuple[int, float]]) -> tuple[float, float]:
+    """(a, b): n take a + b n seconds, neither of them negative, by least squares."""
+    mean_number = sum(number for number, _ in seen) / len(seen)
+    mean = sum(seconds for _, seconds in seen) / len(seen)
+    spread = sum((number - mean_number) ** 2 for number, _ in seen)
+    slope = sum((number - mean_number) * (seconds - mean) for number, seconds in seen) / spread
+    slope = min(max(slope, 0.0), mean / mean_number)
+    return mean - slope * mean_number, slope
 
 
 def _in_range(value: Number, low: float, high: float) -> Number:

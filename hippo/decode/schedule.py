@@ -233,7 +233,7 @@ class AutoSchedule(Schedule):
             return Mode.IN_TURNS
         loses = speeds[Mode.PLAIN] / speeds[Mode.IN_TURNS] - 1  # rounds of the target, in a trial
         if not self._beside and not self._has_drafted:
-            loses += self.costs.draft_prompt * speeds[Mode.PLAIN]
+            loses += (self.costs.prompts[-1][1] if self.costs.prompts else 0.0) * speeds[Mode.PLAIN]
         self._left = min(self._LONGEST_REST, int(self._longer * loses / self._TRIALS))
         self._longer *= 2
         tries, self._has_rested = self._has_rested and self._now is Mode.PLAIN, True

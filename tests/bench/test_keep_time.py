@@ -35,7 +35,7 @@ def test_a_longer_prompt_makes_each_draft_step_slower():
 def test_costs_are_as_answers_would_have_measured_them():
     costs = pace(True).costs(200)
     assert costs.draft(False) == pytest.approx(0.3) and sum(costs.target(True)) == pytest.approx(1.0)
-    assert costs.draft_prompt == pytest.approx(0.2) and costs.draft_prompt_tokens == 200
+    assert costs.prompts[-1] == (200, pytest.approx(0.2)) and costs.prompt(400) == pytest.approx(0.4)
 
 
 def test_a_shape_reads_its_weights_and_cache():

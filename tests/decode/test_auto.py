@@ -101,7 +101,7 @@ def test_a_draft_that_is_always_wrong_costs_little(slope, ratio, slowdown):
 def test_a_draft_that_had_no_chance_before_is_first_left_alone(prompt, drafted):
     """And within an answer of 128 tokens for good where reading its prompt alone takes longer than it may lose."""
     costs = known(0.1, 0.05, (1.0, 1.0))
-    costs.draft_prompt = prompt
+    costs.prompts.append((100, prompt))
     schedule = AutoSchedule(False, costs=costs, prior=0.1)
     modes = []
     for _ in range(TOKENS):
