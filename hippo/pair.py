@@ -111,15 +111,15 @@ class Draft:
         loaded = None if self._worker is None else self._worker.loaded
         return loaded.token_size / loaded.size if loaded is not None and loaded.size else 0.0
 
-    def learn(self, stats: Stats) -> None:
-        """Take what an answer measured, beside costs and acceptance."""
+    def learn(self, stats: Stats, tokens: int) -> None:
+        """Take what an answer measured, beside costs and acceptance. tokens: of it, 0 if it did not come to its end."""
         prompts = [span for span in stats.trace.timeline if (span.who, span.what) == ("draft", "prefill")]
         if prompts:
             span = prompts[-1]
             self.costs.prompts.append((span.tokens, span.ended - span.began))
-        if stats.new_tokens:
+        if tokens:
             self.captured = stats.captured
-            self.answer_tokens += _LATEST * (stats.new_tokens - self.answer_tokens)
+            self.answer_tokens += _LATEST * (tokens - self.answer_tokens)
 
     def close(self) -> None:
         """End the worker, and keep on disk what was measured."""

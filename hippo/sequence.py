@@ -189,7 +189,7 @@ class Sequence:
         if self._schedule.acceptance.is_guess:
             # Texts differ: a draft that had no chance in this answer gets one again after some more.
             draft.acceptance += _FORGETS * max(0.0, UNKNOWN - draft.acceptance)
-        draft.learn(self.stats)
+        draft.learn(self.stats, len(self._answer.tokens) if self._answer is not None and self._answer.done else 0)
 
     @property
     def shares_cores(self) -> bool:
