@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, Protocol
@@ -90,6 +91,7 @@ class _Limited:
             threading.Thread(
                 target=_serve, args=(self._calls, self._results), name="hippo-drafter", daemon=True
             ).start()
+            self._end = weakref.finalize(self, self._calls.put, None)
         self._calls.put((call, given))
         try:
             result, error = self._results.get(timeout=self._seconds)
@@ -101,9 +103,9 @@ class _Limited:
         return result
 
     def close(self) -> None:
-        """End the thread, once it has returned."""
+        """End the thread, once it has returned. It ends with this object too."""
         if self._calls is not None:
-            self._calls.put(None)
+            self._end()
             self._calls = None
 
 

@@ -1,5 +1,6 @@
 """Drafters without a model: the records that they answer, what they may propose, and that they change no word."""
 
+import gc
 import threading
 from collections import Counter
 from contextlib import closing
@@ -342,3 +343,15 @@ def test_nothing_is_scored_for_a_drafter_that_sees_no_video(monkeypatch):
         assert stats.seconds.scoring == 0
         answer(of, inputs("qwen2_5_vl"), pruner=never)
     assert plugins.name_of(never).endswith("never")
+
+
+def test_a_drafter_that_is_dropped_leaves_no_thread():
+    threads = set()
+    worker, _ = worker_of(lambda: threads.add(threading.current_thread()) or Script([7]))
+    worker.take_in(Propose(1, 1))
+    (thread,) = threads
+    assert thread.is_alive()
+    del worker, _
+    gc.collect()
+    thread.join(60)
+    assert not thread.is_alive()
