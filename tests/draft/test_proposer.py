@@ -2,6 +2,7 @@
 
 import gc
 import threading
+import weakref
 from collections import Counter
 from contextlib import closing
 
@@ -44,10 +45,21 @@ class Script:
         return proposed
 
 
+_made = weakref.WeakSet()
+
+
+@pytest.fixture(autouse=True)
+def _no_threads_are_left():
+    yield
+    for worker in _made:
+        worker.close()
+
+
 def worker_of(make, limit=100, timeout=20.0):
     """A worker with a request 1, and what it says."""
     said = []
     worker = ProposerWorker(said.append, Plugin("mine", make), timeout)
+    _made.add(worker)
     worker.take_in(Begin(1, PROMPT, limit))
     return worker, said
 
