@@ -6,7 +6,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -179,15 +179,16 @@ class _Request:
         self, evidence: Evidence, asked: Asked, video: Video, gamma: int, paces: Sequence[Pace], rate: float
     ) -> None:
         self._evidence, self._asked, self._gamma, self._paces, self._rate = evidence, asked, gamma, paces, rate
-        grid, length = evidence.grid, max(video.timestamps[-1], 1e-9)
+        grid = evidence.grid
         self._bare = torch.ones(grid.tokens, dtype=torch.bool)
         if asked.shown is not None:
-            self._bare = ground(asked.shown, [time / length for time in video.timestamps], grid)
+            self._bare = ground(asked.shown, [time / video.duration for time in video.timestamps], grid)
 
     def kept(self, pruner: Pruner, ratio: float) -> tuple[Tensor, float]:
         """What a pruner keeps, and the seconds that scoring and choosing take."""
         evidence = self._evidence
-        signals = evidence.signals[pruner.attention or PRUNERS["hippo"].attention]  # type: ignore[index]
+        # A copy: what another choice has computed would cost nothing here.
+        signals = replace(evidence.signals[pruner.attention or PRUNERS["hippo"].attention])  # type: ignore[index]
         began = time.perf_counter()
         kept = pruner.keep(signals, ratio)
         return kept, time.perf_counter() - began + (evidence.recorded[pruner.attention] if pruner.attention else 0.0)

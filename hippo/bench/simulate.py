@@ -77,15 +77,37 @@ class _Target:
         pass
 
 
-class _Draft:
-    """Stands for a Drafter: a token takes its time, whatever the target does meanwhile."""
+class _Proposals:
+    """Drafted tokens that wait to be taken, each with its cost and the time it is there."""
 
     lost = False
 
+    def __init__(self, machine: Machine, guesses: Sequence[Guess], schedule: Schedule) -> None:
+        self._machine, self._guesses, self._schedule = machine, guesses, schedule
+        self._drafted: deque[tuple[Proposal, float, float]] = deque()
+        self._next = 0
+
+    def _draft(self, cost: float, there: float) -> None:
+        right, prob = self._guesses[self._next] if self._next < len(self._guesses) else Guess(False, 0.0)
+        self._drafted.append((Proposal(_RIGHT if right else _WRONG, prob), cost, there))
+        self._next += 1
+
+    def peek(self) -> Proposal | None:
+        return self._drafted[0][0] if self._drafted and self._drafted[0][2] <= self._machine.now else None
+
+    def _pop(self) -> Proposal:
+        proposal, cost, there = self._drafted.popleft()
+        self._machine.now = max(self._machine.now, there)
+        self._schedule.saw_draft(cost)
+        return proposal
+
+
+class _Draft(_Proposals):
+    """Stands for a Drafter: a token takes its time, whatever the target does meanwhile."""
+
     def __init__(self, machine: Machine, guesses: Sequence[Guess], schedule: Schedule, begins: float) -> None:
-        self._machine, self._guesses, self._schedule, self._begins = machine, guesses, schedule, begins
-        self._drafted: deque[tuple[Proposal, float, float]] = deque()  # with its cost and the time it is there
-        self._next, self._free = 0, 0.0
+        super().__init__(machine, guesses, schedule)
+        self._begins, self._free = begins, 0.0
 
     def ready(self) -> bool:
         return self._machine.now >= self._begins
@@ -98,21 +120,10 @@ class _Draft:
         for _ in range(count):
             cost = self._machine.draft
             self._free = max(self._free, self._machine.now) + cost
-            right, prob = self._guesses[self._next] if self._next < len(self._guesses) else Guess(False, 0.0)
-            self._drafted.append((Proposal(_RIGHT if right else _WRONG, prob), cost, self._free))
-            self._next += 1
-
-    def peek(self) -> Proposal | None:
-        return self._drafted[0][0] if self._drafted and self._drafted[0][2] <= self._machine.now else None
+            self._draft(cost, self._free)
 
     def take(self, count: int) -> list[Proposal]:
-        taken: list[Proposal] = []
-        while self._drafted and len(taken) < count:
-            proposal, cost, there = self._drafted.popleft()
-            self._machine.now = max(self._machine.now, there)
-            self._schedule.saw_draft(cost)
-            taken.append(proposal)
-        return taken
+        return [self._pop() for _ in range(min(count, len(self._drafted)))]
 
     def commit(self, length: int, tokens: Sequence[int]) -> None:
         self._drafted.clear()
@@ -181,16 +192,15 @@ class _SharedDraft:
         self._free = max(self._free, self._machine.now)
 
 
-class _Member:
+class _Member(_Proposals):
     """A request of several, in the places of a `Sequence` and of its Drafter."""
 
-    lost = proposed = done = False
+    proposed = done = False
     seconds, width, longest, widest = 0.0, 0, 0, 0
 
     def __init__(self, guesses: Sequence[Guess], machine: Machine, shared: _SharedDraft, schedule: Schedule) -> None:
-        self._guesses, self._machine, self._shared, self._schedule = guesses, machine, shared, schedule
-        self._drafted: deque[tuple[Proposal, float, float]] = deque()
-        self._next = self.wanted = 0
+        super().__init__(machine, guesses, schedule)
+        self._shared, self.wanted = shared, 0
         shared.members.append(self)
         self._rounds = _rounds(guesses, machine, self, self, schedule, shared.beside.append)
 
@@ -224,24 +234,20 @@ class _Member:
         self.wanted += max(0, count)
 
     def was_drafted(self, cost: float, there: float) -> None:
-        right, prob = self._guesses[self._next] if self._next < len(self._guesses) else Guess(False, 0.0)
-        self._drafted.append((Proposal(_RIGHT if right else _WRONG, prob), cost, there))
-        self._next, self.wanted = self._next + 1, self.wanted - 1
+        self._draft(cost, there)
+        self.wanted -= 1
 
     def peek(self) -> Proposal | None:
         self._shared.work()
-        return self._drafted[0][0] if self._drafted and self._drafted[0][2] <= self._machine.now else None
+        return super().peek()
 
     def take(self, count: int) -> list[Proposal]:
         taken: list[Proposal] = []
         while len(taken) < count and self.waiting:
-            if not self._drafted:
+            if self._drafted:
+                taken.append(self._pop())
+            else:
                 self._shared.step()
-                continue
-            proposal, cost, there = self._drafted.popleft()
-            self._machine.now = max(self._machine.now, there)
-            self._schedule.saw_draft(cost)
-            taken.append(proposal)
         return taken
 
     def commit(self, length: int, tokens: Sequence[int]) -> None:

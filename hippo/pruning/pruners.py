@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
@@ -33,6 +34,11 @@ class Signals:
     grid: VideoGrid
     features: Tensor
     attention: Tensor | None = None
+
+    @cached_property
+    def fused(self) -> Tensor:
+        """(V,) float32: the fused score of each token, of all three scores."""
+        return fused_score(self)
 
 
 def signals_of(prompt: Prompt, features: Tensor, attention: Tensor | None) -> list[Signals]:
@@ -139,7 +145,7 @@ def keep_specvlm(signals: Signals, keep_ratio: float) -> Tensor:
 
 def keep_hippo(signals: Signals, keep_ratio: float) -> Tensor:
     """The tokens with the highest fused score over all frames: frames with more to say keep more tokens."""
-    return keep_best(fused_score(signals), signals, keep_ratio)
+    return keep_best(signals.fused, signals, keep_ratio)
 
 
 def fused_score(signals: Signals, attention: bool = True, temporal: bool = True, spatial: bool = True) -> Tensor:
@@ -186,7 +192,7 @@ PRUNERS = {
         Pruner("uniform", keep_uniform),
         Pruner("attention", keep_attention, Attention()),
         Pruner("specvlm", keep_specvlm, Attention()),
-        Pruner("hippo", keep_hippo, Attention(outer_layers), fused_score),
+        Pruner("hippo", keep_hippo, Attention(outer_layers), lambda signals: signals.fused),
     )
 }
 
