@@ -152,7 +152,8 @@ class Pair:
         self.draft = draft
         self.lock = draft.lock if draft is not None else threading.RLock()
         self._on_cpu = model.device.type == "cpu"
-        self._width = free_width(model.dtype, model.device.type)
+        invariant = CachedModel.of(self.family, model).batch_invariant
+        self._width = 0 if invariant else free_width(model.dtype, model.device.type)
         if not self._on_cpu and fused(self.family.language_model(model)) is None:
             self._width = 0  # not free: every forward would be transformers' own, and requests would not be joined
         CachedModel.of(self.family, model, fixed_width=self._width).prepare()

@@ -1,4 +1,4 @@
-"""At a fixed width the text does not depend on what was drafted, by which method, and when it came."""
+"""The text in half precision does not depend on what was drafted, by which method, and when it came."""
 
 import copy
 import random
@@ -62,13 +62,15 @@ def uneven_drafts(monkeypatch):
 @pytest.mark.usefixtures("patient_targets", "uneven_drafts")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_method_gives_the_bits_of_ar_in_bfloat16(family):
-    """Each request is answered by `ar` and by one of the ways, with a draft that is sometimes right."""
+    """Each request is answered by `ar` and by one of the ways, with a draft that is sometimes right. Every other one
+    has the width that "auto" means here: none, where a model is batch-invariant."""
     target, checked, accepted = half(model(family)), 0, 0
     with closing(Pair(target, Draft(unsure(half(model(family))), place="thread"))) as pair:
         for seed in range(REQUESTS):
             request, way = inputs(family, seed=seed, frames=4), WAYS[seed % len(WAYS)]
-            expected, _ = answer(pair, request, 8, TOKENS, method="ar")
-            tokens, stats = answer(pair, request, 8, TOKENS, keep_ratio=0.3, **way)
+            width = "auto" if seed % 8 >= len(WAYS) and family != "qwen3_vl_moe" else 8
+            expected, _ = answer(pair, request, width, TOKENS, method="ar")
+            tokens, stats = answer(pair, request, width, TOKENS, keep_ratio=0.3, **way)
             assert tokens == expected, (seed, way)
             checked, accepted = checked + stats.checked, accepted + stats.accepted
     assert checked > 4 * REQUESTS and 0.1 < accepted / checked < 0.95

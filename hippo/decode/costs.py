@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -83,17 +84,22 @@ class Costs:
         return max(median(self._draft[not both]) * factor, 1e-9) if self._draft[not both] else 0.0
 
     def target(self, both: bool) -> tuple[float, float]:
-        """(a, b): a forward over n tokens takes a + b n seconds, by least squares through the medians of each width."""
+        """(a, b): a forward over n tokens takes a + b n seconds, by least squares through all measurements. Each counts
+        as the median of its width, or of a wider one that took less."""
         if not self._target[both]:
             if not self._target[not both]:
                 return 0.0, 0.0
             factor = _SLOWDOWN if both else 1 / _SLOWDOWN
             fixed, slope = self.target(not both)
             return fixed * factor, slope * factor
-        seen = [(width, median(seconds)) for width, seconds in self._target[both].items()]
-        if len(seen) > 1:
+        seen, least = [], math.inf
+        for width, times in sorted(self._target[both].items(), reverse=True):
+            # A width that was last used on a busy machine must not outlive that.
+            least = min(least, median(times))
+            seen += [(width, least)] * len(times)
+        if len(self._target[both]) > 1:
             return _line(seen)
-        ((width, seconds),) = seen
+        width, seconds = seen[0]
         return seconds * (1 - _SLOPE * min(width, 20)), _SLOPE * seconds
 
     def prompt(self, tokens: int) -> float:
@@ -131,7 +137,7 @@ class Costs:
 
 
 def _line(seen: Sequence[tuple[int, float]]) -> tuple[float, float]:
-    """(a, b): n take a + b n seconds, neither of them negative, by least squares."""
+    """(a, b): n take a + b n seconds, neither of them negative, by least squares. seen: two different n at least."""
     mean_number = sum(number for number, _ in seen) / len(seen)
     mean = sum(seconds for _, seconds in seen) / len(seen)
     spread = sum((number - mean_number) ** 2 for number, _ in seen)

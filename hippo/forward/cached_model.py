@@ -7,19 +7,19 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention.bias import causal_lower_right
 
 from hippo import tensor_parallel
 from hippo.device import bytes_per_token, clock, free_memory, total_memory
 from hippo.errors import BadRequest
 from hippo.families import Embeds, Family, Prompt
+from hippo.forward.attention import attending_apart, attending_by_token, without_mask
+from hippo.forward.batch_invariant import MOST_ROWS, least_rows
 from hippo.forward.cuda_graphs import DRAFTING, RUN, WIDTHS, Recorded, prepare, recorded_for, records
 from hippo.forward.fused import FusedDecoder, fused
 from hippo.forward.kv_cache import KVCache, PassedOn, cache_argument
 from hippo.forward.likeliest import Repetition, likeliest
-from hippo.forward.observe import Attend, Observer, observing, wrapping
+from hippo.forward.observe import Observer, observing, wrapping
 
 _MOST_SPARE = 4096  # tokens; upper bound of the room made in advance for an answer
 Progress = Callable[[str, float], None]
@@ -55,7 +55,10 @@ class CachedModel:
     ) -> None:
         self._language_model, self._head, self._lookup = language_model, head, lookup
         # Only what is recorded has fused forwards of one shape.
-        self._may_fuse = may_fuse and (not fixed_width or records(next(language_model.parameters()).device))
+        like = next(language_model.parameters())
+        self._may_fuse = may_fuse and (not fixed_width or records(like.device))
+        self._half_on_cpu = like.device.type == "cpu" and like.dtype in (torch.bfloat16, torch.float16)
+        self._drafts = drafts
         self._fixed_width, self._capacity = fixed_width, 0
         self._widths = DRAFTING if drafts else (fixed_width,) if fixed_width else WIDTHS
         config = language_model.config
@@ -223,9 +226,11 @@ class CachedModel:
         """`extend` without CUDA graphs."""
         if self._fixed_width:
             return self._extend_padded(ids)
+        if (decoder := self._fuses()) is None and self._by_token:
+            return _logits_by_layers([(self, ids)])
         device, begin = self._next.device, self.length - self._first
         embeds = self._lookup(torch.tensor(ids, device=device))
-        if (decoder := self._fuses()) is not None:
+        if decoder is not None:
             hidden = decoder.forward(embeds, self._rotary_at(begin, begin + len(ids)), (self._kv, len(ids)))
             return self._head(hidden)
         positions = self._next[:, None] + torch.arange(begin, begin + len(ids), device=device)
@@ -253,6 +258,21 @@ class CachedModel:
         """Whether its forwards can be made together with those of other requests."""
         together = not self._fixed_width and self._recorded is None and self._kv.full_attention
         return together and self._attention in _MASKED
+
+    @property
+    def _by_token(self) -> bool:
+        """Whether each token attends for itself, which in half precision on a CPU is the faster way too."""
+        return self._half_on_cpu and self._attention == "sdpa" and self.joins()
+
+    @property
+    def batch_invariant(self) -> bool:
+        """Whether a token's logits have the same bits whatever else a forward after the prefill holds."""
+        return self._by_token and least_rows(self._language_model, self._head) > 0
+
+    @property
+    def _least(self) -> int:
+        """Rows that a forward has at least. A draft's bits do not matter."""
+        return 1 if self._drafts or not self._by_token else max(1, least_rows(self._language_model, self._head))
 
     @property
     def _attention(self) -> str:
@@ -337,7 +357,7 @@ def extend_together(parts: Sequence[tuple[CachedModel, Sequence[int]]]) -> list[
     request attends to its own keys and values. Returns the (n, vocabulary) logits of each."""
     first, ids = parts[0][0], [id for _, own in parts for id in own]
     width, longest = round(len(ids) / len(parts)), max(len(own) for _, own in parts)
-    if len(parts) == 1 or not all(one.joins() for one, _ in parts):
+    if len(parts) == 1 or len(ids) > MOST_ROWS or not all(one.joins() for one, _ in parts):
         apart = [one.extend(own) for one, own in parts]
         seconds = sum(one.seconds for one, _ in parts)
         for one, _ in parts:
@@ -345,18 +365,15 @@ def extend_together(parts: Sequence[tuple[CachedModel, Sequence[int]]]) -> list[
         return apart
     device, counts = first._next.device, [len(own) for _, own in parts]
     began = clock(device)
-    embeds = first._lookup(torch.tensor(ids, device=device))
-    answered = [(one, one.length - one._first, len(own)) for one, own in parts]
     decoders = [one._fuses() for one, _ in parts]
     if (decoder := decoders[0]) is not None and all(other is decoder for other in decoders):
+        answered = [(one, one.length - one._first, len(own)) for one, own in parts]
         cos, sin = zip(*(one._rotary_at(begin, begin + count) for one, begin, count in answered), strict=True)
         kvs = [(one._kv, count) for one, _, count in answered]
-        hidden = decoder.forward(embeds, (torch.cat(cos), torch.cat(sin)), *kvs)
+        embeds = first._lookup(torch.tensor(ids, device=device))
+        logits = first._head(decoder.forward(embeds, (torch.cat(cos), torch.cat(sin)), *kvs))
     else:
-        places = [one._next[:, None] + torch.arange(at, at + n, device=device) for one, at, n in answered]
-        with wrapping(attending_apart([(one._kv, count) for one, _, count in answered])):
-            hidden = first._hidden(Embeds(embeds), torch.cat(places, dim=1), embeds.new_zeros(1, 1, 1, 1), PassedOn())
-    logits = first._head(hidden)
+        logits = _logits_by_layers(parts)
     seconds = clock(device) - began
     for one, _ in parts:
         one.forwards += 1
@@ -364,50 +381,20 @@ def extend_together(parts: Sequence[tuple[CachedModel, Sequence[int]]]) -> list[
     return list(logits.split(counts))
 
 
-def attending_apart(kvs: Sequence[tuple[KVCache, int]]) -> Callable[[Attend], Attend]:
-    """Wraps an attention function, so that the new tokens of a forward attend to the keys and values of their own
-    request. kvs: of each request its cache, and how many of the new tokens are its own."""
-
-    def wrapper(attend: Attend) -> Attend:
-        def attention(module: Any, query: Tensor, key: Tensor, value: Tensor, _: Any, **kwargs: Any) -> Any:
-            outputs, begin = [], 0
-            for kv, count in kvs:
-                rows = slice(begin, begin + count)
-                keys, values = kv.cache.update(key[:, :, rows], value[:, :, rows], module.layer_idx)
-                later = keys.shape[-2] - count
-                mask = query.new_full((count, count), float("-inf")).triu(1) if count > 1 else None
-                mask = None if mask is None else torch.nn.functional.pad(mask, (later, 0))[None, None]
-                outputs.append(attend(module, query[:, :, rows], keys, values, mask, **kwargs)[0])
-                begin += count
-            return torch.cat(outputs, dim=1), None
-
-        return attention
-
-    return wrapper
-
-
-def without_mask(attend: Attend) -> Attend:
-    """Wraps transformers' "sdpa", so that a later part of a prompt is read by a flash kernel where there is one: the
-    mask that it is given is causal, but only a kernel that knows so need not read it, nor repeat keys and values."""
-
-    def attention(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any) -> Any:
-        if query.shape[2] == 1 or not _has_flash(query, key, value):
-            return attend(module, query, key, value, mask, **kwargs)
-        causal = causal_lower_right(query.shape[2], key.shape[2])
-        grouped = query.shape[1] != key.shape[1]
-        scaling = kwargs.get("scaling")
-        output = F.scaled_dot_product_attention(query, key, value, causal, scale=scaling, enable_gqa=grouped)
-        return output.transpose(1, 2).contiguous(), None
-
-    return attention
-
-
-def _has_flash(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    if not query.is_cuda:
-        return False
-    grouped = query.shape[1] != key.shape[1]
-    cuda = torch.backends.cuda
-    return cuda.can_use_flash_attention(cuda.SDPAParams(query, key, value, None, 0.0, False, grouped))
+def _logits_by_layers(parts: Sequence[tuple[CachedModel, Sequence[int]]]) -> Tensor:
+    """(n, vocabulary) of the new tokens of one request or of several, by the model's own layers."""
+    first, ids = parts[0][0], [id for _, own in parts for id in own]
+    device, places = first._next.device, []
+    for one, own in parts:
+        begin = one.length - one._first
+        places.append(one._next[:, None] + torch.arange(begin, begin + len(own), device=device))
+    fill = max(0, first._least - len(ids))
+    places.append(places[-1][:, -1:].expand(-1, fill))
+    embeds = Embeds(first._lookup(torch.tensor([*ids, *ids[-1:] * fill], device=device)))
+    attending = attending_by_token if first._by_token else attending_apart
+    with wrapping(attending([(one._kv, len(own)) for one, own in parts])):
+        hidden = first._hidden(embeds, torch.cat(places, dim=1), embeds.tokens.new_zeros(1, 1, 1, 1), PassedOn())
+    return first._head(hidden)[: len(ids)]
 
 
 def prefill_bytes(width: int, like: Tensor) -> int:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 from weakref import WeakKeyDictionary
 
 import torch
@@ -152,7 +152,7 @@ def _parts(layer: Any) -> _Layer:
 
 
 def _product(linear: nn.Module) -> _Product:
-    if not _is_plain(linear):
+    if not is_plain(linear):
         return linear
     bias: Any = linear.bias
     return partial(F.linear, weight=linear.weight.detach(), bias=None if bias is None else bias.detach())  # type: ignore
@@ -160,7 +160,7 @@ def _product(linear: nn.Module) -> _Product:
 
 def _sum(linear: nn.Module) -> _Sum:
     """Of a linear layer without a bias."""
-    if not _is_plain(linear):
+    if not is_plain(linear):
         return lambda x, h: x + linear(h)
     weight: Any = linear.weight
     return partial(_added, weight.detach().t())
@@ -170,7 +170,7 @@ def _added(weight: Tensor, x: Tensor, h: Tensor) -> Tensor:
     return torch.addmm(x, h, weight)
 
 
-def _is_plain(module: nn.Module) -> bool:
+def is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether a layer computes with its weight as it is; packed weights have a class of their own, or their layer."""
     return type(module) is nn.Linear and type(module.weight) is nn.Parameter
 
@@ -267,10 +267,10 @@ def _require_fusable(model: Any) -> None:
                 raise NotFusable("its layers have hooks")
         children = (*layer.self_attn.named_children(), *layer.mlp.named_children())
         linears = [module for name, module in children if name.endswith("_proj")]
-        if not all(_is_plain(linear) or _is_packed(linear) for linear in linears):
+        if not all(is_plain(linear) or _is_packed(linear) for linear in linears):
             raise NotFusable("its weights are adapted")
         # A CPU's kernels round activations to few bits: another order of sums, and a token of the target may change.
-        if not all(map(_is_plain, linears)) and not _serves_packed(others[0].device.type):
+        if not all(map(is_plain, linears)) and not _serves_packed(others[0].device.type):
             raise NotFusable("its weights are quantised, and it is not on a GPU")
         biases = [linear.bias is None for linear in linears]
         if not all(biases[3:]) or len(set(biases[:3])) != 1:
@@ -281,7 +281,7 @@ def _is_packed(module: nn.Module) -> bool:
     """Whether it is a linear layer with a product of its own. One whose weight is in several processes is not."""
     if isinstance(module, PackedLinear):
         return True
-    return isinstance(module, nn.Linear) and not _is_plain(module) and not hasattr(module.weight, "device_mesh")
+    return isinstance(module, nn.Linear) and not is_plain(module) and not hasattr(module.weight, "device_mesh")
 
 
 def _serves_packed(device: str) -> bool:

@@ -9,7 +9,7 @@ from torch.nn.attention.bias import CausalBias
 
 from hippo.errors import BadRequest
 from hippo.families import Embeds, family_of
-from hippo.forward import CachedModel, cached_model
+from hippo.forward import CachedModel, attention, cached_model
 from hippo.forward.cached_model import prefill_parts
 from hippo.forward.observe import observing
 from tests.models import model
@@ -105,7 +105,7 @@ def test_later_parts_need_no_mask_and_no_repeated_keys(family, monkeypatch):
     given, heads = (embeds, positions, positions[:, -1] + 1), set()
     whole = CachedModel.of(family_of(net), net)
     expected = whole.prefill(*given)
-    monkeypatch.setattr(cached_model, "_has_flash", lambda *_: True)
+    monkeypatch.setattr(attention, "_has_flash", lambda *_: True)
     monkeypatch.setattr(CausalBias, "_dispatch", staticmethod(watched))
     parted = CachedModel.of(family_of(net), net)
     with observing(lambda layer, query, key, scaling: heads.add((layer, query.shape[2], key.shape[2]))):
