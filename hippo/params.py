@@ -66,9 +66,9 @@ class SamplingParams:
         keep_at_most: the largest share that "auto" may choose.
         gamma: tokens drafted at a time, or "auto".
         verify_width: tokens that every target forward after the prefill is padded to, so that in half precision the
-            text does not depend on what was drafted and when; 0 is off; "auto" is 8 in half precision where 8 tokens
-            are read for the price of one, and else 0: on a GPU with fused forwards, for up to 4096 new tokens, and on
-            a CPU with tile products.
+            text does not depend on what was drafted and when; 0 is off. "auto" is 8 on a GPU with fused forwards, for
+            up to 4096 new tokens, and else 0: on a CPU the text does not depend on it, but for models whose layers are
+            not batch-invariant; these have 8 where the CPU has tile products.
         max_new_tokens: the longest answer, in tokens.
         temperature: 0 is greedy.
         top_k: sample among the k likeliest tokens; 0 is off.
