@@ -10,26 +10,35 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hippo import state
-from hippo.device import on_threads
+from hippo.device import on_threads, shares
 from hippo.forward.fused import is_plain
 from hippo.forward.quantize import PackedLinear
 
 MOST_ROWS = 128
 _ROWS = (MOST_ROWS, 64, 32, 25, 16, 9, 8, 7, 6, 5, 4, 3, 2)
 _MANY = 50_000  # outputs of which some show another order of adding up, whatever is added
-_THREADED = (MOST_ROWS, 8, 2)  # also tried with one thread, as where the draft has the other cores
+_THREADED = (MOST_ROWS, 8, 2)  # also tried with the threads that the target has while the draft works
+
+_known: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 
 
 @torch.inference_mode()
 def least_rows(language_model: nn.Module, head: nn.Module) -> int:
     """The rows, 1 or 2, from which on, up to MOST_ROWS, a row's bits do not depend on the others. 0 if there is no such
-    number, or if a part of the model is not known to treat each row alone."""
+    number, or if a part of the model is not known to treat each row alone. Found out once for a model."""
+    if language_model not in _known:
+        _known[language_model] = _tried(language_model, head)
+    return _known[language_model]
+
+
+def _tried(language_model: nn.Module, head: nn.Module) -> int:
     layers: dict[tuple[Any, ...], nn.Linear] = {}
     for module in [*language_model.modules(), head]:
         if is_plain(module):
@@ -65,7 +74,7 @@ def _least(layer: nn.Linear) -> int:
 def _outputs(layer: nn.Linear, x: Tensor) -> Iterator[Tensor]:
     for count in _ROWS[1:]:
         yield layer(x[:count])
-    with on_threads(1):
+    with on_threads(min(torch.get_num_threads(), shares()[0])):
         for count in _THREADED:
             yield layer(x[:count])
 
