@@ -18,6 +18,7 @@ _ENOUGH_FORWARDS, _ENOUGH_STEPS = 3, 3  # measurements that costs need
 _SLOPE = 0.04  # share of a forward that one more token costs, until two widths were measured
 _PROMPTS = 16  # of the draft, the latest, that are remembered
 _START = 100  # tokens that starting to read a prompt is worth, until prompts of two lengths were measured
+_BUSY = 2.0  # times what a wider forward takes, from which on a measurement is not believed
 _SLOWDOWN = 1.3  # of both models while they work at the same time, until it was measured
 _WAYS = {False: "alone", True: "beside"}  # how both are named on disk
 
@@ -84,8 +85,8 @@ class Costs:
         return max(median(self._draft[not both]) * factor, 1e-9) if self._draft[not both] else 0.0
 
     def target(self, both: bool) -> tuple[float, float]:
-        """(a, b): a forward over n tokens takes a + b n seconds, by least squares through all measurements. Each counts
-        as the median of its width, or of a wider one that took less."""
+        """(a, b): a forward over n tokens takes a + b n seconds, by least squares through the medians of each width, or
+        of a wider one that took much less."""
         if not self._target[both]:
             if not self._target[not both]:
                 return 0.0, 0.0
@@ -94,10 +95,12 @@ class Costs:
             return fixed * factor, slope * factor
         seen, least = [], math.inf
         for width, times in sorted(self._target[both].items(), reverse=True):
-            # A width that was last used on a busy machine must not outlive that.
-            least = min(least, median(times))
-            seen += [(width, least)] * len(times)
-        if len(self._target[both]) > 1:
+            seconds = median(times)
+            if seconds > _BUSY * least:  # by a width that was last used on a busy machine
+                seconds = least
+            seen.append((width, seconds))
+            least = min(least, seconds)
+        if len(seen) > 1:
             return _line(seen)
         width, seconds = seen[0]
         return seconds * (1 - _SLOPE * min(width, 20)), _SLOPE * seconds

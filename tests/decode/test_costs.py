@@ -33,16 +33,3 @@ def test_a_forward_takes_no_longer_than_a_wider_one():
         costs.saw_target(9, 0.12, both=False)
     fixed, slope = costs.target(False)
     assert fixed + slope < 0.1 and fixed + 9 * slope == pytest.approx(0.12, rel=0.1)
-
-
-def test_a_width_that_was_seen_often_counts_for_more():
-    def step(times):
-        costs = Costs()
-        for _ in range(5):
-            costs.saw_target(1, 0.1, both=False)
-            costs.saw_target(5, 0.14, both=False)
-        for _ in range(times):
-            costs.saw_target(9, 0.3, both=False)
-        return sum(costs.target(False))
-
-    assert step(0) == pytest.approx(0.1) and abs(step(1) - 0.1) < 0.7 * abs(step(5) - 0.1)
