@@ -1,9 +1,9 @@
 """Whether a CPU's products in half precision are batch-invariant: each row has the same bits, however many rows there
 are.
 
-oneDNN adds up along a row in one order, whatever the number of rows, but has another kernel for a single row. That is
-what was found on the machines that were tried, and nothing promises it: the layers of each model are tried at load, and
-what came out is kept on disk.
+oneDNN adds up along a row in one order, whatever the number of rows, but has another kernel for a single row. That was
+found on an AMD EPYC, and nothing promises it: the layers of each model are tried at load, and what came out is kept on
+disk.
 """
 
 from __future__ import annotations
