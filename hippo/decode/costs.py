@@ -164,8 +164,8 @@ class Acceptance:
     def __init__(self, prior: float = UNKNOWN) -> None:
         self._accepted, self._checked, self._promised = _WORTH * prior, _WORTH, _WORTH * prior
 
-    def saw(self, accepted: int, probs: Sequence[float]) -> None:
-        """The first `accepted` of the checked tokens were accepted; probs: the draft's probability of each."""
+    def saw(self, accepted: float, probs: Sequence[float]) -> None:
+        """So many of the checked tokens were accepted; probs: the draft's probability of each."""
         self._accepted += accepted
         self._checked += len(probs)
         self._promised += sum(probs)

@@ -61,6 +61,7 @@ class Schedule:
             self._rest = AlwaysDraft()
         self._now, self._pre_verify, self._two_groups = Mode.PLAIN, True, False
         self._longest, self._target_seconds = 1, 0.0
+        self._refused: float | None = None  # probability of a drafted token that was not worth checking
 
     def batch(self, size: int, two_groups: bool = False) -> None:
         """How many requests decode together from now on, and whether in two groups."""
@@ -98,7 +99,9 @@ class Schedule:
 
     def wants(self, probs: Sequence[float], coming: float | None) -> bool:
         """See `Lookahead.wants`."""
-        return self._lookaheads[self._now].wants(probs, coming, self._pre_verify)
+        wanted = self._lookaheads[self._now].wants(probs, coming, self._pre_verify)
+        self._refused = None if wanted or probs or self._now is Mode.PARALLEL else coming
+        return wanted
 
     def saw_target(self, width: int, seconds: float, longest: int = 0) -> None:
         """A target forward over `width` tokens of each request, at most `longest`, took so many seconds."""
@@ -118,6 +121,8 @@ class Schedule:
     def saw_verdict(self, accepted: int, probs: Sequence[float]) -> None:
         """The first `accepted` of the checked tokens were accepted; probs: the draft's probability of each."""
         self.acceptance.saw(accepted, probs)
+        if self._refused is not None:  # else a draft of which nothing is checked would never be judged
+            self.acceptance.saw(self.acceptance.chance([self._refused]), [self._refused])
         self._rest.saw(accepted, len(probs))
         self._pre_verify = accepted < len(probs) or not probs
 
@@ -125,9 +130,11 @@ class Schedule:
         """The round that began last brought so many tokens in so many seconds."""
         catching_up = self._rest.waking
         self._rest.end_round(tokens, seconds)
-        if self._now is Mode.IN_TURNS and self._longest > 1 and not catching_up:
+        drafted = self._longest - 1 + (self._refused is not None)
+        if self._now is Mode.IN_TURNS and drafted and not catching_up:
             # All that a drafted token costs the round, messages included.
-            self.costs.saw_draft(max(0.0, seconds - self._target_seconds) / (self._longest - 1), both=False)
+            self.costs.saw_draft(max(0.0, seconds - self._target_seconds) / drafted, both=False)
+        self._refused = None
         if self._now is not Mode.PLAIN and not catching_up:
             self._lookaheads[self._now].end_round(tokens, seconds)
 

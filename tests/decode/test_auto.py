@@ -236,3 +236,16 @@ def test_a_trial_without_anything_to_check_goes_on():
         schedule.end_round(1, 0.1)
     first = modes.index(Mode.IN_TURNS)
     assert set(modes[:first]) == {Mode.PLAIN} and first > 0 and set(modes[first:]) == {Mode.IN_TURNS}
+
+
+def test_a_draft_of_which_nothing_is_worth_checking_rests():
+    """As one that was never trained: its tokens are there at once, and all are unlikely."""
+    schedule, modes = AutoSchedule(False, costs=known(0.3, 0.03, (1.0, 1.0))), []
+    for _ in range(TOKENS):
+        modes.append(schedule.begin_round())
+        drafts = modes[-1] is Mode.IN_TURNS
+        assert not (drafts and schedule.wants([], 0.002))
+        schedule.saw_target(1, 0.1)
+        schedule.saw_verdict(0, [])
+        schedule.end_round(1, 0.13 if drafts else 0.1)
+    assert modes[0] is Mode.IN_TURNS and modes.count(Mode.IN_TURNS) < 0.1 * TOKENS
