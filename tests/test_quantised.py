@@ -62,7 +62,7 @@ def test_packed_layers_keep_their_own_forward_and_the_words_are_generates(family
     assert why_not_fused(family_of(target).language_model(target))
     try:
         for method in METHODS:
-            out = hippo.generate(target, small, request, method=method, max_new_tokens=24, keep_ratio=0.3)
+            out = hippo.generate(target, small, request, method=method, gamma=4, max_new_tokens=24, keep_ratio=0.3)
             assert out.token_ids == expected and not out.stats.draft_lost and (method == "ar" or out.stats.checked > 0)
     finally:
         release(target)
@@ -124,7 +124,7 @@ def test_a_target_quantised_in_memory_says_its_own_words(quantised, tiny, record
     expected = generated(target, request, max_new_tokens=32)
     assert expected != generated(tiny.pair.target, request, max_new_tokens=4)
     try:
-        outs = {m: hippo.generate(target, small, request, method=m, max_new_tokens=32) for m in METHODS}
+        outs = {m: hippo.generate(target, small, request, method=m, gamma=4, max_new_tokens=32) for m in METHODS}
         assert not any(out.warnings for out in outs.values()) and outs["hippo"].stats.accepted > 10
         answers = {method: out.token_ids for method, out in outs.items()}
         require_own_words(kind, Pair(target, Draft(small)), request, expected, answers, record_property)

@@ -61,8 +61,9 @@ def test_a_draft_of_another_family_and_grid(target, draft):
     )
     expected = generated(target, request)
     for method in ("sd", "pearl", "hippo"):
-        how = {"method": method, "decoder": "serial" if method == "hippo" else None}  # auto may find it not worth it
-        out = hippo.generate(target, small, request, its_own, max_new_tokens=24, keep_ratio=0.3, **how)
+        out = hippo.generate(
+            target, small, request, its_own, method=method, gamma=4, max_new_tokens=24, keep_ratio=0.3
+        )
         assert out.token_ids == expected and not out.stats.draft_lost and out.stats.checked > 0
         kept = 0.3 if method == "hippo" else 1.0
         assert out.stats.kept_tokens == round(kept * out.stats.video_tokens), "counted on the target's grid"
@@ -82,7 +83,7 @@ def test_a_model_that_is_given_its_own_inputs_twice_does_not_share_its_eyes():
 def test_a_draft_that_knows_fewer_videos_sees_all_of_them():
     target, small = model("qwen2_5_vl"), model("llava_onevision", 7, 1)
     request = with_second_video("qwen2_5_vl", inputs("qwen2_5_vl"))
-    out = hippo.generate(target, small, request, inputs("llava_onevision"), max_new_tokens=24)
+    out = hippo.generate(target, small, request, inputs("llava_onevision"), gamma=4, max_new_tokens=24)
     assert out.token_ids == generated(target, request) and out.stats.checked > 0
     (warning,) = out.warnings
     assert "holds 1 videos and the target's 2" in warning
@@ -108,7 +109,7 @@ def test_a_draft_that_cannot_use_the_inputs_is_lost_and_the_warning_says_what_to
 
 def test_a_draft_larger_than_its_target_is_allowed_and_told_once():
     target, large, request = model("qwen2_5_vl", layers=2), model("qwen2_5_vl", 7, 4), inputs("qwen2_5_vl")
-    first, second = (hippo.generate(target, large, request, max_new_tokens=24) for _ in range(2))
+    first, second = (hippo.generate(target, large, request, gamma=4, max_new_tokens=24) for _ in range(2))
     release(target)
     (warning,) = first.warnings
     assert "the draft is larger than the target (1." in warning and not second.warnings
@@ -171,7 +172,7 @@ def test_messages_are_prepared_for_each_by_its_own_processor(tiny, untrained):
     expected = words(tiny, video, max_new_tokens=24)
     with VideoLLM(Pair(tiny.pair.target, Draft(draft)), tiny.processor, processor) as llm:
         for method in ("sd", "pearl", "hippo"):
-            out = llm.generate(video, method=method, max_new_tokens=24)
+            out = llm.generate(video, method=method, gamma=4, max_new_tokens=24)
             assert out.token_ids == expected and not out.warnings and out.stats.checked > 0
         assert out.stats.kept_tokens in {round(ratio * 3 * 64) for ratio in RATIOS}
 
@@ -193,7 +194,7 @@ def test_a_folder_of_another_family_is_loaded_with_its_processor(tmp_path, tiny)
     processor.save_pretrained(tmp_path)
     with hippo.load(TARGET, tmp_path) as llm:
         assert isinstance(llm.draft_processor, LlavaOnevisionProcessor)
-        out = llm.generate(CLIP, frames=4, max_new_tokens=24)
+        out = llm.generate(CLIP, frames=4, gamma=4, max_new_tokens=24)
     assert out.stats.checked > 0 and not out.warnings
     assert out.token_ids == words(tiny, hippo.read_video(CLIP, frames=4), max_new_tokens=24)
 

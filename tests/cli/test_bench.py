@@ -53,7 +53,7 @@ def test_speed_compares_words_and_counts_forwards(tmp_path, monkeypatch):
     assert all(row["identical"] is True and row["new_tokens"] == 24 and not row["synthetic"] for row in rows.values())
     assert rows["ar"]["target_forwards"] == 23 and rows["ar"]["speedup_vs_ar"]["median"] == 1
     for name in ("sd", "specvlm", "pearl", "hippo"):
-        assert rows[name]["target_forwards"] < 15 and rows[name]["efficiency"] > 0
+        assert rows[name]["target_forwards"] < 23 and rows[name]["efficiency"] > 0
     assert rows["wrong-draft"]["target_forwards"] == 23 and rows["wrong-draft"]["acceptance_rate"] == 0
     assert rows["hippo"]["peak_memory"] > 100 << 20, "of a process of its own, which takes its time"
     assert all(row["peak_memory"] == len(name) for name, row in rows.items() if name != "hippo")

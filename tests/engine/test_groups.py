@@ -134,7 +134,7 @@ def test_each_gets_the_text_it_gets_alone(running, family):
 def test_any_schedule_and_number_and_width(running, place):
     """Requests enter one by one and end one by one, the last of them alone; two have forwards of their own."""
     engine = running("qwen2_5_vl", 0, place)  # the target's own weights: always right
-    ways = ({}, {"decoder": "serial"}, {"decoder": "parallel"}, {"method": "ar"}, {"verify_width": 8}) * 2
+    ways = ({}, {"decoder": "serial", "gamma": 3}, {"decoder": "parallel"}, {"method": "ar"}, {"verify_width": 8}) * 2
     requests = [asked(seed, **way, max_new_tokens=4 + seed) for seed, way in enumerate(ways)]
     streams = [engine.submit(request) for request in requests]
     for stream, request in zip(streams, requests, strict=True):

@@ -83,7 +83,7 @@ def test_a_clip_of_one_frame_is_refused_as_its_processor_refuses_it(processor, c
 @pytest.mark.usefixtures("patient_targets")
 def test_a_target_with_experts_and_a_dense_draft():
     target, request = model("qwen3_vl_moe"), inputs("qwen3_vl_moe")
-    out = hippo.generate(target, model("qwen3_vl", 7, 1), request, max_new_tokens=24, keep_ratio=0.5)
+    out = hippo.generate(target, model("qwen3_vl", 7, 1), request, gamma=4, max_new_tokens=24, keep_ratio=0.5)
     assert out.token_ids == generated(target, request) and out.stats.checked > 0 and not out.warnings
     release(target)
 
