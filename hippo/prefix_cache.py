@@ -6,9 +6,7 @@ another way of sampling it can give a wrong one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import Any
 
 import torch
@@ -62,7 +60,8 @@ class PrefixCache:
         return sum(entry.size for entry in self._entries)
 
     def find(self, prompt: Prompt, media: bytes, lookup: Any) -> Known | None:
-        """The entry that has most in common with a prompt. media: see `media_key`. lookup: ids -> embeddings."""
+        """The entry that has most in common with a prompt. media: see `hippo.inputs.media_key`. lookup: ids ->
+        embeddings."""
         best, most = None, _LEAST - 1
         for entry in self._entries:
             if entry.media == media and (count := _in_common(entry, prompt)) > most:
@@ -103,17 +102,6 @@ class PrefixCache:
     def clear(self) -> None:
         """Forget everything."""
         self._entries.clear()
-
-
-def media_key(inputs: Mapping[str, Any]) -> bytes:
-    """A digest of all that a processor's output holds beside text: pixels, grids, times."""
-    digest = blake2b(digest_size=16)
-    for name in sorted(inputs):
-        value = inputs[name]
-        if isinstance(value, Tensor) and name not in ("input_ids", "attention_mask", "mm_token_type_ids"):
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.digest()
 
 
 def media_end(prompt: Prompt, embeds: Embeds, lookup: Any) -> int:

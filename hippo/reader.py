@@ -107,4 +107,5 @@ class Reader:
             except HippoError as error:
                 params = replace(params, decoder="ar")
                 lost = f"the draft cannot be asked this ({error.cause})"
-        return Read(inputs, draft_inputs, params, warnings, time.perf_counter() - began, lost)
+        media = None if self._memory is None else self._memory.media_key(inputs)
+        return Read(inputs, draft_inputs, params, warnings, time.perf_counter() - began, lost, media)

@@ -20,7 +20,8 @@ Sources = Source | Sequence[Source] | tuple[Any, Any] | None
 
 class Read(NamedTuple):
     """What reading a request gives: the inputs of the target and, if it has its own, of the draft; how to decode;
-    what the user should know; the seconds it took; why there is no draft, if it cannot use the inputs."""
+    what the user should know; the seconds it took; why there is no draft, if it cannot use the inputs; the digest of
+    its media, see `hippo.inputs.media_key`, where it is known."""
 
     inputs: dict[str, Any]
     draft_inputs: dict[str, Any] | None
@@ -28,6 +29,7 @@ class Read(NamedTuple):
     warnings: tuple[str, ...]
     seconds: float
     draft_lost: str = ""
+    media: bytes | None = None
 
 
 @dataclass(frozen=True)

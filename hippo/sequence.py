@@ -31,11 +31,11 @@ from hippo.draft import Drafter
 from hippo.errors import BadRequest
 from hippo.families import Embeds, Prompt
 from hippo.forward import CachedModel, mixed_dtypes_explained
-from hippo.inputs import on_device
+from hippo.inputs import media_key, on_device
 from hippo.keeping import Keeping
 from hippo.pair import Pair
 from hippo.params import SamplingParams
-from hippo.prefix_cache import Known, PrefixCache, media_end, media_key
+from hippo.prefix_cache import Known, PrefixCache, media_end
 from hippo.pruning import recording
 from hippo.stats import Stats
 
@@ -56,6 +56,7 @@ class Sequence:
         draft_inputs: the same request by the draft's own processor; None if the target's inputs serve both.
         progress: called with a phase and the share of it that is done, where a long prompt is read in parts.
         cache: what requests before have left, and where this one leaves what it read.
+        media: what `hippo.inputs.media_key` gives for the inputs, if it is known.
         rules: a caller's own, see `Rules`.
     """
 
@@ -70,13 +71,14 @@ class Sequence:
         draft_inputs: dict[str, Any] | None = None,
         progress: Progress | None = None,
         cache: PrefixCache | None = None,
+        media: bytes | None = None,
         rules: Rules | None = None,
     ) -> None:
         if params.stop and decode_text is None:
             raise BadRequest("stop strings need a tokenizer", "pass tokenizer=")
         self.pair, self.params, self.stats = pair, params, stats
         self._inputs, self._draft_inputs, self._progress = inputs, draft_inputs, progress
-        self._decode_text, self._cache, self._rules = decode_text, cache, rules
+        self._decode_text, self._cache, self._media, self._rules = decode_text, cache, media, rules
         self._schedule = self._schedule_of(params)
         self._beside = pair.draft is not None and pair.draft.place != "inline"
         self._prunes = params.decoder != "ar" and pair.draft is not None and pair.draft.plugin is None
@@ -197,7 +199,7 @@ class Sequence:
         return self.params.decoder != "ar" and self.pair.target.device.type == "cpu"
 
     def _story(self) -> Rounds:
-        drafter, media, read = self._drafter(), b"", None
+        drafter, media, read = self._drafter(), self._media or b"", None
         try:
             here = on_device(self._inputs, self.pair.target.device)
             prompt = self.pair.prepare_prompt(here)
@@ -211,7 +213,7 @@ class Sequence:
             )
             known = None
             if self._cache is not None:
-                media = media_key(self._inputs)
+                media = media or media_key(self._inputs)
                 known = self._cache.find(prompt, media, self.pair.target.get_input_embeddings())
             beside = self._beside and not (after or drafter.shared_vision or drafter.lost)
             embeds = self._embed(here, known, beside)

@@ -61,9 +61,7 @@ def test_a_draft_of_another_family_and_grid(target, draft):
     )
     expected = generated(target, request)
     for method in ("sd", "pearl", "hippo"):
-        out = hippo.generate(
-            target, small, request, its_own, method=method, gamma=4, max_new_tokens=24, keep_ratio=0.3
-        )
+        out = hippo.generate(target, small, request, its_own, method=method, gamma=4, max_new_tokens=24, keep_ratio=0.3)
         assert out.token_ids == expected and not out.stats.draft_lost and out.stats.checked > 0
         kept = 0.3 if method == "hippo" else 1.0
         assert out.stats.kept_tokens == round(kept * out.stats.video_tokens), "counted on the target's grid"

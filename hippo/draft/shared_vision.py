@@ -3,8 +3,10 @@ embeddings that it keeps instead of all pixels."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from hashlib import blake2b
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 from hippo.families import Embeds, Family, Prompt
 
 _SAMPLES = 64  # values of each tensor
+_known: WeakKeyDictionary[nn.Module, tuple[Any, str]] = WeakKeyDictionary()  # what it was computed for, fingerprint
 
 
 def vision_fingerprint(family: Family, model: Any) -> str:
@@ -19,16 +22,18 @@ def vision_fingerprint(family: Family, model: Any) -> str:
     text stack, head and token embeddings. Of each tensor the shape and some values count. If two towers that differ had
     one fingerprint, the target would only accept less."""
     text = [family.language_model(model), model.get_output_embeddings(), model.get_input_embeddings()]
-    others = {id(tensor) for module in text for tensor in _tensors(module)}
-    digest = blake2b(model.config.model_type.encode(), digest_size=16)
-    for tensor in _tensors(model):
-        if id(tensor) not in others:
+    tensors = list(_tensors(model, text))
+    state = [(id(tensor), tensor.data_ptr(), tensor._version) for tensor in tensors]
+    if model not in _known or _known[model][0] != state:
+        digest = blake2b(model.config.model_type.encode(), digest_size=16)
+        for tensor in tensors:
             for part in _parts(tensor.detach()):
                 values = part.flatten()
                 count = min(_SAMPLES, len(values))
                 at = torch.arange(count, device=values.device) * (len(values) - 1) // max(1, count - 1)
                 digest.update(str(tuple(tensor.shape)).encode() + values[at].float().cpu().numpy().tobytes())
-    return digest.hexdigest()
+        _known[model] = state, digest.hexdigest()
+    return _known[model][1]
 
 
 def _parts(tensor: Tensor) -> list[Tensor]:
@@ -37,8 +42,13 @@ def _parts(tensor: Tensor) -> list[Tensor]:
     return [tensor] if flatten is None else [part for name in flatten()[0] for part in _parts(getattr(tensor, name))]
 
 
-def _tensors(module: nn.Module) -> list[Tensor]:
-    return [*module.parameters(), *module.buffers()]
+def _tensors(module: nn.Module, without: list[nn.Module]) -> Iterator[Tensor]:
+    """The weights and buffers of a module, those of some of its parts left out."""
+    if not any(module is part for part in without):
+        own = (*module._parameters.values(), *module._buffers.values())
+        yield from (tensor for tensor in own if tensor is not None)
+        for child in module.children():
+            yield from _tensors(child, without)
 
 
 def kept_prompt(prompt: Prompt, embeds: Embeds, kept: Tensor, lookup: nn.Module) -> dict[str, Tensor]:

@@ -137,7 +137,7 @@ class Engine:
 
     def step(self) -> None:
         """Advance every request: one part of one prompt, one round of all that decode. Returns at once if there is
-        none, and waits if all are still being read."""
+        none, and waits if all are still being read. An answer's first token is not held back by its second."""
         with self.pair.lock:
             for job in self.scheduler.jobs:
                 if job.cancelled:
@@ -149,7 +149,9 @@ class Engine:
             if (prefilling := self.scheduler.next_prefill()) is not None:
                 self._prefill(prefilling)
             decoding = [job for job in self.scheduler.decoding() if not self._is_inside(job)]
-            if len(decoding) == 1:
+            if decoding == [prefilling]:
+                pass
+            elif len(decoding) == 1:
                 self._alone(decoding[0])
             elif decoding:
                 self._round(decoding)
@@ -201,6 +203,7 @@ class Engine:
                 draft_inputs=read.draft_inputs,
                 progress=job.progress,
                 cache=self.cache,
+                media=read.media,
             )
             job.state = State.PREFILL
 

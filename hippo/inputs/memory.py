@@ -7,12 +7,13 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -32,18 +33,22 @@ Result = tuple[list[dict[str, Any]], dict[str, Any], tuple[str, ...]]
 @dataclass(eq=False)
 class _Entry:
     """parts: media in order, as `read_messages` has them. options: what `prepare` was given. outputs: of the video and
-    the image processor, by what they were called with."""
+    the image processor, by what they were called with. digests: of tensors among them, by their id."""
 
     parts: list[dict[str, Any]] = field(default_factory=list)
     options: dict[str, Any] = field(default_factory=dict)
     outputs: dict[Key, dict[str, Any]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    digests: dict[int, bytes] = field(default_factory=dict)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [value for output in self.outputs.values() for value in output.values() if isinstance(value, Tensor)]
 
     @property
     def size(self) -> int:
         frames = sum(part["video"].frames.nbytes for part in self.parts if part["type"] == "video")
-        tensors = [value for output in self.outputs.values() for value in output.values() if isinstance(value, Tensor)]
-        return int(frames + sum(tensor.nbytes for tensor in tensors))
+        return int(frames + sum(tensor.nbytes for tensor in self.tensors))
 
 
 class MediaMemory:
@@ -94,6 +99,21 @@ class MediaMemory:
             self._keep(key, entry)
         return result
 
+    def media_key(self, inputs: Mapping[str, Any]) -> bytes:
+        """See `media_key`. What is kept is read once for it."""
+        with self._lock:
+            entries = list(self._entries.values())
+
+        def digest(tensor: Tensor) -> bytes:
+            for entry in entries:
+                if any(tensor is one for one in entry.tensors):
+                    if id(tensor) not in entry.digests:
+                        entry.digests[id(tensor)] = _digest(tensor)
+                    return entry.digests[id(tensor)]
+            return _digest(tensor)
+
+        return media_key(inputs, digest)
+
     def _keep(self, key: Key, entry: _Entry) -> None:
         with self._lock:
             if self._budget is None:
@@ -101,6 +121,21 @@ class MediaMemory:
             self._entries[key] = entry
             while self._entries and sum(one.size for one in self._entries.values()) > self._budget:
                 self._entries.pop(next(iter(self._entries)))
+
+
+def media_key(inputs: Mapping[str, Any], digest: Callable[[Tensor], bytes] = lambda tensor: _digest(tensor)) -> bytes:
+    """A digest of all that a processor's output holds beside text: pixels, grids, times."""
+    key = hashlib.blake2b(digest_size=16)
+    for name in sorted(inputs):
+        value = inputs[name]
+        if isinstance(value, Tensor) and name not in ("input_ids", "attention_mask", "mm_token_type_ids"):
+            key.update(f"{name} {value.dtype} {tuple(value.shape)}".encode() + digest(value))
+    return key.digest()
+
+
+def _digest(tensor: Tensor) -> bytes:
+    values = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+    return hashlib.blake2b(values.data, digest_size=16).digest()
 
 
 class _Remembering:

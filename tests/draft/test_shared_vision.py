@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from hippo.draft import shared_vision
 from hippo.draft.shared_vision import kept_prompt, vision_fingerprint
 from hippo.families import family_of
 from tests.models import FAMILIES, IMAGE, VIDEO, inputs, model, with_image
@@ -83,3 +84,17 @@ def test_tensors_of_more_numbers_than_float32_can_count():
     with torch.no_grad():
         one.weight[-1] = 1
     assert vision_fingerprint(family, one) != before
+
+
+def test_a_fingerprint_is_computed_again_only_after_a_change(monkeypatch):
+    target, computed = copy.deepcopy(model("qwen2_5_vl")), []
+    family, blake2b = family_of(target), shared_vision.blake2b
+    monkeypatch.setattr(shared_vision, "blake2b", lambda *a, **k: computed.append(1) or blake2b(*a, **k))
+    first = [vision_fingerprint(family, target) for _ in range(3)]
+    assert len(computed) == 1
+    with torch.no_grad():
+        target.model.visual.blocks[0].mlp.down_proj.weight.add_(1)
+    second = vision_fingerprint(family, target)
+    target.model.visual.blocks[0] = copy.deepcopy(model("qwen2_5_vl").model.visual.blocks[0])
+    assert len(set(first)) == 1 and second != first[0] == vision_fingerprint(family, target)
+    assert len(computed) == 3

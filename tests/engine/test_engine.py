@@ -83,6 +83,14 @@ def test_each_gets_the_text_it_gets_alone(running, family):
     assert engine.scheduler.jobs == []
 
 
+def test_a_first_token_is_not_held_back_by_the_second(running):
+    engine = running("qwen2_5_vl", 7)
+    stream = engine.submit(asked(0))
+    next(iter(stream))
+    assert [job.stats.new_tokens for job in engine.scheduler.running] == [1]
+    assert stream.result().token_ids == alone("qwen2_5_vl", asked(0))
+
+
 @pytest.mark.parametrize("place", ["process", "thread", "inline"])
 def test_a_draft_anywhere_serves_several(running, place):
     engine = running("qwen2_5_vl", 0, place)  # the target's own weights: always right

@@ -56,7 +56,9 @@ def test_a_clip_through_the_processor_is_answered_as_by_generate(processor, vide
     monkeypatch.setattr(processor.video_processor, "use_token_compression", compression)
     request = prepare(processor, read_messages(messages_of(video, "What happens?")))
     target, draft = sized(processor, 0, 3), sized(processor, 7, 1)
-    out = hippo.generate(target, draft, request, tokenizer=processor.tokenizer, gamma=4, max_new_tokens=24, keep_ratio=0.2)
+    out = hippo.generate(
+        target, draft, request, tokenizer=processor.tokenizer, gamma=4, max_new_tokens=24, keep_ratio=0.2
+    )
     assert out.token_ids == generated(target, request)
     prompt = family_of(target).prepare_prompt(target.config, request)
     (grid,) = prompt.grids

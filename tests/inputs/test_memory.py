@@ -11,7 +11,7 @@ import torch
 
 import hippo
 from hippo.cli.common import BUNDLED
-from hippo.inputs import MediaMemory, memory, messages_of, prepare, read_messages
+from hippo.inputs import MediaMemory, media_key, memory, messages_of, prepare, read_messages
 from hippo.video.writing import write_video
 
 CLIP = BUNDLED / "demo.mp4"
@@ -67,6 +67,20 @@ def test_another_question_on_a_clip_reads_nothing(processor, clip, monkeypatch):
     assert same(inputs, prepare(processor, expected)) and processed
     assert turns[-1]["content"][-1]["text"] == "And then?"
     assert same(read(clip)[1], first[1]) and read.times == 1
+
+
+def test_the_key_is_what_the_model_sees_and_what_is_kept_is_read_once_for_it(processor, clip, monkeypatch):
+    read, digested, digest = Counting(processor), [], memory._digest
+    monkeypatch.setattr(memory, "_digest", lambda tensor: digested.append(tensor.nbytes) or digest(tensor))
+    keys = [read.memory.media_key(read(clip, question)[1]) for question in ("What happens?", "And then?")]
+    assert keys[0] == keys[1] == media_key(read(clip)[1])
+    pixels = read(clip)[1]["pixel_values_videos"]
+    assert digested.count(pixels.nbytes) == 2, "once for both questions, once by the function"
+    assert keys[0] != read.memory.media_key(read(clip, frames=5)[1])
+    unknown = {"pixel_values_videos": pixels.clone()}
+    before = read.memory.media_key(unknown)
+    unknown["pixel_values_videos"][0] += 1
+    assert read.memory.media_key(unknown) != before, "what is not kept may change"
 
 
 def test_other_frames_are_read(processor, clip):
