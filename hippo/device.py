@@ -6,12 +6,15 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from hippo.system import available_memory
+
+Result = TypeVar("Result")
 
 
 def clock(device: torch.device) -> float:
@@ -76,6 +79,26 @@ def use_threads(count: int, others: int) -> None:
     last = threading.Thread(target=torch.set_num_threads, args=(others,))
     last.start()
     last.join()
+
+
+def in_passing_thread(call: Callable[[], Result]) -> Result:
+    """What a call returns or raises, made in a thread that ends with it.
+
+    OpenMP keeps threads for each thread that has computed. Once there are more of them than cores they no longer wait
+    busily, and short forwards take twice as long: a server loads in one thread and decodes in another.
+    """
+    done: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(call())
+        except BaseException as error:
+            done.set_exception(error)
+
+    thread = threading.Thread(target=run, name="hippo-passing", daemon=True)
+    thread.start()
+    thread.join()
+    return done.result()
 
 
 _full = _sharers = 0

@@ -26,6 +26,7 @@ from hippo.checkpoints import (
     resolve,
     stored_bytes,
 )
+from hippo.device import in_passing_thread
 from hippo.draft import Plugin, Proposer, placement, plugin_of
 from hippo.engine import Engine, State, Stream, warnings_of
 from hippo.errors import BadRequest, CheckpointError, HippoError, out_of_memory_explained
@@ -322,7 +323,12 @@ def load(
                 worker = source.worker()
                 if source.place != "process":  # transformers cannot load two models at once in one process
                     worker.wait_loaded()
-        pair = Pair(load_target(target_point), source)
+
+        def load_pair() -> Pair:
+            return Pair(load_target(target_point), source)
+
+        on_cpu = target_point.first_device == "cpu"
+        pair = in_passing_thread(load_pair) if on_cpu else load_pair()  # a thread's GPU is its own affair
         if worker is not None:
             worker.wait_loaded()
         unless_loaded.pop_all()

@@ -1,6 +1,8 @@
 """Free memory, and dividing cores between two models."""
 
+import os
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -111,3 +113,23 @@ def test_a_thread_that_uses_one_thread_leaves_the_others_theirs():
         thread.start()
         thread.join()
     assert seen == {"reader": 1, "later": full} and torch.get_num_threads() == full
+
+
+def test_a_passing_thread_takes_those_of_openmp_with_it():
+    def tasks():
+        return len(os.listdir("/proc/self/task"))
+
+    def computes():
+        device.use_threads(2, torch.get_num_threads())
+        torch.ones(256, 256) @ torch.ones(256, 256)
+        return tasks()
+
+    before = tasks()
+    assert device.in_passing_thread(computes) >= before + 2, "its own, and one of OpenMP's"
+    for _ in range(100):
+        if (after := tasks()) <= before:
+            break
+        time.sleep(0.05)
+    assert after <= before
+    with pytest.raises(ZeroDivisionError):
+        device.in_passing_thread(lambda: 1 / 0)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
 from tempfile import TemporaryDirectory
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 import httpx2
 
 from hippo.bench.world import make_scene, write_clip
+from hippo.device import in_passing_thread
 from hippo.errors import HippoError
 from hippo.llm import VideoLLM
 
@@ -134,7 +136,7 @@ def study(
             seen: dict[str, list[Answered]] = {name: [] for name in subjects}
             spent = dict.fromkeys(subjects, 0.0)
             for ask in subjects.values():
-                ask(clips[-1], tokens)  # warms up
+                in_passing_thread(partial(ask, clips[-1], tokens))  # warms up, without OpenMP threads left here
             for begin in range(0, requests, at_once):
                 for name, ask in subjects.items():
                     progress(f"{name}, {at_once} at once", begin / requests)
