@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import httpx2
 
@@ -25,10 +25,9 @@ from hippo.errors import HippoError
 from hippo.llm import VideoLLM
 
 QUESTION = "Describe the video in detail."
+_SECOND, _FEW = "Which objects are in the video?", 8  # asked about a clip that was answered; tokens of the answer
 SEED = 71000  # of scenes that no model was trained on
 _PATIENCE = 600.0  # seconds for one answer
-
-Ask = Callable[[Path, int], "Answered"]
 
 
 class Answered(NamedTuple):
@@ -38,6 +37,12 @@ class Answered(NamedTuple):
     tokens: int
     first: float
     last: float
+
+
+class Ask(Protocol):
+    """Asks about a clip, for so many tokens at most."""
+
+    def __call__(self, clip: Path, tokens: int, question: str = QUESTION) -> Answered: ...
 
 
 @contextmanager
@@ -53,9 +58,9 @@ def server(url: str, model: str | None, key: str) -> Iterator[Ask]:
 
 
 def _asking(client: httpx2.Client, url: str, name: str) -> Ask:
-    def ask(clip: Path, tokens: int) -> Answered:
+    def ask(clip: Path, tokens: int, question: str = QUESTION) -> Answered:
         data = f"data:video/mp4;base64,{base64.b64encode(clip.read_bytes()).decode()}"
-        content = [{"type": "video_url", "video_url": {"url": data}}, {"type": "text", "text": QUESTION}]
+        content = [{"type": "video_url", "video_url": {"url": data}}, {"type": "text", "text": question}]
         body = {
             "model": name,
             "messages": [{"role": "user", "content": content}],
@@ -86,9 +91,9 @@ def _asking(client: httpx2.Client, url: str, name: str) -> Ask:
 def library(llm: VideoLLM) -> Ask:
     """Asks the library, without a server."""
 
-    def ask(clip: Path, tokens: int) -> Answered:
+    def ask(clip: Path, tokens: int, question: str = QUESTION) -> Answered:
         began, text, first = time.perf_counter(), "", 0.0
-        stream = llm.stream(clip, QUESTION, max_new_tokens=tokens)
+        stream = llm.stream(clip, question, max_new_tokens=tokens)
         for piece in stream:
             text, first = text + piece, first or time.perf_counter() - began
         return Answered(text, len(stream.output.token_ids), first, time.perf_counter() - began)
@@ -97,10 +102,10 @@ def library(llm: VideoLLM) -> Ask:
 
 
 @contextmanager
-def own_server(max_running: int) -> Iterator[tuple[str, int]]:
-    """`hippo serve` with the bundled pair, in a process of its own as clients have it. Nothing is kept between
-    requests. Yields its URL and its process. Raises HippoError."""
-    options = ["--port", "0", "--disable-page", "--cache-memory", "0", "--max-running", str(max_running)]
+def own_server(max_running: int, *options: str) -> Iterator[tuple[str, int]]:
+    """`hippo serve` with the bundled pair and more options, in a process of its own as clients have it. Yields its URL
+    and its process. Raises HippoError."""
+    options = ("--port", "0", "--disable-page", "--max-running", str(max_running), *options)
     command = [sys.executable, "-m", "hippo", "serve", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -128,12 +133,13 @@ def study(
     progress: Callable[[str, float], None],
 ) -> list[dict[str, Any]]:
     """Rows, one for each concurrency and subject. All subjects are asked about the same clips, each about one after the
-    other; a clip is new to each."""
+    other; a clip is new to each. Then each clip has a second question, alone."""
     rows: list[dict[str, Any]] = []
     with TemporaryDirectory() as folder:
         for at_once in concurrency:
             clips = write_clips(Path(folder), requests + 1, SEED + 1000 * at_once)
             seen: dict[str, list[Answered]] = {name: [] for name in subjects}
+            again: dict[str, list[Answered]] = {name: [] for name in subjects}
             spent = dict.fromkeys(subjects, 0.0)
             for ask in subjects.values():
                 in_passing_thread(partial(ask, clips[-1], tokens))  # warms up, without OpenMP threads left here
@@ -143,11 +149,16 @@ def study(
                     began = time.perf_counter()
                     with ThreadPoolExecutor(at_once) as pool:
                         some = clips[begin : min(begin + at_once, requests)]
-                        seen[name] += pool.map(lambda clip, ask=ask: ask(clip, tokens), some)  # type: ignore[misc]
+                        seen[name] += pool.map(partial(ask, tokens=tokens), some)
                     spent[name] += time.perf_counter() - began
+                    with ThreadPoolExecutor(1) as pool:
+                        again[name] += pool.map(partial(ask, tokens=_FEW, question=_SECOND), some)
             reference = next(iter(seen))
             for name, answers in seen.items():
                 rows.append(_row(name, at_once, answers, spent[name], seen[reference], spent[reference]))
+                seconds = [(one.first, other.first) for one, other in zip(again[name], again[reference], strict=True)]
+                rows[-1]["second_question_first_seconds"] = _middle([one for one, _ in seconds])
+                rows[-1]["second_question_over_first"] = median(one / other for one, other in seconds)
     return rows
 
 

@@ -220,7 +220,8 @@ def test_serve_asks_the_library_and_a_server_the_same():
     ]
     for row in rows:
         assert row["same_texts"] and 0 < row["first_seconds"]["median"] < row["seconds"]["median"]
-        assert row["tokens_a_second"] > 0
+        assert row["tokens_a_second"] > 0 and row["second_question_first_seconds"]["median"] > 0
+        assert row["second_question_over_first"] == 1 or row["subject"] == "server"
 
 
 def test_serve_for_some_seconds_finds_what_grows_and_what_fails():

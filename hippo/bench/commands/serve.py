@@ -30,7 +30,7 @@ def serve(
     json: common.JsonOption = False,
 ) -> None:
     """Time clients of one server, or of two in turn, with the same clips: to the first token, between tokens, to the
-    end, and tokens a second. Each clip is new to the server.
+    end, and tokens a second. Each clip is new to the server; a second question about it follows.
 
     With --minutes, clients ask about a few clips again and again, and what is printed is how the server bears it.
 
@@ -56,7 +56,7 @@ def serve(
             rows = clients.study(subjects, numbers, requests, max_new_tokens, progress)
     else:
         with (
-            common.loaded("tiny", None, cache_memory=0, max_running=max(numbers)) as llm,
+            common.loaded("tiny", None, cache_memory=None, max_running=max(numbers)) as llm,
             clients.own_server(max(numbers)) as (own, _),
             clients.server(own, None, "") as ask,
             common.progressing() as progress,
@@ -68,9 +68,10 @@ def serve(
         return
     common.say(
         "| | at once | first token | 95th | between tokens | whole answer | 95th | tokens a second "
-        "| answer's time against the first row's | tokens a second against | same words |\n"
+        "| answer's time against the first row's | tokens a second against | same words "
+        "| second question's first token, against |\n"
     )
-    common.say("| --- " * 11 + "|\n")
+    common.say("| --- " * 12 + "|\n")
     for row in rows:
         common.say("| " + " | ".join(_cells(row)) + " |\n")
 
@@ -85,7 +86,7 @@ def _soak(url: str | None, at_once: int, seconds: float, tokens: int, model: str
             return soak(ask, at_once, seconds, tokens, memory_at(url), None, progress)
     with (
         common.loaded("tiny", None, cache_memory=0, max_running=at_once) as llm,
-        own_server(at_once) as (own, pid),
+        own_server(at_once, "--cache-memory", "0") as (own, pid),
         server(own, None, "") as ask,
         common.progressing() as progress,
     ):
@@ -123,6 +124,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
         f"{row['seconds_over_first']:.2f}x, {1000 * row['more_seconds']:+.0f} ms",
         f"{row['throughput_over_first']:.2f}x",
         "yes" if row["same_texts"] else "NO",
+        f"{1000 * row['second_question_first_seconds']['median']:.0f} ms, {row['second_question_over_first']:.2f}x",
     ]
 
 
