@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import platform
@@ -338,6 +339,9 @@ def loaded(target: str, draft: str | None, **where: Any) -> Iterator[VideoLLM]:
         with importing():
             from hippo.llm import load
         quieten()
+        # The draft's process is a fork. A collection of what was imported would write to all that both share.
+        if not gc.get_freeze_count():
+            gc.freeze()
         llm = load(target, draft, **where)
     with llm:
         yield llm
