@@ -23,7 +23,7 @@ def vision_fingerprint(family: Family, model: Any) -> str:
     one fingerprint, the target would only accept less."""
     text = [family.language_model(model), model.get_output_embeddings(), model.get_input_embeddings()]
     tensors = list(_tensors(model, text))
-    state = [(id(tensor), tensor.data_ptr(), tensor._version) for tensor in tensors]
+    state = [(id(one), one.data_ptr(), 0 if one.is_inference() else one._version) for one in tensors]
     if model not in _known or _known[model][0] != state:
         digest = blake2b(model.config.model_type.encode(), digest_size=16)
         for tensor in tensors:

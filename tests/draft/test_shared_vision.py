@@ -98,3 +98,12 @@ def test_a_fingerprint_is_computed_again_only_after_a_change(monkeypatch):
     target.model.visual.blocks[0] = copy.deepcopy(model("qwen2_5_vl").model.visual.blocks[0])
     assert len(set(first)) == 1 and second != first[0] == vision_fingerprint(family, target)
     assert len(computed) == 3
+
+
+def test_weights_made_in_inference_mode_have_a_fingerprint():
+    """They count no changes."""
+    with torch.inference_mode():
+        target = copy.deepcopy(model("qwen2_5_vl"))
+    assert next(target.parameters()).is_inference()
+    family = family_of(target)
+    assert vision_fingerprint(family, target) == vision_fingerprint(family, model("qwen2_5_vl"))
