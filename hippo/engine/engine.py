@@ -149,12 +149,10 @@ class Engine:
             if (prefilling := self.scheduler.next_prefill()) is not None:
                 self._prefill(prefilling)
             decoding = [job for job in self.scheduler.decoding() if not self._is_inside(job)]
-            if decoding == [prefilling]:
-                pass
-            elif len(decoding) == 1:
-                self._alone(decoding[0])
-            elif decoding:
+            if len(decoding) > 1:
                 self._round(decoding)
+            elif decoding and decoding != [prefilling]:
+                self._alone(decoding[0])
             self.scheduler.drop_done()
             reading = [job.reading for job in self.scheduler.waiting if job.reading is not None]
             idle = not self.scheduler.running
