@@ -54,7 +54,7 @@ class KeepCosts:
         length, before = self._text + kept, self._costs.prompts[-1][0]
         costs = self._costs.with_draft((1 + self._growth * length) / (1 + self._growth * before))
         plain = plain_speed(costs)
-        speed = max(plain, in_turns_speed(costs, rate)[0], parallel_speed(costs, rate)[0] if self._beside else 0.0)
+        speed = max(plain, in_turns_speed(costs, [rate])[0], parallel_speed(costs, [rate])[0] if self._beside else 0.0)
         prompt = self._costs.prompt(length)
         # Beside a draft that reads its prompt, the target decodes alone.
         return prompt * (1 - plain / speed if self._beside else 1) + self._tokens / speed

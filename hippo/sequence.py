@@ -79,7 +79,7 @@ class Sequence:
         self.pair, self.params, self.stats = pair, params, stats
         self._inputs, self._draft_inputs, self._progress = inputs, draft_inputs, progress
         self._decode_text, self._cache, self._media, self._rules = decode_text, cache, media, rules
-        self._schedule = self._schedule_of(params)
+        self.schedule = self._schedule_of(params)
         self._beside = pair.draft is not None and pair.draft.place != "inline"
         self._prunes = params.decoder != "ar" and pair.draft is not None and pair.draft.plugin is None
         self._share: Callable[[bool], None] = lambda beside: None
@@ -105,7 +105,7 @@ class Sequence:
             if self._closed:
                 self._run.close()
                 return None
-            self.batch(1)
+            self.schedule.join(1)
             self.proposed = False
             with mixed_dtypes_explained(self.pair.target):
                 tokens = next(self._own_steps, None)
@@ -137,13 +137,15 @@ class Sequence:
         """Whether it is being advanced at this moment."""
         return bool(self._run.gi_running)
 
-    def batch(self, size: int, two_groups: bool = False) -> None:
-        """How many requests decode together from now on, and whether in two groups: costs are kept apart for each."""
-        self._schedule.batch(size, two_groups)
+    @property
+    def drafts(self) -> bool:
+        """Whether it has a draft, which was not lost."""
+        return self.params.decoder != "ar" and self.pair.draft is not None and not self.stats.draft_lost
 
-    def promises(self, size: int) -> tuple[float, float] | None:
-        """See `hippo.decode.Schedule.promises`; None also where no draft works beside the target."""
-        return self._schedule.promises(size) if self._beside and not self.stats.draft_lost else None
+    @property
+    def room(self) -> int:
+        """Tokens that the answer may still have."""
+        return self.params.max_new_tokens if self._answer is None else self._answer.room
 
     def took(self, seconds: float) -> None:
         """Count what a step did, and the time it took."""
@@ -187,8 +189,8 @@ class Sequence:
         """Keep what this answer measured for the next one."""
         if (draft := self.pair.draft) is None or self.params.decoder == "ar":
             return
-        draft.acceptance = self._schedule.acceptance.rate
-        if self._schedule.acceptance.is_guess:
+        draft.acceptance = self.schedule.acceptance.rate
+        if self.schedule.acceptance.is_guess:
             # Texts differ: a draft that had no chance in this answer gets one again after some more.
             draft.acceptance += _FORGETS * max(0.0, UNKNOWN - draft.acceptance)
         draft.learn(self.stats, len(self._answer.tokens) if self._answer is not None and self._answer.done else 0)
@@ -228,7 +230,7 @@ class Sequence:
             drafter.commit(0, first)
             self.target, self._answer = target, answer
             yield first
-            yield from decode(answer, target, drafter, self._schedule, self.stats, lambda beside: self._share(beside))
+            yield from decode(answer, target, drafter, self.schedule, self.stats, lambda beside: self._share(beside))
         finally:
             drafter.end()
             self._learn()
@@ -237,10 +239,10 @@ class Sequence:
 
     def _drafter(self) -> Drafter:
         if self.params.decoder == "ar":
-            return Drafter(None, self.stats, on_step=self._schedule.saw_draft)
+            return Drafter(None, self.stats, on_step=self.schedule.saw_draft)
         draft = self.pair.draft
         late = self.params.decoder == "auto" and draft is not None and draft.place == "inline"
-        drafter = self.pair.drafter(self.stats, self._schedule.saw_draft, self._draft_inputs is not None, late)
+        drafter = self.pair.drafter(self.stats, self.schedule.saw_draft, self._draft_inputs is not None, late)
         penalty = self.params.repetition_penalty
         if penalty is None:
             penalty = self.pair.target.generation_config.repetition_penalty

@@ -5,7 +5,7 @@ import torch
 import transformers
 
 import hippo
-from hippo.decode import AutoSchedule
+from hippo.decode import Choice
 from hippo.device import cores
 from hippo.draft import Drafter
 
@@ -43,8 +43,8 @@ def patient_targets(monkeypatch):
         return ready(self)
 
     monkeypatch.setattr(Drafter, "ready", patient)
-    monkeypatch.setattr(AutoSchedule, "_has_rested", True)
-    monkeypatch.setattr(AutoSchedule, "_TRIALS", 1e9)  # it never rests, however busy the machine is
+    monkeypatch.setattr(Choice, "_has_rested", True)
+    monkeypatch.setattr(Choice, "_TRIALS", 1e9)  # it never rests, however busy the machine is
 
 
 def pytest_terminal_summary(terminalreporter):

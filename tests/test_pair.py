@@ -17,7 +17,7 @@ import torch
 from scipy.stats import chisquare
 
 from hippo.bench.pruners import ABLATIONS
-from hippo.decode import AutoSchedule
+from hippo.decode import Choice
 from hippo.draft import process
 from hippo.errors import HippoError
 from hippo.forward import cached_model, cuda_graphs, why_not_recorded
@@ -86,8 +86,8 @@ def test_every_decoder_pruner_and_gamma_equals_generate(family, kind):
 
 
 def test_a_draft_that_was_wrong_is_left_alone_and_gets_a_chance_again(monkeypatch):
-    monkeypatch.setattr(AutoSchedule, "_has_rested", False)
-    monkeypatch.setattr(AutoSchedule, "_TRIALS", 0.015)
+    monkeypatch.setattr(Choice, "_has_rested", False)
+    monkeypatch.setattr(Choice, "_TRIALS", 0.015)
     with closing(Pair(model("qwen2_5_vl"), Draft(draft("wrong", "qwen2_5_vl"), place="inline"))) as of:
         request = inputs("qwen2_5_vl")
         first, stats = answer(of, request)

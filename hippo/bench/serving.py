@@ -106,12 +106,12 @@ def throughput_study(
                 progress(f"run {run + 1}: {method}, {number} at once", (run + place / len(found)) / runs)
                 params = SamplingParams.of(max_new_tokens=tokens, **_named(method))
                 asked = [Request(messages_of(str(path), QUESTIONS[1]), params) for path in paths]
-                llm.engine.groups.fixed = {"groups": True, "serial": False, "parallel": False}.get(method)
+                llm.engine.together.fixed = {"groups": True, "serial": False, "parallel": False}.get(method)
                 if not run:
                     llm.generate_many(asked[:number])  # warms up
                 texts = _serve(llm, asked, number, found[method, number])
                 found[method, number].same &= texts == expected.setdefault(method, texts)
-    llm.engine.groups.fixed = None
+    llm.engine.together.fixed = None
     first = {number: found[methods[0], number].speeds for number in concurrencies}
     return [
         {"method": method, "concurrency": number, **served.as_dict(first[number])}

@@ -13,7 +13,7 @@ from transformers import LogitsProcessorList
 
 from hippo.decode import Answer, AutoSchedule, Check, Pause, Rounds, Schedule, StopRule, Verifier, alone, decode
 from hippo.draft import Proposal
-from hippo.engine import Groups
+from hippo.engine import Together
 from hippo.params import SamplingParams
 from hippo.stats import Stats
 
@@ -81,6 +81,7 @@ class _Proposals:
     """Drafted tokens that wait to be taken, each with its cost and the time it is there."""
 
     lost = False
+    answer: Answer
 
     def __init__(self, machine: Machine, guesses: Sequence[Guess], schedule: Schedule) -> None:
         self._machine, self._guesses, self._schedule = machine, guesses, schedule
@@ -152,6 +153,7 @@ def _rounds(
     stats = Stats()
     verifier = Verifier(SamplingParams(), LogitsProcessorList(), torch.tensor([_RIGHT]))
     answer = Answer(verifier, StopRule([], len(guesses) + 1), stats)
+    draft.answer = answer
     draft.commit(0, answer.commit(answer.verify(torch.tensor([[1.0, 0.0]]), [])))
     return decode(answer, target, draft, schedule, stats, share, lambda: machine.now)
 
@@ -195,29 +197,24 @@ class _SharedDraft:
 class _Member(_Proposals):
     """A request of several, in the places of a `Sequence` and of its Drafter."""
 
-    proposed = done = False
+    proposed, drafts = False, True
     seconds, width, longest, widest = 0.0, 0, 0, 0
 
     def __init__(self, guesses: Sequence[Guess], machine: Machine, shared: _SharedDraft, schedule: Schedule) -> None:
         super().__init__(machine, guesses, schedule)
+        self.schedule = schedule
         self._shared, self.wanted = shared, 0
         shared.members.append(self)
         self._rounds = _rounds(guesses, machine, self, self, schedule, shared.beside.append)
 
-    def batch(self, size: int, two_groups: bool) -> None:
-        self._schedule.batch(size, two_groups)
-
-    def promises(self, size: int) -> tuple[float, float] | None:
-        return self._schedule.promises(size)
-
     def advance(self, logits: Tensor | None = None) -> Check | Pause | list[int] | None:
-        wanted = None
-        try:
-            wanted = self._rounds.send(logits)
-        except StopIteration:
-            self.done = True
+        wanted = self._rounds.send(logits)
         self.proposed = wanted is Pause.PROPOSED
         return wanted
+
+    @property
+    def room(self) -> int:
+        return self.answer.room
 
     def rollback(self, count: int) -> None:
         pass
@@ -259,35 +256,44 @@ class _Member(_Proposals):
 def simulate_together(
     answers: Sequence[Sequence[Guess]],
     machine: Machine,
-    schedules: Sequence[Schedule],
-    groups: Groups,
+    schedule: Callable[[int], Schedule],
+    way: Together,
     apart: bool = False,
     more: float = 0.1,
+    running: int | None = None,
 ) -> float:
     """Seconds in which several answers are decoded together, in the steps of `hippo.engine`.
 
-    machine: a forward costs what its target does for the tokens of all requests in it. apart: each request has a
-    forward of its own, one after another. more: share of a draft step that each further request adds.
+    machine: a forward costs what its target does for the tokens of all requests in it. schedule: of an answer, by its
+    place, when it begins. apart: each request has a forward of its own, one after another. more: share of a draft step
+    that each further request adds. running: how many are decoded together, the next when one has ended; None: all.
     """
     shared = _SharedDraft(machine, more)
-    members = [_Member(each, machine, shared, schedule) for each, schedule in zip(answers, schedules, strict=True)]
-    while members := [member for member in members if not member.done]:
+    waiting, members = deque(enumerate(answers)), list[_Member]()
+    while waiting or members:
+        while waiting and (running is None or len(members) < running):
+            place, guesses = waiting.popleft()
+            members.append(_Member(guesses, machine, shared, schedule(place)))
         began = machine.now
-        groups.begin_step(members)
+        way.begin_step(members)
         shared.beside.clear()
         for member in members:
-            member.batch(len(members), groups.two)
+            member.schedule.join(len(members), way.mode, way.rates)
             if not member.proposed:
                 member.advance()
         machine.share(any(shared.beside))
-        due = groups.due([member for member in members if not member.done])
+        due = way.due(members)
         checks = [(member, wanted.ids) for member in due if isinstance(wanted := member.advance(), Check)]
         widths = [len(ids) for _, ids in checks]
         seconds = sum(map(machine.target, widths if apart else [sum(widths)])) if checks else 0.0
         machine.now += seconds
+        tokens = 0
         for member, ids in checks:
             member.seconds, member.width = seconds, round(sum(widths) / len(checks))
             member.longest = max(widths)
-            member.advance(torch.tensor([[1.0, 0.0]]).expand(len(ids), 2))
-        groups.end_step(widths, machine.now - began)
+            committed: Any = member.advance(torch.tensor([[1.0, 0.0]]).expand(len(ids), 2))
+            tokens += len(committed)
+        way.end_step([member for member, _ in checks], widths, seconds, machine.now - began, tokens)
+        members = [member for member in members if not member.answer.done]
+        shared.members = list(members)
     return machine.now

@@ -1,9 +1,10 @@
 """Decoding: one loop, one verify rule, one stop rule, and the policies that say how far to draft."""
 
 from hippo.decode.answer import Answer, Rules
+from hippo.decode.choice import Choice, Mode
 from hippo.decode.costs import LARGEST, UNKNOWN, Costs, in_turns_speed, parallel_speed, plain_speed
 from hippo.decode.loop import Check, Pause, Rounds, alone, decode
-from hippo.decode.schedule import AutoSchedule, Mode, Schedule
+from hippo.decode.schedule import AutoSchedule, Schedule, ways_of
 from hippo.decode.stop import StopRule
 from hippo.decode.verify import Verdict, Verifier, logits_processors
 
@@ -13,6 +14,7 @@ __all__ = [
     "Answer",
     "AutoSchedule",
     "Check",
+    "Choice",
     "Costs",
     "Mode",
     "Pause",
@@ -28,4 +30,5 @@ __all__ = [
     "logits_processors",
     "parallel_speed",
     "plain_speed",
+    "ways_of",
 ]

@@ -27,14 +27,18 @@ class Costs:
     """Seconds of a target forward by its width, and of a draft step: medians of the latest measurements.
 
     Each is kept apart for a model that works alone and for one beside which the other works, and for the number of
-    requests that one forward serves. batch: that number now, rounded down to a power of two. prompts: tokens of the
+    requests that one forward serves. batch: that number now, rounded to a power of two. prompts: tokens of the
     draft's latest prompts and the seconds that it took for each. All requests of a pair share one object.
     """
 
     def __init__(self) -> None:
         self.batch, self.prompts = 1, deque[tuple[int, float]](maxlen=_PROMPTS)
-        self._targets: dict[int, dict[bool, dict[int, deque[float]]]] = {}
+        self._targets: dict[int, dict[bool, dict[float, deque[float]]]] = {}
         self._drafts: dict[int, dict[bool, deque[float]]] = {}
+
+    def serve(self, size: int) -> None:
+        """So many requests decode together from now on."""
+        self.batch = self.in_groups.batch = 1 << round(math.log2(size))
 
     @cached_property
     def in_groups(self) -> Costs:
@@ -43,7 +47,7 @@ class Costs:
         return Costs()
 
     @property
-    def _target(self) -> dict[bool, dict[int, deque[float]]]:
+    def _target(self) -> dict[bool, dict[float, deque[float]]]:
         return self._targets.setdefault(self.batch, {False: {}, True: {}})
 
     @property
@@ -59,13 +63,22 @@ class Costs:
         forwards = sum(map(len, self._target[both].values()))
         return forwards >= _ENOUGH_FORWARDS and len(self._draft[both]) >= _ENOUGH_STEPS
 
-    def saw_target(self, width: int, seconds: float, both: bool) -> None:
+    def forwards(self, width: int, both: bool) -> int:
+        """How many forwards over `width` tokens are remembered."""
+        return len(self._target[both].get(width, ()))
+
+    def saw_target(self, width: float, seconds: float, both: bool) -> None:
         """Add a target forward over `width` tokens. both: the draft worked at the same time."""
         self._target[both].setdefault(width, deque(maxlen=5)).append(seconds)
 
     def saw_draft(self, seconds: float, both: bool) -> None:
         """Add a draft step. both: the target worked at the same time."""
         self._draft[both].append(seconds)
+
+    def forget_draft(self) -> None:
+        """Let the next measurements of a draft that works alone count for more than those before."""
+        while len(self._draft[False]) > 1:
+            self._draft[False].popleft()
 
     def with_draft(self, factor: float) -> Costs:
         """The same with draft steps that take `factor` times as long."""
@@ -105,6 +118,11 @@ class Costs:
         width, seconds = seen[0]
         return seconds * (1 - _SLOPE * min(width, 20)), _SLOPE * seconds
 
+    def plain(self) -> float:
+        """Seconds of a forward over one token; where that was not measured, by the other widths."""
+        measured = self._target[False].get(1)
+        return median(measured) if measured else sum(self.target(False))
+
     def prompt(self, tokens: int) -> float:
         """Seconds in which the draft reads a prompt of so many tokens; 0 if it has read none yet."""
         seen = {length: [seconds for n, seconds in self.prompts if n == length] for length, _ in self.prompts}
@@ -139,7 +157,7 @@ class Costs:
         return costs
 
 
-def _line(seen: Sequence[tuple[int, float]]) -> tuple[float, float]:
+def _line(seen: Sequence[tuple[float, float]]) -> tuple[float, float]:
     """(a, b): n take a + b n seconds, neither of them negative, by least squares. seen: two different n at least."""
     mean_number = sum(number for number, _ in seen) / len(seen)
     mean = sum(seconds for _, seconds in seen) / len(seen)
@@ -190,17 +208,18 @@ class Acceptance:
 
 def plain_speed(costs: Costs) -> float:
     """Tokens a second of the target alone."""
-    return 1 / sum(costs.target(False))
+    return 1 / costs.plain()
 
 
-def in_turns_speed(costs: Costs, rate: float, most: int = LARGEST, least: int = 1) -> tuple[float, int]:
-    """Tokens a second in turns at an acceptance, and the gamma, from `least` to `most`, that gives it."""
+def in_turns_speed(costs: Costs, rates: Sequence[float], most: int = LARGEST, least: int = 1) -> tuple[float, int]:
+    """Tokens a second of a request in turns, and the gamma, from `least` to `most`, that gives it. rates: the
+    acceptance of each request; the speed is their mean."""
     fixed, slope = costs.target(False)
     draft = costs.draft(False)
-    return _best(rate, lambda gamma: gamma * draft + fixed + slope * (gamma + 1), most, least)
+    return _best(rates, lambda gamma: gamma * draft + fixed + slope * (gamma + 1), most, least)
 
 
-def groups_speed(costs: Costs, rate: float, most: int = LARGEST, least: int = 1) -> tuple[float, int]:
+def groups_speed(costs: Costs, rates: Sequence[float], most: int = LARGEST, least: int = 1) -> tuple[float, int]:
     """As `in_turns_speed`, for requests in two groups: a round is a step of each, in which the draft works for the
     other group. Until such steps were measured: the most that it could be, with drafts that cost no time and forwards
     over half of the requests that take half as long.
@@ -209,19 +228,23 @@ def groups_speed(costs: Costs, rate: float, most: int = LARGEST, least: int = 1)
     if not fixed + slope:
         fixed, slope = (half / 2 for half in costs.target(False))
     draft = costs.in_groups.draft(True)
-    return _best(rate, lambda gamma: 2 * max(fixed + slope * (gamma + 1), gamma * draft), most, least)
+    return _best(rates, lambda gamma: 2 * max(fixed + slope * (gamma + 1), gamma * draft), most, least)
 
 
-def _best(rate: float, seconds: Callable[[int], float], most: int, least: int) -> tuple[float, int]:
+def _best(rates: Sequence[float], seconds: Callable[[int], float], most: int, least: int) -> tuple[float, int]:
     """The largest number of tokens a second, and its gamma. seconds: of a round with so many drafted tokens.
 
     g drafted tokens bring (1 - rate^(g + 1)) / (1 - rate) tokens: those that are accepted and the target's own.
     """
-    return max(((1 - rate ** (gamma + 1)) / (1 - rate) / seconds(gamma), gamma) for gamma in range(least, most + 1))
+    return max(
+        (sum((1 - rate ** (gamma + 1)) / (1 - rate) for rate in rates) / len(rates) / seconds(gamma), gamma)
+        for gamma in range(least, most + 1)
+    )
 
 
-def parallel_speed(costs: Costs, rate: float, most: int = LARGEST) -> tuple[float, int]:
-    """Tokens a second if both models work at the same time, and how many are checked at once for that.
+def parallel_speed(costs: Costs, rates: Sequence[float], most: int = LARGEST) -> tuple[float, int]:
+    """Tokens a second of a request if both models work at the same time, and how many are checked at once for that, at
+    the acceptance of the best one. rates: of each request; the speed is their mean.
 
     From one rejection to the next there are 1 / (1 - rate) tokens. The first forward checks one drafted token. Each
     further one checks m, and takes as long as drafting m if that is longer; rate / (1 - rate^m) of them are needed.
@@ -229,8 +252,12 @@ def parallel_speed(costs: Costs, rate: float, most: int = LARGEST) -> tuple[floa
     fixed, slope = costs.target(True)
     draft = costs.draft(True)
 
-    def seconds(m: int) -> float:
-        return fixed + slope + rate / (1 - rate**m) * max(fixed + slope * m, m * draft)
+    def speed(rate: float) -> tuple[float, int]:
+        def seconds(m: int) -> float:
+            return fixed + slope + rate / (1 - rate**m) * max(fixed + slope * m, m * draft)
 
-    shortest, chunk = min((seconds(m), m) for m in range(1, most + 1))
-    return 1 / (1 - rate) / shortest, chunk
+        shortest, chunk = min((seconds(m), m) for m in range(1, most + 1))
+        return 1 / (1 - rate) / shortest, chunk
+
+    speeds = [speed(rate) for rate in rates]
+    return sum(each for each, _ in speeds) / len(rates), max(speeds)[1]

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor
 
 from hippo.decode.answer import Answer
+from hippo.decode.choice import Mode
 from hippo.decode.costs import LARGEST
-from hippo.decode.schedule import Mode, Schedule
+from hippo.decode.schedule import Schedule
 from hippo.decode.verify import Verdict
 from hippo.draft import Drafter, Proposal
 from hippo.stats import Stats

@@ -13,8 +13,8 @@ from hippo.decode.costs import LARGEST, Acceptance, Costs, groups_speed, in_turn
 class Lookahead(Protocol):
     """How many tokens to draft, and which of them the target checks."""
 
-    def begin_round(self) -> None:
-        """Adapt to what was measured."""
+    def begin_round(self, rates: Sequence[float]) -> None:
+        """Adapt to what was measured. rates: the acceptance of each request that decodes in this round."""
 
     def ask(self, waiting: int) -> int:
         """How many more tokens to ask the draft for while so many are waiting to be drafted or checked."""
@@ -40,7 +40,7 @@ class FixedGamma:
     def __init__(self, gamma: int, parallel: bool) -> None:
         self._gamma, self._parallel = gamma, parallel
 
-    def begin_round(self) -> None:
+    def begin_round(self, rates: Sequence[float]) -> None:
         """Nothing to adapt."""
 
     def ask(self, waiting: int) -> int:
@@ -66,11 +66,11 @@ class InTurns:
         self._costs, self._acceptance, self._most = costs, acceptance, most
         self._gamma, self._draft, self._check = self._FIRST, 0.0, 0.0
 
-    def begin_round(self) -> None:
+    def begin_round(self, rates: Sequence[float]) -> None:
         """See Lookahead."""
         if not self._costs.known(both=False):
             return
-        speed, self._gamma = in_turns_speed(self._costs, self._acceptance.rate, self._most)
+        speed, self._gamma = in_turns_speed(self._costs, rates, self._most)
         slope = self._costs.target(False)[1]
         # The seconds that drafting and checking a token takes, in tokens at the best speed there is.
         self._draft, self._check = speed * (self._costs.draft(False) + slope), speed * slope
@@ -94,12 +94,12 @@ class InTurns:
 class InGroups(InTurns):
     """In turns, in two groups: what a step takes counts twice, and a draft step only where it is waited for."""
 
-    def begin_round(self) -> None:
+    def begin_round(self, rates: Sequence[float]) -> None:
         """See Lookahead."""
         measured = self._costs.in_groups
         if not measured.known(both=True):
-            return super().begin_round()
-        speed, self._gamma = groups_speed(self._costs, self._acceptance.rate, self._most)
+            return super().begin_round(rates)
+        speed, self._gamma = groups_speed(self._costs, rates, self._most)
         slope = measured.target(True)[1]
         self._draft, self._check = 2 * speed * (measured.draft(True) + slope), 2 * speed * slope
 
@@ -120,7 +120,7 @@ class Threshold:
         self._tokens = self._seconds = 0.0
         self._wait, self._check = 1.0, 0.0  # chances from which a token is worth it
 
-    def begin_round(self) -> None:
+    def begin_round(self, rates: Sequence[float]) -> None:
         """See Lookahead."""
         if not self._costs.known(both=True):
             return

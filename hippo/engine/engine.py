@@ -14,9 +14,9 @@ import torch
 
 from hippo.decode import Check
 from hippo.device import bytes_per_token, cores, free_memory, sharing, use_threads
-from hippo.engine.groups import Groups
 from hippo.engine.scheduler import Job, Scheduler, State
 from hippo.engine.stream import Stream
+from hippo.engine.together import Together
 from hippo.errors import BadRequest, Busy, out_of_memory_explained
 from hippo.forward import extend_together
 from hippo.pair import Pair
@@ -58,7 +58,10 @@ class Engine:
         self.pair, self._tokenizer, self._read = pair, tokenizer, read
         self._readers = readers or max(1, cores() // 4)
         self.scheduler = Scheduler(max_running, self._readers, self._fits)
-        self.groups = Groups(None if pair.draft is None else pair.draft.costs)
+        draft = pair.draft
+        self.together = Together(None)
+        if draft is not None:
+            self.together = Together(draft.costs, draft.place != "inline", answer=lambda: draft.answer_tokens)
         self._pool: ThreadPoolExecutor | None = None
         self.cache = None if cache_memory == 0 else PrefixCache(cache_memory)
         self._changed = threading.Condition()
@@ -149,8 +152,9 @@ class Engine:
             if (prefilling := self.scheduler.next_prefill()) is not None:
                 self._prefill(prefilling)
             decoding = [job for job in self.scheduler.decoding() if not self._is_inside(job)]
-            if len(decoding) > 1:
-                self._round(decoding)
+            others = len(self.scheduler.running) - len(decoding)  # whose prompts are read
+            if len(decoding) > 1 or (others and decoding and decoding != [prefilling]):
+                self._round(decoding, others)
             elif decoding and decoding != [prefilling]:
                 self._alone(decoding[0])
             self.scheduler.drop_done()
@@ -224,15 +228,16 @@ class Engine:
         with self._failing(job):
             self._commit(job, job.sequence.step())
 
-    def _round(self, jobs: list[Job]) -> None:
+    def _round(self, jobs: list[Job], coming: int) -> None:
         """A round of several requests, or of one of two groups: the draft is asked for all of them before the first
-        waits for its tokens, and one forward checks the windows of those whose turn it is."""
-        began = time.perf_counter()
+        waits for its tokens, and one forward checks the windows of those whose turn it is. coming: requests that will
+        soon decode with them."""
+        began, committed = time.perf_counter(), 0
         decoding = {job.sequence: job for job in jobs if job.sequence is not None}
-        self.groups.begin_step(list(decoding))
+        self.together.begin_step(list(decoding), coming)
         with self._sharing(list(decoding)) as share:
             share(self._ask(decoding))
-            due = self.groups.due([sequence for sequence, job in decoding.items() if job.sequence is sequence])
+            due = self.together.due([sequence for sequence, job in decoding.items() if job.sequence is sequence])
             checks = []
             for sequence in due:
                 job = decoding[sequence]
@@ -246,10 +251,13 @@ class Engine:
                 if logits is not None:
                     with self._failing(job):
                         tokens: Any = sequence.advance(logits)
+                        committed += len(tokens or ())
                         sequence.took(time.perf_counter() - began)
                         self._commit(job, tokens)
         seconds = time.perf_counter() - began
-        self.groups.end_step([len(ids) for _, _, ids in checks], seconds)
+        checked = [sequence for _, sequence, _ in checks]
+        forward = max((sequence.target.seconds for sequence in checked if sequence.target is not None), default=0.0)
+        self.together.end_step(checked, [len(ids) for _, _, ids in checks], forward, seconds, committed)
         for sequence, job in decoding.items():
             if job.sequence is sequence and sequence not in due:
                 sequence.took(seconds)
@@ -259,7 +267,7 @@ class Engine:
         target."""
         beside = [False]
         for sequence, job in decoding.items():
-            sequence.batch(len(decoding), self.groups.two)
+            sequence.schedule.join(len(decoding), self.together.mode, self.together.rates)
             if not sequence.proposed:
                 with self._failing(job):
                     if sequence.advance(share=beside.append) is None:

@@ -3,7 +3,9 @@
 Decoding one token at a time reads every weight once, so its time is that of the bytes read. The target still decides
 every token: fewer bits cost acceptance at most. On a CPU the products are torch's own:
 
-- 4 bits: groups of 32 inputs with a scale and a minimum each, rounded to nearest, activations in bfloat16.
+- 4 bits: groups of 32 inputs with a scale and a minimum each, rounded to nearest, activations in bfloat16. Its kernel
+  takes a few tokens at once: for more, such as prompts, there is a copy in 8 bits where memory is plentiful and those
+  products are in integers.
 - 8 bits: a scale for each output. With AVX-512 VNNI the activations are 8-bit integers too, with a scale for each
   token; this is several times as fast as bfloat16 for prompts as well. Elsewhere they stay in bfloat16.
 
@@ -22,10 +24,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hippo.device import free_memory
 from hippo.errors import CheckpointError
 from hippo.families import family_of
 
 GROUP = 32  # inputs that share a scale, of 4 bits
+_AT_ONCE = 4  # tokens that the kernel of 4 bits multiplies for nearly the price of one
+_PLENTY = 0.1  # of the free memory, that a second copy of the weights may take
 _WORTH = 1.1  # times as fast, to take fewer bits
 _ROWS = 4096  # outputs packed at a time, which bounds the memory that packing takes; a multiple of the kernel's 64
 _TIMED, _COPIES = 1 << 20, 8  # numbers in a weight that is timed, and how many such: more than a core's own cache
@@ -45,9 +50,11 @@ def quantize(model: Any, bits: int) -> None:
     if any(layer.weight.is_cuda for layer in chosen.values()):
         _by_torchao(model, list(chosen.values()), bits)
     else:
+        twice = bits == 4 and _integer_products()
+        twice = twice and sum(layer.weight.numel() for layer in chosen.values()) < _PLENTY * free_memory()
         for name, layer in chosen.items():
             parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, _packed(layer, bits))
+            setattr(model.get_submodule(parent), child, _packed(layer, bits, twice))
 
 
 def linear_shapes(model: Any) -> tuple[tuple[int, int], ...]:
@@ -107,15 +114,20 @@ class PackedLinear(nn.Module):
 
 
 class _FourBits(PackedLinear):
+    """many: the same layer for more tokens at once than this kernel is made for."""
+
     bits = 4
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: nn.Linear, many: PackedLinear | None = None) -> None:
         super().__init__(linear)
+        self._many = many
         blocks = [_four_bits(block) for block in linear.weight.detach().split(_ROWS)]
         self._weight = torch.cat([weight for weight, _ in blocks])
         self._affine = torch.cat([affine for _, affine in blocks], dim=1)
 
     def product(self, x: Tensor) -> Tensor:
+        if self._many is not None and len(x) > _AT_ONCE:
+            return self._many.product(x)
         # In float32 this kernel has no vector code: a hundred times slower.
         return torch.ops.aten._weight_int4pack_mm_for_cpu(x.bfloat16(), self._weight, GROUP, self._affine)
 
@@ -180,10 +192,10 @@ def _integer_products() -> bool:
     return supported() and torch.backends.mkldnn.is_available() and hasattr(torch.ops.onednn, "qlinear_pointwise")
 
 
-def _packed(layer: nn.Linear, bits: int) -> PackedLinear:
+def _packed(layer: nn.Linear, bits: int, twice: bool = False) -> PackedLinear:
     with torch.inference_mode(False), torch.no_grad():
         if bits == 4:
-            return _FourBits(layer)
+            return _FourBits(layer, _AllEightBits(layer) if twice else None)
         return _AllEightBits(layer) if _integer_products() else _EightBits(layer)
 
 

@@ -267,8 +267,8 @@ def _costs(by_width: dict[int, float], draft: float, shared: bool | None) -> Cos
 
 def _choice(costs: Costs, plain: float, rate: float, most: int, beside: bool) -> Choice:
     """plain: tokens a second of generate(), which never pads a forward."""
-    in_turns, gamma = in_turns_speed(costs, rate, most)
-    together, chunk = parallel_speed(costs, rate) if beside else (None, None)
+    in_turns, gamma = in_turns_speed(costs, [rate], most)
+    together, chunk = parallel_speed(costs, [rate]) if beside else (None, None)
     speeds = {"plain": plain, "in turns": in_turns, "parallel": together or 0.0}
     best = max(speeds, key=lambda way: speeds[way])
     return Choice(rate, in_turns / plain, gamma, None if together is None else together / plain, chunk, best)

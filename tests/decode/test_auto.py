@@ -117,15 +117,15 @@ def test_a_draft_that_had_no_chance_before_is_first_left_alone(prompt, drafted):
 
 def test_no_more_is_drafted_than_a_forward_takes():
     costs = known(0.0, 0.001, (1.0, 1.0))
-    assert in_turns_speed(costs, 0.95)[1] > 7 and in_turns_speed(costs, 0.95, 7)[1] == 7
-    assert parallel_speed(costs, 0.95, 7)[1] <= 7
+    assert in_turns_speed(costs, [0.95])[1] > 7 and in_turns_speed(costs, [0.95], 7)[1] == 7
+    assert parallel_speed(costs, [0.95], 7)[1] <= 7
     schedule = AutoSchedule(False, costs=costs, most=7)
     assert schedule.begin_round() is Mode.IN_TURNS and schedule.ask(0) == 7
 
 
 def test_a_draft_that_cannot_work_beside_the_target_never_does():
     schedule = AutoSchedule(False, costs=known(0.01, 0.001, (1.0, 1.0)))
-    assert all(schedule.begin_round() is Mode.IN_TURNS for _ in range(3)) and Mode.PARALLEL not in schedule.speeds()
+    assert all(schedule.begin_round() is Mode.IN_TURNS for _ in range(3)) and Mode.PARALLEL not in schedule.ways
 
 
 def test_what_was_never_measured_is_tried():
@@ -142,47 +142,67 @@ def test_what_was_never_measured_is_tried():
 def test_speeds_by_hand():
     costs = known(0.0, 0.01, (1.0, 1.0))
     assert plain_speed(costs) == pytest.approx(10)
-    assert in_turns_speed(costs, 0.0) == (pytest.approx(1 / 0.11), 1)
-    speed, gamma = in_turns_speed(costs, 0.9)
+    assert in_turns_speed(costs, [0.0]) == (pytest.approx(1 / 0.11), 1)
+    speed, gamma = in_turns_speed(costs, [0.9])
     assert speed == pytest.approx((1 - 0.9 ** (gamma + 1)) / 0.1 / (0.1 + 0.01 * gamma)) and gamma > 5
-    assert parallel_speed(costs, 0.0)[0] == pytest.approx(10), "nothing is accepted: the target alone"
-    assert parallel_speed(costs, 0.9)[0] > speed, "the draft's time is hidden"
+    assert parallel_speed(costs, [0.0])[0] == pytest.approx(10), "nothing is accepted: the target alone"
+    assert parallel_speed(costs, [0.9])[0] > speed, "the draft's time is hidden"
 
 
 def test_two_groups_by_hand():
     costs, gain = known(0.0, 0.01, (1.0, 1.0)), (1 - 0.5**3) / 0.5  # tokens a round with gamma 2
-    assert groups_speed(costs, 0.5, 2, 2) == (pytest.approx(gain / 0.1), 2), "at best, before it was measured"
+    assert groups_speed(costs, [0.5], 2, 2) == (pytest.approx(gain / 0.1), 2), "at best, before it was measured"
     for width in (1, 5):
         costs.in_groups.saw_target(width, 0.06, both=True)
         costs.in_groups.saw_draft(0.02, both=True)
-    assert groups_speed(costs, 0.5, 2, 2) == (pytest.approx(gain / (2 * 0.06)), 2)
-    assert groups_speed(costs, 0.5, 4, 4)[0] == pytest.approx((1 - 0.5**5) / 0.5 / (2 * 4 * 0.02)), "the draft is slow"
+    assert groups_speed(costs, [0.5], 2, 2) == (pytest.approx(gain / (2 * 0.06)), 2)
+    assert groups_speed(costs, [0.5], 4, 4)[0] == pytest.approx((1 - 0.5**5) / 0.5 / (2 * 4 * 0.02)), (
+        "the draft is slow"
+    )
+
+
+def test_of_several_requests_the_speed_is_the_mean():
+    costs = known(0.02, 0.01, (1.2, 1.2))
+    for speed in (in_turns_speed, groups_speed, parallel_speed):
+        good, bad, both = (speed(costs, rates)[0] for rates in ([0.9], [0.0], [0.9, 0.0]))
+        assert bad < both < good, speed
+    gamma = in_turns_speed(costs, [0.9, 0.0])[1]
+    assert in_turns_speed(costs, [0.0])[1] < gamma < in_turns_speed(costs, [0.9])[1]
 
 
 def test_in_two_groups_it_decodes_in_turns_and_measures_apart():
     costs = known(0.0, 0.01, (1.0, 1.0))
     before = costs.as_dict()
-    schedule = AutoSchedule(True, costs=costs)
-    one, two = schedule.promises(1)
-    assert one < two, "what was never measured is tried"
-    schedule.batch(1, two_groups=True)
-    assert schedule.begin_round() is Mode.GROUPS and schedule.ask(0) > 0
-    schedule.saw_draft(0.03)
-    schedule.saw_target(3, 9.0)
-    schedule.end_round(3, 9.0)
+    for schedule in (AutoSchedule(True, costs=costs), Schedule("serial", "auto", costs)):
+        schedule.join(1, Mode.GROUPS, [0.8])
+        assert schedule.begin_round() is Mode.GROUPS and schedule.ask(0) > 0
+        schedule.saw_draft(0.03)
+        schedule.saw_target(3, 9.0)
+        schedule.end_round(3, 9.0)
     assert costs.as_dict() == before and costs.in_groups.draft(True) == 0.03
-    assert Schedule("parallel", 3, costs).promises(1) is None and AutoSchedule(False, costs=costs).promises(1) is None
-    assert Schedule("serial", 3).promises(4) is None, "nothing was measured"
+
+
+def test_it_takes_the_way_that_was_chosen_for_all_and_leaves_the_costs_to_whoever_chose():
+    costs = known(0.0, 0.01, (1.0, 1.0))
+    before, schedule = costs.as_dict(), AutoSchedule(True, costs=costs)
+    for mode in (Mode.IN_TURNS, Mode.PLAIN, Mode.PARALLEL):
+        schedule.join(1, mode, [0.8, 0.2])
+        assert schedule.begin_round() is mode
+        schedule.saw_target(3, 9.0, longest=5)
+        schedule.end_round(3, 9.0)
+        assert schedule.drafted == (4 if mode is Mode.IN_TURNS else 0)
+        assert schedule.behind == (3 if mode is Mode.PLAIN else 0)
+    assert costs.as_dict() == before
 
 
 def test_costs_are_kept_apart_by_the_number_of_requests_that_decode_together():
     schedule = AutoSchedule(True, costs=known(0.1, 0.02, (1.2, 1.2)))
     for size, found in ((1, True), (8, False), (1, True)):
-        schedule.batch(size)
+        schedule.join(size)
         assert schedule.costs.known(both=False) == found
-    schedule.batch(8)
+    schedule.join(8)
     schedule.costs.saw_draft(0.5, both=False)
-    schedule.batch(13)
+    schedule.join(11)
     assert schedule.costs.draft(False) == 0.5 and schedule.costs.as_dict()["draft"]["alone"] != [0.5]
 
 

@@ -11,12 +11,12 @@ class Chosen(Schedule):
 
     def __init__(self, gamma, overlapped):
         super().__init__("parallel" if overlapped else "serial", gamma)
-        self.mode = Mode.PARALLEL if overlapped else Mode.IN_TURNS
+        self.way = Mode.PARALLEL if overlapped else Mode.IN_TURNS
 
     def works(self):
         mode = self.begin_round()
-        assert mode in (self.mode, Mode.PLAIN)
-        return mode is self.mode
+        assert mode in (self.way, Mode.PLAIN)
+        return mode is self.way
 
 
 def fed(overlapped, target=0.05, draft=0.005, slope=0.0, accepted=0, checked=0, prob=0.8):

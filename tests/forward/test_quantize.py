@@ -26,6 +26,12 @@ def integers(request, monkeypatch):
     return request.param
 
 
+@pytest.fixture
+def scarce(monkeypatch):
+    """Memory, so that nothing is packed twice."""
+    monkeypatch.setattr(module, "free_memory", lambda: 0)
+
+
 def linear(inputs, outputs, bias=True, dtype=torch.float32):
     torch.manual_seed(inputs)
     return nn.Sequential(nn.Linear(inputs, outputs, bias=bias)).to(dtype).requires_grad_(False)
@@ -55,6 +61,7 @@ def test_products_are_off_by_the_rounding_of_weights(integers, rows, width, outp
 
 
 @torch.no_grad()
+@pytest.mark.usefixtures("scarce")
 def test_four_bits_reach_every_level_of_a_group():
     net = linear(GROUP, 16, bias=False)
     net[0].weight.copy_((torch.arange(16.0).repeat(2) - 8).expand(16, -1))
@@ -128,7 +135,7 @@ def test_text_and_head_are_packed_and_nothing_else(family, bits):
     (left, every), count = unpacked(net, bits), len(linear_shapes(net))
     quantize(net, bits)
     text = family_of(net).language_model(net)
-    layers = sum(isinstance(m, PackedLinear) for m in net.modules())
+    layers = sum(isinstance(m, PackedLinear) for name, m in net.named_modules() if not name.endswith("._many"))
     assert layers + len(left) == count == every and layers
     assert isinstance(net.get_output_embeddings(), PackedLinear) or "lm_head" in left
     assert all(type(m) is not nn.Linear or n in str(left) for n, m in text.named_modules())
@@ -178,6 +185,19 @@ def test_packed_weights_have_the_bytes_of_their_bits():
     net = linear(64, 32, bias=False)
     quantize(net, 4)
     assert (net[0]._weight.nbytes, net[0]._affine.nbytes) == (64 * 32 // 2, 64 * 32 // GROUP * 4)
+
+
+@torch.no_grad()
+def test_more_tokens_than_four_bits_are_made_for_take_eight_where_memory_is_plentiful(integers, monkeypatch):
+    net, x = linear(96, 80), torch.randn(5, 96)
+    packed = {}
+    for free in (0, 96 * 80 * 10 + 1):
+        monkeypatch.setattr(module, "free_memory", lambda free=free: free)
+        packed[free] = copy.deepcopy(net)
+        quantize(packed[free], 4)
+    few, twice = packed.values()
+    assert torch.equal(few(x[:4]), twice(x[:4])) and torch.equal(copy.deepcopy(twice)(x), twice(x))
+    assert (off(net[0], few, x) > 0.03) and (off(net[0], twice, x) < 0.02) == integers
 
 
 def test_a_gpu_without_torchao_is_told(monkeypatch):

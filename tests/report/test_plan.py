@@ -104,7 +104,7 @@ def test_speeds_are_those_of_the_scheduler():
         costs.saw_target(width, seconds, both=False)
     costs.saw_draft(result.draft_seconds[4], both=False)
     for choice in result.choices:
-        speed, gamma = in_turns_speed(costs, choice.acceptance)
+        speed, gamma = in_turns_speed(costs, [choice.acceptance])
         assert result.bits == 4 and choice.gamma == gamma and choice.parallel is None and choice.best == "in turns"
         assert choice.in_turns == choice.speed == pytest.approx(speed * result.target_seconds[1])
     assert str(result.choices[1]).startswith(f"in turns, {gamma} tokens, about ")
