@@ -11,6 +11,7 @@ from hippo.decode.costs import LARGEST, Costs, groups_speed, in_turns_speed, par
 
 _TRIAL = 4  # rounds of several requests with a draft that was not worth it, of which the first is no measure
 _PLAIN = 2  # rounds of several requests by the target alone, before another way is tried
+_PLAIN_AGAIN = 5  # such rounds after others, until they are compared with what was measured meanwhile
 
 
 class Mode(Enum):
@@ -39,7 +40,8 @@ class Choice:
     _TRIALS = 0.015  # share of the target's time that trials of a draft which is not worth it may take
     _LONGEST_REST = 128  # rounds
     _has_rested = False
-    _FORGETS, _WORTH = 0.98, 8  # a round, of what ways brought; tokens of a request that a formula is worth beside it
+    _STAYS, _STAYS_UNUSED = 0.98, 0.998  # a round, of what is known of how a way held its promises
+    _WORTH = 8  # tokens of a request that a formula is worth beside that
 
     def __init__(self, costs: Costs) -> None:
         self._costs, self._mode = costs, Mode.PLAIN
@@ -73,11 +75,13 @@ class Choice:
     def saw_tokens(self, tokens: int, seconds: float, requests: int) -> None:
         """The last round of so many requests brought so many tokens."""
         promise = self._promises.get(self._mode, 0.0) * seconds * requests
+        now = self._batch, self._mode
         for way, (brought, promised) in self._held.items():
-            self._held[way] = self._FORGETS * brought, self._FORGETS * promised
-        brought, promised = self._held.get((self._batch, self._mode), (0.0, 0.0))
+            stays = self._STAYS if way == now else self._STAYS_UNUSED
+            self._held[way] = stays * brought, stays * promised
+        brought, promised = self._held.get(now, (0.0, 0.0))
         if promise and self._mode is not Mode.PLAIN:  # whose speed is measured
-            self._held[self._batch, self._mode] = brought + tokens, promised + promise
+            self._held[now] = brought + tokens, promised + promise
 
     def _trust(self, mode: Mode) -> float:
         """What a way brought, of what its formula had promised."""
@@ -134,6 +138,9 @@ class Choice:
             return best
         if had_nothing:  # the trial goes on until there is something to check
             return Mode.IN_TURNS
+        if len(rates) > 1 and self._mode is not Mode.PLAIN:  # it may be that the whole machine was slow: compare again
+            self._left, self._has_rested = _PLAIN_AGAIN, False
+            return Mode.PLAIN
         rounds = 1 if len(rates) == 1 else _TRIAL
         # Rounds of the target, in a trial.
         loses = rounds * (speeds[Mode.PLAIN] / speeds[Mode.IN_TURNS] - 1) + reading * speeds[Mode.PLAIN]

@@ -14,7 +14,7 @@ class Schedule:
 
     decoder: "ar", "serial" or "parallel". gamma: tokens at a time, or "auto". costs, prior: what earlier requests
     measured. most: drafted tokens that a target forward takes. gammas: from and to. mode: of the round that began last.
-    drafted, asking: the tokens that were drafted for it in turns, and the seconds of the draft's steps.
+    drafted, asking: the tokens that were drafted for it in turns, and the seconds of each of the draft's steps.
     """
 
     follows = False  # whether it decodes in the way that is chosen for several requests together
@@ -39,7 +39,7 @@ class Schedule:
         self.mode, self._pre_verify = Mode.PLAIN, True
         self._together: Mode | None = None
         self._rates: Sequence[float] = ()
-        self.drafted, self.asking = 0, 0.0
+        self.drafted, self.asking = 0, list[float]()
         self._longest, self._target_seconds = 1, 0.0
         self._refused: float | None = None  # probability of a drafted token that was not worth checking
 
@@ -56,7 +56,7 @@ class Schedule:
 
     def begin_round(self) -> Mode:
         """Choose the mode of the next round; the draft is there and has read its prompt."""
-        self.asking = 0.0
+        self.asking.clear()
         drafts = self._own is not Mode.PLAIN and self._rest.begin_round()
         self.mode = self._own if drafts else Mode.PLAIN
         if self.mode is Mode.IN_TURNS and self._together is Mode.GROUPS:
@@ -87,7 +87,7 @@ class Schedule:
 
     def saw_draft(self, seconds: float) -> None:
         """A draft step took so many seconds, as the draft measured it."""
-        self.asking += seconds
+        self.asking.append(seconds)
         if self.mode.overlaps:
             costs = self.costs.in_groups if self.mode is Mode.GROUPS else self.costs
             costs.saw_draft(seconds, both=True)
@@ -145,7 +145,8 @@ class AutoSchedule(Schedule):
 
     def begin_round(self) -> Mode:
         """See Schedule."""
-        self._behind, self.asking = self.mode is Mode.PLAIN, 0.0
+        self._behind = self.mode is Mode.PLAIN
+        self.asking.clear()
         rates, prompts = [self.acceptance.rate], self.costs.prompts
         reading = prompts[-1][1] if self.unread and prompts else 0.0
         self.mode = self._together or self.choice.choose(rates, self.ways, self.gammas, reading)
@@ -161,7 +162,7 @@ class AutoSchedule(Schedule):
     def saw_nothing(self) -> None:
         """See Schedule."""
         if self.mode is Mode.IN_TURNS and self._together is None:
-            self.choice.saw_nothing(self.asking)
+            self.choice.saw_nothing(sum(self.asking))
 
 
 def ways_of(beside: bool) -> tuple[Mode, ...]:

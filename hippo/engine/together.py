@@ -97,7 +97,7 @@ class Together:
         width, schedules = _mean_width(widths), [member.schedule for member in due]
         waking = any(schedule.waking for schedule in schedules)
         if self._chosen and not waking:  # what catching up costs is paid once
-            self._choice.saw_tokens(tokens, seconds, len(self.rates))
+            self._choice.saw_tokens(tokens, seconds, len(self.rates) if self.two else len(due))
         if self.two:
             if self._drafted:  # else there was no overlap
                 self._costs.in_groups.saw_target(width, seconds, both=True)
@@ -106,14 +106,14 @@ class Together:
         self._costs.saw_target(width, forward, both)
         if both:
             return
-        asking = max(schedule.asking for schedule in schedules)
+        asking = [schedule.asking for schedule in schedules]
         if drafted := max(schedule.drafted for schedule in schedules):
             if not waking:  # all that a drafted token costs the step, messages included
                 self._costs.saw_draft(max(0.0, seconds - forward) / drafted, both=False)
-            elif not self._costs.enough(both=False):
-                self._costs.saw_draft(asking / drafted, both=False)
+            elif not self._costs.enough(both=False) and (steps := max(asking, key=len)[1:]):  # the first catches up
+                self._costs.saw_draft(min(steps), both=False)
         elif self.mode is Mode.IN_TURNS:
-            self._choice.saw_nothing(asking)
+            self._choice.saw_nothing(max(map(sum, asking)))
 
     def _choose(self, members: Sequence[Member]) -> Mode:
         drafting = [member.schedule for member in members if member.drafts]
