@@ -36,7 +36,9 @@ class Choice:
     _OPTIMISM = 1.05  # of the formula for parallel, beside that for in turns: it knows no token that waits
     # Of one group's speed, from which on two begin, and go on: promises err, and the first step of two has no overlap.
     _BEGIN, _GO_ON = 1.15, 1.05
-    _CHANGE = 1.1  # of plain decoding of several requests, from which on drafting begins: all of it waits for the draft
+    _CHANGE = (
+        1.05  # of plain decoding of several requests, from which on drafting begins: all of it waits for the draft
+    )
     _TRIALS = 0.015  # share of the target's time that trials of a draft which is not worth it may take
     _LONGEST_REST = 128  # rounds
     _has_rested = False
@@ -116,9 +118,11 @@ class Choice:
         if self._trying and Mode.IN_TURNS in ways:
             self._trying -= 1
             return Mode.IN_TURNS
-        if self._left and Mode.PLAIN in ways:
+        resting = self._left > 0 and Mode.PLAIN in ways
+        if resting:
             self._left -= 1
-            return Mode.PLAIN
+            if len(rates) == 1 or self._had_nothing:
+                return Mode.PLAIN
         if len(rates) > 1 and Mode.PLAIN in ways and self._costs.forwards(1, both=False) < _PLAIN:
             return Mode.PLAIN  # what several tokens of several requests cost says little of one of each
         for mode in (Mode.PARALLEL, Mode.IN_TURNS):
@@ -132,6 +136,8 @@ class Choice:
         if Mode.PLAIN in speeds and self._mode is Mode.PLAIN and len(rates) > 1:
             speeds[Mode.PLAIN] *= self._CHANGE
         best = max(speeds, key=lambda mode: speeds[mode])
+        if resting and best is Mode.PLAIN:
+            return best
         had_nothing, self._had_nothing = self._had_nothing, False
         if best is not Mode.PLAIN:
             self._longer = 1
