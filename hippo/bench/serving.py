@@ -94,18 +94,22 @@ def throughput_study(
     tokens: int,
     runs: int,
     progress: Progress,
+    prompts: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """Rows: tokens a second, and latencies, of clips of which so many are under way at any time. llm: keeps nothing.
     Each clip is asked about once in a run; in each run the methods take turns. A method is DECODER, a name of
-    `SamplingParams`, or "groups": in turns, in two groups. DECODER names have one group, other names choose."""
+    `SamplingParams`, or "groups": in turns, in two groups. DECODER names have one group, other names choose. prompts:
+    to be asked without a video, in place of clips."""
     found = {(method, number): _Served() for method in methods for number in concurrencies}
-    with clips(max(*concurrencies, 8), context) as paths:
+    with clips(0 if prompts else max(*concurrencies, 8), context) as paths:
+        questions = [messages_of(None, prompt) for prompt in prompts]
+        questions += [messages_of(str(path), QUESTIONS[1]) for path in paths]
         expected: dict[str, list[list[int]]] = {}
         for run in range(runs):
             for place, (number, method) in enumerate(product(concurrencies, methods)):
                 progress(f"run {run + 1}: {method}, {number} at once", (run + place / len(found)) / runs)
                 params = SamplingParams.of(max_new_tokens=tokens, **_named(method))
-                asked = [Request(messages_of(str(path), QUESTIONS[1]), params) for path in paths]
+                asked = [Request(turns, params) for turns in questions]
                 llm.engine.together.fixed = {"groups": True, "serial": False, "parallel": False}.get(method)
                 if not run:
                     llm.generate_many(asked[:number])  # warms up

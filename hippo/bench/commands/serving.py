@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
 
 import typer
 
+from hippo.bench.commands.speed import questions_of
 from hippo.cli import common
 
 
@@ -56,6 +58,9 @@ def throughput(
     ] = "ar,serial,groups,parallel,hippo",
     runs: Annotated[int, typer.Option(min=1, help="Times that all of it is repeated.")] = 1,
     context: Annotated[int, typer.Option(min=64, help="Video tokens of a clip.")] = 512,
+    prompts: Annotated[
+        Path | None, typer.Option(help="A file of prompts, one a line, to be asked without a video in place of clips.")
+    ] = None,
     max_new_tokens: common.TokensOption = 96,
     target: common.TargetOption = "tiny",
     draft: common.DraftOption = None,
@@ -63,7 +68,7 @@ def throughput(
     json: common.JsonOption = False,
 ) -> None:
     """Describe different clips, so many at once: tokens a second end to end, latencies, and the time to the first token
-    of a request that arrives while 7 others decode.
+    of a request that arrives while 7 others decode. Or answer prompts.
 
     serial is in turns, in one group of requests; groups is in turns, in two. Other methods choose. A speed is the
     median of the runs, and so is its ratio to the first method in the same run.
@@ -75,12 +80,13 @@ def throughput(
         from hippo.bench.serving import arrival_study, throughput_study
 
     numbers, names = [int(number) for number in concurrency.split(",")], methods.split(",")
+    asked = questions_of(prompts)
     with (
         common.loaded(target, draft, attn_implementation=attn_implementation) as llm,
         common.progressing() as progress,
     ):
-        rows = throughput_study(llm, numbers, names, context, max_new_tokens, runs, progress)
-        arrival = arrival_study(llm, 7, context, max_new_tokens, 3)
+        rows = throughput_study(llm, numbers, names, context, max_new_tokens, runs, progress, asked)
+        arrival = None if asked else arrival_study(llm, 7, context, max_new_tokens, 3)
     same = all(row["identical"] for row in rows)
     if json:
         common.print_json({"rows": rows, "arrival": arrival})
@@ -121,7 +127,7 @@ def batch(
         raise typer.Exit(1)
 
 
-def _print(rows: list[dict[str, Any]], arrival: dict[str, list[float]]) -> None:
+def _print(rows: list[dict[str, Any]], arrival: dict[str, list[float]] | None) -> None:
     one: dict[str, float] = {}
     columns = f"over one | over {rows[0]['method']} | first token, median (95th) | last (95th) | rounds | identical"
     common.say(f"| method | at once | tokens a second | {columns} |\n{'| --- ' * 9}|\n")
@@ -140,6 +146,8 @@ def _print(rows: list[dict[str, Any]], arrival: dict[str, list[float]]) -> None:
             _spread(row["over_first"], "x"),
         ]
         common.say(f"| {' | '.join([*cells, first, last, shares])} | {'yes' if row['identical'] else 'NO'} |\n")
+    if arrival is None:
+        return
     alone, beside = (median(arrival[name]) for name in ("alone", "beside"))
     common.say(f"\nfirst token alone {alone:.2f} s, while 7 decode {beside:.2f} s: {beside / alone:.1f} times\n")
 

@@ -70,7 +70,7 @@ def speed(
         from hippo.bench import speed as timing
         from hippo.bench.world import make_scene, write_clip
 
-    rate, questions = _rate(acceptance), _questions(prompts)
+    rate, questions = _rate(acceptance), questions_of(prompts)
     if questions and (rate is not None or models.startswith("shape:")):
         raise HippoError("drawn verdicts say nothing of prompts", "leave --prompts or --acceptance out")
     if chat and not questions:
@@ -131,7 +131,7 @@ def speed(
         common.say(text)
 
 
-def _questions(file: Path | None) -> list[str]:
+def questions_of(file: Path | None) -> list[str]:
     """The lines of a file that hold something. Raises HippoError."""
     if file is None:
         return []
