@@ -189,7 +189,7 @@ class Sequence:
         """Keep what this answer measured for the next one."""
         if (draft := self.pair.draft) is None or self.params.decoder == "ar":
             return
-        draft.acceptance = self.schedule.acceptance.rate
+        draft.acceptance = self.schedule.acceptance.passed_on(draft.acceptance)
         if self.schedule.acceptance.is_guess:
             # Texts differ: a draft that had no chance in this answer gets one again after some more.
             draft.acceptance += _FORGETS * max(0.0, UNKNOWN - draft.acceptance)

@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 
 Number = TypeVar("Number", int, float)
 LARGEST = 24  # drafted tokens that may wait to be checked
-_WORTH = 4.0  # checked tokens that what earlier answers showed is worth
+_WORTH = 4.0  # checked tokens that what earlier answers showed is worth in an answer
+_WORTH_OF_OTHERS = 8.0  # and beside an answer, for the next one
 SUREST = 0.995  # no drafted token counts as certain
 UNKNOWN = 0.8  # acceptance of a pair before it was measured
 _ENOUGH_FORWARDS, _ENOUGH_STEPS = 3, 3  # measurements that costs need
@@ -180,6 +181,7 @@ class Acceptance:
     """
 
     def __init__(self, prior: float = UNKNOWN) -> None:
+        self._prior = prior
         self._accepted, self._checked, self._promised = _WORTH * prior, _WORTH, _WORTH * prior
 
     def saw(self, accepted: float, probs: Sequence[float]) -> None:
@@ -192,6 +194,14 @@ class Acceptance:
     def is_guess(self) -> bool:
         """Whether nothing was checked yet."""
         return self._checked == _WORTH
+
+    def passed_on(self, known: float) -> float:
+        """What is known of the pair after this answer, if it was `known` before. An answer in which little was checked
+        says little."""
+        if self.is_guess:
+            return known
+        own, checked = self._accepted - _WORTH * self._prior, self._checked - _WORTH
+        return min(SUREST, (_WORTH_OF_OTHERS * known + own) / (_WORTH_OF_OTHERS + checked))
 
     @property
     def rate(self) -> float:

@@ -269,3 +269,12 @@ def test_a_draft_of_which_nothing_is_worth_checking_rests():
         schedule.saw_verdict(0, [])
         schedule.end_round(1, 0.13 if drafts else 0.1)
     assert modes[0] is Mode.IN_TURNS and modes.count(Mode.IN_TURNS) < 0.1 * TOKENS
+
+
+def test_an_answer_in_which_little_was_checked_says_little_of_the_pair():
+    answer = AutoSchedule(True, prior=0.7).acceptance
+    assert answer.passed_on(0.75) == 0.75, "nothing was checked"
+    answer.saw(0, [0.9])
+    assert answer.passed_on(0.75) == pytest.approx(0.75 * 8 / 9)
+    answer.saw(91, [0.9] * 91)
+    assert answer.passed_on(0.75) == pytest.approx((8 * 0.75 + 91) / 100)
