@@ -11,8 +11,7 @@ from typing import Any, TypeVar
 
 Number = TypeVar("Number", int, float)
 LARGEST = 24  # drafted tokens that may wait to be checked
-_WORTH = 4.0  # checked tokens that what earlier answers showed is worth in an answer
-_WORTH_OF_OTHERS = 8.0  # and beside an answer, for the next one
+_WORTH = 4.0  # checked tokens that what earlier answers showed is worth
 SUREST = 0.995  # no drafted token counts as certain
 UNKNOWN = 0.8  # acceptance of a pair before it was measured
 _ENOUGH_FORWARDS, _ENOUGH_STEPS = 3, 3  # measurements that costs need
@@ -201,7 +200,7 @@ class Acceptance:
         if self.is_guess:
             return known
         own, checked = self._accepted - _WORTH * self._prior, self._checked - _WORTH
-        return min(SUREST, (_WORTH_OF_OTHERS * known + own) / (_WORTH_OF_OTHERS + checked))
+        return min(SUREST, (_WORTH * known + own) / (_WORTH + checked))
 
     @property
     def rate(self) -> float:

@@ -275,6 +275,6 @@ def test_an_answer_in_which_little_was_checked_says_little_of_the_pair():
     answer = AutoSchedule(True, prior=0.7).acceptance
     assert answer.passed_on(0.75) == 0.75, "nothing was checked"
     answer.saw(0, [0.9])
-    assert answer.passed_on(0.75) == pytest.approx(0.75 * 8 / 9)
+    assert answer.passed_on(0.75) == pytest.approx(0.75 * 4 / 5)
     answer.saw(91, [0.9] * 91)
-    assert answer.passed_on(0.75) == pytest.approx((8 * 0.75 + 91) / 100)
+    assert answer.passed_on(0.75) == pytest.approx((4 * 0.75 + 91) / 96)
