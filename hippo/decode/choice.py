@@ -98,7 +98,7 @@ class Choice:
             self._in_vain.append(seconds)
             self._left, self._had_nothing = int(median(self._in_vain) / alone / self._TRIALS), True
 
-    def speeds(
+    def _speeds(
         self, rates: Sequence[float], ways: Sequence[Mode], gammas: tuple[int, int] = (1, LARGEST)
     ) -> dict[Mode, float]:
         """Tokens a second of a request that each way promises."""
@@ -128,7 +128,7 @@ class Choice:
         for mode in (Mode.PARALLEL, Mode.IN_TURNS):
             if mode in ways and not self._costs.enough(both=mode is Mode.PARALLEL):
                 return mode
-        speeds = self.speeds(rates, ways, gammas)
+        speeds = self._speeds(rates, ways, gammas)
         if Mode.IN_TURNS in speeds:
             speeds[Mode.IN_TURNS] = 1 / (1 / speeds[Mode.IN_TURNS] + spread)
         if Mode.GROUPS in speeds:

@@ -201,16 +201,23 @@ def test_a_draft_reads_prompts_only_where_that_is_worth_the_time():
         assert joined(Together(costs, beside=False, answer=lambda: 100), members) == [mode] * 2, (room, seconds)
 
 
-def test_a_new_number_of_requests_is_measured_and_plain_decoding_first():
-    costs = Costs()
-    together, members, modes = Together(costs, beside=False), followers(costs, 0.8, 0.8), []
-    for _ in range(6):
+def steps(costs, rate, count, committed):
+    """The ways of so many steps of two requests. committed: tokens of each, by the width of its forward."""
+    together, members, modes = Together(costs, beside=False), followers(costs, rate, rate), []
+    for _ in range(count):
         modes += set(joined(together, members))
         width = 1 if modes[-1] is Mode.PLAIN else 3
+        seconds = 0.1 + 0.01 * (width - 1)
         for member in members:
             member.schedule.saw_target(width, 0.1, width)
-            member.schedule.end_round(width, 0.1 + 0.01 * (width - 1))
-        together.end_step(members, [width] * 2, 0.1, 0.1 + 0.01 * (width - 1), 2 * width)
+            member.schedule.end_round(committed(width), seconds)
+        together.end_step(members, [width] * 2, 0.1, seconds, 2 * committed(width))
+    return modes
+
+
+def test_a_new_number_of_requests_is_measured_and_plain_decoding_first():
+    costs = Costs()
+    modes = steps(costs, 0.8, 6, lambda width: width)
     assert modes == [Mode.PLAIN] * 2 + [Mode.IN_TURNS] * 4
     assert costs.draft(False) == pytest.approx(0.01) and costs.plain() == 0.1
     assert costs.forwards(1, False) == 2 and costs.forwards(3, False) == 4, "each forward counts once"
@@ -218,15 +225,7 @@ def test_a_new_number_of_requests_is_measured_and_plain_decoding_first():
 
 def test_a_way_that_does_not_hold_its_promise_is_left():
     """All costs and the acceptance stay what they are, and yet there are fewer tokens."""
-    costs = measured(2, 0.1, 0.01)
-    together, members, modes = Together(costs, beside=False), followers(costs, 0.9, 0.9), []
-    for _ in range(60):
-        modes += set(joined(together, members))
-        width = 3 if modes[-1] is Mode.IN_TURNS else 1
-        for member in members:
-            member.schedule.saw_target(width, 0.1, width)
-            member.schedule.end_round(1, 0.1)
-        together.end_step(members, [width] * 2, 0.1, 0.1 + 0.01 * (width - 1), 2)
+    modes = steps(measured(2, 0.1, 0.01), 0.9, 60, lambda width: 1)
     assert modes[0] is Mode.IN_TURNS and modes[40:].count(Mode.PLAIN) > 10
 
 
