@@ -126,7 +126,7 @@ class Draft:
         if self._worker is not None:
             self._worker.close()
             self._worker = None
-            if self._kept_by and (self.costs.known(both=True) or self.costs.known(both=False)):
+            if self._kept_by and self.costs.saw_drafts:
                 known = {name: getattr(self, name) for name in _KNOWN}
                 state.write("pair", self._kept_by, {"costs": self.costs.as_dict()} | known)
 

@@ -89,19 +89,36 @@ def test_costs_survive_the_disk_and_nonsense_does_not():
     costs.saw_target(1, 0.2, both=False)
     costs.saw_target(5, 0.25, both=True)
     costs.saw_draft(0.05, both=False)
+    costs.serve(8)
+    costs.saw_target(2.5, 0.7, both=False)
+    costs.in_groups.saw_draft(0.3, both=True)
     again = Costs.of_dict(json.loads(json.dumps(costs.as_dict())))
-    assert again.as_dict() == costs.as_dict() and again.target(False) == costs.target(False)
-    kept = costs.as_dict()
+    for size in (8, 1):
+        costs.serve(size)
+        again.serve(size)
+        assert again.target(False) == costs.target(False) and again.draft(False) == costs.draft(False)
+        assert again.in_groups.draft(True) == costs.in_groups.draft(True)
+    assert again.as_dict() == costs.as_dict()
+    nothing = {"target": {}, "draft": []}
     for bad in (
         None,
         [],
         {},
-        {"target": kept["target"]},
-        kept | {"draft": {"alone": [float("nan")], "beside": []}},
-        kept | {"draft": {"alone": ["x"], "beside": []}},
-        kept | {"target": {"alone": {"0": [1.0]}, "beside": {}}},
-        kept | {"target": {"alone": {"x": [1.0]}, "beside": {}}},
-        kept | {"draft": {"alone": [-1.0], "beside": []}},
+        {"batches": {}},
+        {"batches": {"1": {"alone": nothing}}, "prompts": []},
+        *(
+            {"batches": {batch: {"alone": nothing | wrong, "beside": nothing}}, "prompts": []}
+            for batch, wrong in (
+                ("0", {}),
+                ("x", {}),
+                ("1", {"draft": [float("nan")]}),
+                ("1", {"draft": ["x"]}),
+                ("1", {"draft": [-1.0]}),
+                ("1", {"target": {"0": [1.0]}}),
+                ("1", {"target": {"x": [1.0]}}),
+            )
+        ),
+        {"batches": {}, "prompts": [], "in_groups": {}},
     ):
         with pytest.raises(ValueError, match="not the costs"):
             Costs.of_dict(bad)

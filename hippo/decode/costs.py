@@ -58,6 +58,12 @@ class Costs:
         """Whether both models were measured in this way."""
         return bool(self._target[both] and self._draft[both])
 
+    @property
+    def saw_drafts(self) -> bool:
+        """Whether a draft was measured with any number of requests."""
+        own = any(any(ways.values()) for ways in self._drafts.values())
+        return own or ("in_groups" in vars(self) and self.in_groups.saw_drafts)
+
     def enough(self, both: bool) -> bool:
         """Whether they were measured often enough to choose by: the first forwards of a process are slow."""
         forwards = sum(map(len, self._target[both].values()))
@@ -133,26 +139,42 @@ class Costs:
         return sum(seconds * (_START + tokens) / (_START + length) for length, seconds in medians)
 
     def as_dict(self) -> dict[str, Any]:
-        """All measurements of one request at a time, as JSON can hold them."""
-        self.batch = 1
-        target = {_WAYS[both]: {str(w): list(s) for w, s in seen.items()} for both, seen in self._target.items()}
-        draft = {_WAYS[both]: list(seconds) for both, seconds in self._draft.items()}
-        return {"target": target, "draft": draft, "prompts": [list(one) for one in self.prompts]}
+        """All measurements, by the number of requests, as JSON can hold them."""
+        kept: dict[str, Any] = {"batches": {}, "prompts": [list(one) for one in self.prompts]}
+        for batch in sorted(self._targets.keys() | self._drafts.keys()):
+            target, draft = self._targets.get(batch, {}), self._drafts.get(batch, {})
+            ways = {
+                way: {
+                    "target": {f"{width:g}": list(seconds) for width, seconds in target.get(both, {}).items()},
+                    "draft": list(draft.get(both, ())),
+                }
+                for both, way in _WAYS.items()
+            }
+            if any(way["target"] or way["draft"] for way in ways.values()):
+                kept["batches"][str(batch)] = ways
+        if "in_groups" in vars(self) and (in_groups := self.in_groups.as_dict())["batches"]:
+            kept["in_groups"] = in_groups
+        return kept
 
     @classmethod
     def of_dict(cls, kept: Any) -> Costs:
-        """What `as_dict` gave. Raises ValueError if that is something else."""
+        """What `as_dict` gave, of one request now. Raises ValueError if that is something else."""
         costs = cls()
         try:
-            for both, way in _WAYS.items():
-                for width, seconds in kept["target"][way].items():
-                    for one in seconds:
-                        costs.saw_target(_in_range(int(width), 1, 1 << 20), _in_range(one, 0, 1e4), both)
-                for one in kept["draft"][way]:
-                    costs.saw_draft(_in_range(one, 0, 1e4), both)
+            for batch, ways in kept["batches"].items():
+                costs.batch = _in_range(int(batch), 1, 1 << 20)
+                for both, way in _WAYS.items():
+                    for width, seconds in ways[way]["target"].items():
+                        for one in seconds:
+                            costs.saw_target(_in_range(float(width), 1, 1 << 20), _in_range(one, 0, 1e4), both)
+                    for one in ways[way]["draft"]:
+                        costs.saw_draft(_in_range(one, 0, 1e4), both)
+            costs.batch = 1
             for tokens, seconds in kept["prompts"]:
                 costs.prompts.append((_in_range(int(tokens), 1, 1 << 30), _in_range(seconds, 0, 1e4)))
-        except (AttributeError, KeyError, TypeError, ValueError):
+            if "in_groups" in kept:
+                costs.in_groups = cls.of_dict(kept["in_groups"])
+        except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
             raise ValueError("not the costs of a pair") from None
         return costs
 

@@ -153,7 +153,7 @@ def test_a_clip_that_is_read_leaves_no_file_and_no_thread(tmp_path):
     before, threads = held(), threading.active_count()
     for _ in range(5):
         read_video(path)
-    assert held() <= before + 2 and threading.active_count() == threads
+    assert held() <= before + 2 and threading.active_count() <= threads
 
 
 def test_frames_of_another_size_are_scaled_to_the_first():

@@ -278,5 +278,5 @@ def test_nothing_is_left_open(clip, tmp_path):
             there.clip(clip, SAMPLING)  # after it has closed the others
             pid = there.process._child.pid
             counts.append((len(os.listdir(f"/proc/{pid}/fd")), len(os.listdir("/proc/self/fd"))))
-    assert counts[0] == counts[-1] and kept
+    assert counts[-1][0] <= counts[0][0] and counts[-1][1] <= counts[0][1] and kept
     workers.close()
