@@ -4,6 +4,7 @@ import base64
 import io
 import os
 import shutil
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.error import HTTPError
@@ -243,6 +244,8 @@ def test_the_strip_is_drawn(page):
 def test_stop_ends_the_answer(page, tiny, monkeypatch):
     cancel, found = tiny.engine.cancel, []
     monkeypatch.setattr(tiny.engine, "cancel", lambda job, **how: [found.append(job.state), cancel(job, **how)])
+    step = tiny.engine.step
+    monkeypatch.setattr(tiny.engine, "step", lambda: (time.sleep(0.1), step()))  # it does not end before
     page.sample()
     page.driver.execute_script(STOP_AT_THE_FIRST_WORD)
     page.ask()
