@@ -297,7 +297,7 @@ def load(
         if plugin is not None:
             draft_point = None
             known = {"target": target_point.identity, "draft": {"drafter": plugin.name}}
-            source = Draft(plugin, pair=None if callable(drafter) else known)
+            source = Draft(plugin, timeout=draft_timeout, pair=None if callable(drafter) else known)
         if draft_point is not None:
             draft_processor = own_processor(processor, target_point, draft_point)
             weights = stored_bytes(target_point.source) + stored_bytes(draft_point.source)

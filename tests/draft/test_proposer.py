@@ -12,7 +12,9 @@ import torch
 from scipy.stats import chisquare
 from transformers import LogitsProcessorList
 
+import hippo
 from hippo import plugins
+from hippo.cli.demo import CLIP
 from hippo.draft import Drafter, Plugin, plugin_of
 from hippo.draft.messages import Begin, Commit, End, Failed, NoMore, Propose, Ready, Token
 from hippo.draft.ngram import NGram
@@ -155,6 +157,20 @@ def test_one_that_hangs_is_left_behind():
     for thread in threads:
         thread.join(60)
     assert len(set(threads)) == 2 and not any(thread.is_alive() for thread in threads)
+
+
+def test_draft_timeout_is_that_of_a_plug_in():
+    hang = threading.Event()
+
+    class Hangs(Script):
+        def propose(self, count):
+            hang.wait()
+
+    with hippo.load("tiny", drafter=Hangs, draft_timeout=0.2) as llm:
+        answers = [llm.generate(CLIP, method=method, max_new_tokens=4) for method in ("sd", "ar")]
+        hang.set()
+    assert answers[0].stats.draft_lost.endswith("(TimeoutError: no answer in 0.2 s)")
+    assert answers[0].token_ids == answers[1].token_ids
 
 
 def test_our_own_drafters_need_no_thread():
