@@ -177,7 +177,8 @@ class Sequence:
         costs, beside = draft.costs, draft.place != "inline"
         most = (self.pair.fixed_width(params) or LARGEST + 1) - 1
         if params.decoder == "auto":
-            return AutoSchedule(beside, params.gamma, costs, draft.acceptance, most)
+            answer = min(params.max_new_tokens, draft.answer_tokens)
+            return AutoSchedule(beside, params.gamma, costs, draft.acceptance, most, answer)
         decoder = params.decoder
         if decoder == "parallel" and not beside:
             other = "" if draft.plugin else "; --draft-worker process is parallel"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from hippo.decode.choice import Choice, Mode
@@ -126,7 +127,7 @@ class AutoSchedule(Schedule):
     requests together. See `Choice`.
 
     beside: whether the draft can work at the same time as the target; if not, it reads its prompt when it is first
-    asked. costs, prior, most: see Schedule.
+    asked. costs, prior, most: see Schedule. answer: how many tokens an answer has.
     """
 
     follows = True
@@ -138,8 +139,10 @@ class AutoSchedule(Schedule):
         costs: Costs | None = None,
         prior: float = UNKNOWN,
         most: int = LARGEST,
+        answer: float = math.inf,
     ) -> None:
         super().__init__("ar", gamma, costs, prior, most)
+        self._answer = answer
         self.choice, self.ways = Choice(self.costs), ways_of(beside)
         self.unread, self._behind = not beside, False
 
@@ -149,7 +152,8 @@ class AutoSchedule(Schedule):
         self.asking.clear()
         rates, prompts = [self.acceptance.rate], self.costs.prompts
         reading = prompts[-1][1] if self.unread and prompts else 0.0
-        self.mode = self._together or self.choice.choose(rates, self.ways, self.gammas, reading)
+        spread = reading / max(1.0, self._answer - self.behind)
+        self.mode = self._together or self.choice.choose(rates, self.ways, self.gammas, reading, spread)
         self.unread &= self.mode is Mode.PLAIN
         self._begin_drafting()
         return self.mode

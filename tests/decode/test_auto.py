@@ -115,6 +115,18 @@ def test_a_draft_that_had_no_chance_before_is_first_left_alone(prompt, drafted):
     assert AutoSchedule(False, costs=costs, prior=0.8).begin_round() is Mode.IN_TURNS
 
 
+def test_reading_its_prompt_must_be_worth_it_in_what_is_left_of_the_answer():
+    costs = known(0.05, 0.01, (1.0, 1.0))
+    costs.prompts.append((100, 0.3))
+
+    def mode(answer, come=0):
+        schedule = AutoSchedule(False, costs=costs, prior=0.4, answer=answer)
+        schedule.behind = come
+        return schedule.begin_round()
+
+    assert mode(256) is Mode.IN_TURNS and mode(8) is Mode.PLAIN and mode(256, 250) is Mode.PLAIN
+
+
 def test_no_more_is_drafted_than_a_forward_takes():
     costs = known(0.0, 0.001, (1.0, 1.0))
     assert in_turns_speed(costs, [0.95])[1] > 7 and in_turns_speed(costs, [0.95], 7)[1] == 7
