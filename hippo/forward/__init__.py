@@ -5,6 +5,7 @@ from hippo.forward.cuda_graphs import why_not_recorded
 from hippo.forward.dtypes import mixed_dtypes_explained
 from hippo.forward.fused import fused, why_not_fused
 from hippo.forward.likeliest import Repetition, likeliest
+from hippo.forward.observe import unobserved
 
 __all__ = [
     "CachedModel",
@@ -13,6 +14,7 @@ __all__ = [
     "fused",
     "likeliest",
     "mixed_dtypes_explained",
+    "unobserved",
     "why_not_fused",
     "why_not_recorded",
 ]

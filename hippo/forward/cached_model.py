@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -190,16 +190,17 @@ class CachedModel:
 
     @torch.inference_mode()
     def extend(self, ids: Sequence[int]) -> Tensor:
-        """Append n generated tokens. Returns (n, vocabulary) logits, row i for the token after ids[i]."""
+        """Append n generated tokens, all or none. Returns (n, vocabulary) logits, row i for the token after ids[i]."""
         device = self._next.device
         began = clock(device)
         recording = 0.0
-        if self._recorded is not None and self._recorded.takes(len(ids)):
-            logits = self._recorded.extend(ids, self.length)
-            self._kv.lengthen(len(ids))
-            recording = self._recorded.recording
-        else:
-            logits = self._extend(ids)
+        with _all_or_none([self]):
+            if self._recorded is not None and self._recorded.takes(len(ids)):
+                logits = self._recorded.extend(ids, self.length)
+                self._kv.lengthen(len(ids))
+                recording = self._recorded.recording
+            else:
+                logits = self._extend(ids)
         self.forwards += 1
         self.width = self.longest = len(ids)
         self.seconds = clock(device) - began - recording
@@ -354,7 +355,24 @@ class CachedModel:
 @torch.inference_mode()
 def extend_together(parts: Sequence[tuple[CachedModel, Sequence[int]]]) -> list[Tensor]:
     """`extend` for several requests of one model. All products are made over the tokens of all requests, and each
-    request attends to its own keys and values. Returns the (n, vocabulary) logits of each."""
+    request attends to its own keys and values. Returns the (n, vocabulary) logits of each. If it fails, none has more
+    tokens."""
+    with _all_or_none([one for one, _ in parts]):
+        return _extend_together(parts)
+
+
+@contextmanager
+def _all_or_none(models: Sequence[CachedModel]) -> Iterator[None]:
+    lengths = [one.length for one in models]
+    try:
+        yield
+    except BaseException:
+        for one, length in zip(models, lengths, strict=True):
+            one._kv.truncate(length)
+        raise
+
+
+def _extend_together(parts: Sequence[tuple[CachedModel, Sequence[int]]]) -> list[Tensor]:
     first, ids = parts[0][0], [id for _, own in parts for id in own]
     width, longest = round(len(ids) / len(parts)), max(len(own) for _, own in parts)
     if len(parts) == 1 or len(ids) > MOST_ROWS or not all(one.joins() for one, _ in parts):

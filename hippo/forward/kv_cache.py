@@ -196,6 +196,13 @@ class KVCache:
         if count:
             self.cache.crop(-count)
 
+    def truncate(self, length: int) -> None:
+        """Forget all tokens after the first `length`. After a forward that failed, some layers have more."""
+        layers: list[Any] = self.cache.layers
+        for layer in layers:
+            if (more := layer.get_seq_length() - length) > 0:
+                layer.crop(-more)
+
     def append(self, count: int, like: Tensor) -> Window:
         """Make all layers `count` tokens longer at once; needs `together`. like: (1, H_kv, n, d)."""
         assert self._room is not None

@@ -43,6 +43,16 @@ def wrapping(wrapper: Callable[[Attend], Attend], innermost: bool = False) -> It
         _active.wrappers = before
 
 
+@contextmanager
+def unobserved() -> Iterator[None]:
+    """While open, this thread's forwards are none of what is observed: another request's, from within one."""
+    before, _active.wrappers = _active.wrappers, ()
+    try:
+        yield
+    finally:
+        _active.wrappers = before
+
+
 def _install() -> None:
     # The lookup is wrapped, not the registered functions: "eager" is never registered, since each modelling file passes
     # its own as the default. Without a wrapper the lookup returns what it always did.

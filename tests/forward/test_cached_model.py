@@ -1,6 +1,7 @@
 """Reading a long prompt: in one forward or in parts, and told either way. That parts compute what the whole does is
 among the families' tests."""
 
+import copy
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +10,7 @@ from torch.nn.attention.bias import CausalBias
 
 from hippo.errors import BadRequest
 from hippo.families import Embeds, family_of
-from hippo.forward import CachedModel, attention, cached_model
+from hippo.forward import CachedModel, attention, cached_model, extend_together
 from hippo.forward.cached_model import prefill_parts
 from hippo.forward.observe import observing
 from tests.models import model
@@ -117,3 +118,26 @@ def test_later_parts_need_no_mask_and_no_repeated_keys(family, monkeypatch):
     assert {(layer, 8, 21) for layer in range(layers)} <= heads, "the attention is still recorded"
     torch.testing.assert_close(parted.extend([3, 4]), whole.extend([3, 4]), rtol=1e-3, atol=1e-3)
     assert len(seen) == 2 * layers, "short forwards are as they were"
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_forward_that_fails_in_a_later_layer_leaves_no_token(count):
+    net = copy.deepcopy(model("qwen2_5_vl")).bfloat16()
+    family, positions = family_of(net), torch.arange(20).expand(3, -1)
+    embeds = Embeds(torch.randn(20, 64, generator=torch.Generator().manual_seed(0)).bfloat16())
+    ones = [CachedModel.of(family, net) for _ in range(count + 1)]
+    for one in ones:
+        one.prefill(embeds, positions, positions[:, -1] + 1)
+    *ones, untouched = ones
+
+    def full(*_):
+        raise RuntimeError("cannot allocate memory")
+
+    hook = family.language_model(net).layers[-1].mlp.register_forward_pre_hook(full)
+    with pytest.raises(RuntimeError, match="allocate"):
+        extend_together([(one, [5, 6, 7]) for one in ones])
+    hook.remove()
+    assert {layer.get_seq_length() for one in ones for layer in one._kv.cache.layers} == {20}
+    expected = untouched.extend([5, 6])
+    for one in ones:
+        assert torch.equal(one.extend([5, 6]), expected)
