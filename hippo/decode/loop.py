@@ -76,7 +76,7 @@ def decode(
     most = (target.widest or LARGEST + 1) - 1  # drafted tokens beside the last one of the answer
     while not answer.done:
         began, ready = now(), drafter.ready()
-        mode = broadcast(schedule.begin_round() if ready else Mode.PLAIN)
+        mode = broadcast(schedule.begin_round() if ready else schedule.idle())
         share_cores(mode.overlaps or not (ready or drafter.lost))
         if mode is not Mode.PLAIN and not drafter.lost:
             propose(answer, drafter, schedule, LARGEST if mode is Mode.PARALLEL else most)
@@ -84,7 +84,8 @@ def decode(
         pending = broadcast(take(answer, drafter, schedule, mode, most))
         logits: Any = yield Check([answer.tokens[-1], *(proposal.id for proposal in pending)])
         stats.trace.did("target", "verify", now(), target.seconds, 1 + len(pending))
-        schedule.saw_target(target.width, target.seconds, target.longest)
+        if ready or drafter.lost:  # else a draft that reads its prompt had its share of the cores
+            schedule.saw_target(target.width, target.seconds, target.longest)
         if mode is not Mode.PARALLEL:
             verdict = verify(logits, pending, answer, schedule)
         elif pending:

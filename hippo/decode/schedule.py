@@ -65,10 +65,16 @@ class Schedule:
         self._begin_drafting()
         return self.mode
 
+    def idle(self) -> Mode:
+        """A round in which the draft is not there: it still reads its prompt, or was lost."""
+        self.mode, self.drafted = Mode.PLAIN, 0
+        self.asking.clear()
+        return self.mode
+
     @property
     def waking(self) -> bool:
         """Whether the draft must first read what was generated while it rested."""
-        return self._rest.waking
+        return self._rest.waking and self.mode is not Mode.PLAIN
 
     def ask(self, waiting: int) -> int:
         """See `Lookahead.ask`."""
@@ -106,12 +112,14 @@ class Schedule:
 
     def end_round(self, tokens: int, seconds: float) -> None:
         """The round that began last brought so many tokens in so many seconds."""
-        catching_up = self._rest.waking
+        catching_up = self.waking
         self._rest.end_round(tokens, seconds)
         self.drafted = max(self._longest - 1, int(self._refused is not None)) if self.mode is Mode.IN_TURNS else 0
-        if self.drafted and not catching_up and self._together is None:
-            # All that a drafted token costs the round, messages included.
-            self.costs.saw_draft(max(0.0, seconds - self._target_seconds) / self.drafted, both=False)
+        if self.drafted and self._together is None:
+            if not catching_up:  # all that a drafted token costs the round, messages included
+                self.costs.saw_draft(max(0.0, seconds - self._target_seconds) / self.drafted, both=False)
+            elif steps := self.asking[1:]:  # the first catches up
+                self.costs.saw_draft(min(steps), both=False)
         self._refused = None
         self.behind = self.behind + tokens if self.mode is Mode.PLAIN else 0
         if self.mode is not Mode.PLAIN and not catching_up:

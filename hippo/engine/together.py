@@ -60,7 +60,7 @@ class Together:
         self._choice = Choice(self._costs)
         self.mode = Mode.PLAIN
         self.rates: list[float] = []
-        self._left, self._chosen = 0, False
+        self._left, self._chosen, self._coming = 0, False, 0
         self._drafted: list[Member] = []
 
     @property
@@ -71,7 +71,10 @@ class Together:
     def begin_step(self, members: Sequence[Member], coming: int = 0) -> None:
         """Choose the way of all requests that decode. Nothing was asked in this step yet. coming: requests that will
         decode with them soon."""
+        self._coming = coming
         self._costs.serve(len(members) + coming)
+        if coming and not self._costs.enough(both=False):
+            self._costs.serve(len(members))
         self._drafted = [member for member in members if member.proposed]
         self.rates = [member.schedule.acceptance.rate if member.drafts else 0.0 for member in members]
         self._left = max(0, self._left - 1) if self._can_be_two(members) else 0
@@ -96,12 +99,14 @@ class Together:
             return
         width, schedules = _mean_width(widths), [member.schedule for member in due]
         waking = any(schedule.waking for schedule in schedules)
-        if self._chosen and not waking:  # what catching up costs is paid once
+        # What catching up costs is paid once, and a promise for more requests than there are yet says nothing.
+        if self._chosen and not waking and not self._coming:
             self._choice.saw_tokens(tokens, seconds, len(self.rates) if self.two else len(due))
         if self.two:
             if self._drafted:  # else there was no overlap
                 self._costs.in_groups.saw_target(width, seconds, both=True)
             return
+        self._costs.serve(len(widths))
         both = any(schedule.mode is Mode.PARALLEL for schedule in schedules)
         self._costs.saw_target(width, forward, both)
         if both:

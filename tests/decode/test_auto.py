@@ -127,6 +127,17 @@ def test_reading_its_prompt_must_be_worth_it_in_what_is_left_of_the_answer():
     assert mode(256) is Mode.IN_TURNS and mode(8) is Mode.PLAIN and mode(256, 250) is Mode.PLAIN
 
 
+def test_what_a_draft_reads_first_is_no_draft_step():
+    schedule = AutoSchedule(False)
+    for seconds in (0.9, 0.02, 0.02, 0.02):  # the first step reads the prompt
+        assert schedule.begin_round() is Mode.IN_TURNS
+        schedule.saw_draft(seconds)
+        schedule.saw_draft(0.02)
+        schedule.saw_target(3, 0.1, 3)
+        schedule.end_round(3, 0.1 + seconds + 0.02)
+    assert schedule.costs.draft(False) == pytest.approx(0.02)
+
+
 def test_no_more_is_drafted_than_a_forward_takes():
     costs = known(0.0, 0.001, (1.0, 1.0))
     assert in_turns_speed(costs, [0.95])[1] > 7 and in_turns_speed(costs, [0.95], 7)[1] == 7

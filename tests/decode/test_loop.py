@@ -3,7 +3,7 @@
 import torch
 from transformers import LogitsProcessorList
 
-from hippo.decode import Answer, Mode, Schedule, StopRule, Verdict, Verifier, alone, decode
+from hippo.decode import Answer, AutoSchedule, Mode, Schedule, StopRule, Verdict, Verifier, alone, decode
 from hippo.decode.loop import propose, take
 from hippo.draft import Proposal
 from hippo.params import SamplingParams
@@ -61,13 +61,14 @@ class Target:
         self.length -= count
 
 
-def run(drafter, decoder="parallel", gamma=3, length=12, eos=(), share=lambda beside: None):
+def run(drafter, decoder="parallel", gamma=3, length=12, eos=(), share=lambda beside: None, schedule=None):
     stats, target = Stats(), Target()
     verifier = Verifier(SamplingParams(), LogitsProcessorList(), torch.tensor([1]))
     answer = Answer(verifier, StopRule(eos, length), stats)
     answer.commit(Verdict([], TEXT[0], False))
     drafter.at = 1
-    rounds = list(alone(decode(answer, target, drafter, Schedule(decoder, gamma), stats, share), target.extend))
+    schedule = schedule or Schedule(decoder, gamma)
+    rounds = list(alone(decode(answer, target, drafter, schedule, stats, share), target.extend))
     assert (
         answer.tokens == TEXT[: len(answer.tokens)]
         and [token for each in rounds for token in each] == answer.tokens[1:]
@@ -127,6 +128,26 @@ def test_no_more_is_drafted_or_checked_than_the_answer_may_hold():
     schedule.begin_round()
     propose(answer, drafter, schedule)
     assert drafter.waiting == 3 == len(take(answer, drafter, schedule, Mode.IN_TURNS))
+
+
+def test_forwards_beside_a_draft_that_still_reads_are_not_those_of_the_target_alone():
+    for drafter, measured in ((Draft(ready=False), False), (Draft(ready=False, lost=True), True)):
+        schedule = AutoSchedule(True)
+        run(drafter, schedule=schedule)
+        assert bool(schedule.costs.forwards(1, both=False)) is measured
+
+
+def test_after_a_draft_is_lost_its_schedule_says_that_nothing_is_drafted():
+    schedule, drafter, rounds = Schedule("serial", 3), Draft(TEXT), []
+
+    def lose(beside):
+        rounds.append((schedule.mode, schedule.drafted))
+        if len(rounds) == 2:
+            drafter.lost, drafter.ready = True, lambda: False
+
+    run(drafter, schedule=schedule, share=lose)
+    assert rounds[1] == (Mode.IN_TURNS, 3) and len(rounds) > 3
+    assert schedule.mode is Mode.PLAIN and not schedule.drafted and not schedule.waking
 
 
 def test_cores_are_shared_while_both_work():

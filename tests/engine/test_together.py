@@ -142,6 +142,19 @@ def test_steps_of_two_groups_are_measured_but_not_the_first():
     assert not costs.known(both=True) and not costs.known(both=False)
 
 
+def test_what_is_measured_counts_for_the_requests_that_were_there():
+    costs = measured(1, 1.0, 0.1)
+    together, members = Together(costs), [Member()]
+    for size in (1, 8):
+        costs.serve(size)
+        before = costs.enough(both=False)
+        together.begin_step(members, coming=7)
+        assert costs.batch == 1 and before == (size == 1), "of eight nothing is known"
+        together.end_step(members, [1], 1.0, 1.0, 1)
+    costs.serve(8)
+    assert not costs.forwards(1, both=False)
+
+
 def joined(together, members, coming=0):
     """The ways of all in the step that begins."""
     together.begin_step(members, coming)
