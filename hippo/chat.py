@@ -64,6 +64,8 @@ class ChatStream:
 
     def __iter__(self) -> Iterator[str]:
         yield from self._stream
+        if not self.output.stats.finish:
+            return  # it was closed
         said = [{"type": "text", "text": self.output.text}]
         self._chat.messages = [*self._turns, {"role": "assistant", "content": said}]
 

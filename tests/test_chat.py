@@ -52,6 +52,14 @@ def test_an_answer_that_is_left_was_not_given(llm):
     assert chat.messages == []
 
 
+def test_an_answer_that_was_closed_was_not_given_though_it_is_read_to_its_end(llm):
+    chat = llm.open(CLIP, max_new_tokens=12)
+    stream = chat.stream(QUESTIONS[0])
+    for _ in stream:
+        stream.close()
+    assert chat.messages == []
+
+
 def test_a_refused_question_leaves_the_chat_usable(llm, monkeypatch):
     chat = llm.open(CLIP, max_new_tokens=8)
     chat.ask(QUESTIONS[0])
