@@ -82,17 +82,19 @@ class PrefixCache:
 
     def put(self, prompt: Prompt, answer: list[int], media: bytes, embeds: Embeds, target: CachedModel) -> None:
         """Keep what a request leaves behind. answer: its tokens; the target may have read only some of them."""
-        tensor, length = target.keys_and_values(), target.length
-        if tensor is None or length < _LEAST:
+        length = target.length
+        if length < _LEAST:
             return
         if self._budget is None:
-            self._budget = int(_SHARE * free_memory(tensor.device))
+            self._budget = int(_SHARE * free_memory(embeds.tokens.device))
         ids = torch.cat([prompt.input_ids, prompt.input_ids.new_tensor(answer)])[:length]
         new = torch.arange(length - len(prompt.input_ids), device=prompt.positions.device)
         positions = torch.cat([prompt.positions, prompt.next_position[:, None] + new], dim=1)
         same = {id(other): _shared(other.ids, ids) for other in self._entries if other.media == media}
         if len(ids) in same.values():
             return  # it begins an entry that is there
+        if target.size > self._budget or (tensor := target.keys_and_values()) is None:
+            return
         entry = _Entry(media, ids, positions, tensor, embeds)
         self._entries = [other for other in self._entries if same.get(id(other)) != len(other.ids)]
         self._entries.append(entry)

@@ -28,7 +28,7 @@ from hippo.decode import (
 )
 from hippo.device import clock, sharing
 from hippo.draft import Drafter
-from hippo.errors import BadRequest
+from hippo.errors import BadRequest, is_out_of_memory
 from hippo.families import Embeds, Prompt
 from hippo.forward import CachedModel, mixed_dtypes_explained
 from hippo.inputs import media_key, on_device
@@ -225,7 +225,7 @@ class Sequence:
             logits = yield from self._prefill(embeds, prompt, known, target, drafter)
             if self._cache is not None:
                 read = embeds[: media_end(prompt, embeds, self.pair.target.get_input_embeddings())]
-                self._cache.put(prompt, [], media, read, target)  # requests on the same video may come next
+                self._keep(prompt, [], media, read, target)  # requests on the same video may come next
             answer = self.answer(prompt)
             first = answer.commit(answer.verify(logits[None], []))
             drafter.commit(0, first)
@@ -235,8 +235,18 @@ class Sequence:
         finally:
             drafter.end()
             self._learn()
-            if self._cache is not None and self._answer is not None and read is not None:
-                self._cache.put(prompt, self._answer.tokens, media, read, target)
+            if self._answer is not None and read is not None:
+                self._keep(prompt, self._answer.tokens, media, read, target)
+
+    def _keep(self, prompt: Prompt, answer: list[int], media: bytes, read: Embeds, target: CachedModel) -> None:
+        """Leave what was read to later requests, if memory holds it."""
+        assert self._cache is not None
+        try:
+            self._cache.put(prompt, answer, media, read, target)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            self._cache.clear()
 
     def _drafter(self) -> Drafter:
         if self.params.decoder == "ar":

@@ -18,7 +18,7 @@ from hippo.engine.scheduler import Job, Scheduler, State
 from hippo.engine.stream import Stream
 from hippo.engine.together import Together
 from hippo.errors import BadRequest, Busy, out_of_memory_explained
-from hippo.forward import extend_together
+from hippo.forward import extend_together, unobserved
 from hippo.pair import Pair
 from hippo.prefix_cache import PrefixCache
 from hippo.request import Read, Request
@@ -98,8 +98,9 @@ class Engine:
                 with self._changed:
                     self._driver = None
                     self._changed.notify_all()
-        while not until():
-            self.step()
+        with unobserved():
+            while not until():
+                self.step()
 
     def start(self) -> None:
         """Have a thread work until no request is left. A process with threads cannot fork, so it ends then."""
@@ -111,12 +112,14 @@ class Engine:
     def close(self) -> None:
         """End all requests. The engine can be used again."""
         with self._changed:
-            self._closed = True
-            jobs, thread = self.scheduler.jobs, self._thread
+            self._closed, thread = True, self._thread
+        with self.pair.lock:  # between steps, which would have them go on
+            for job in self.scheduler.jobs:
+                job.end(Busy("the models were closed", "load them again"))
+                self.cancel(job)
+            self.scheduler.drop_done()
+        with self._changed:
             self._changed.notify_all()
-        for job in jobs:
-            job.end(Busy("the models were closed", "load them again"))
-            self.cancel(job)
         if thread is not None and thread is not threading.current_thread():
             thread.join()
         if self._pool is not None:
@@ -142,22 +145,19 @@ class Engine:
         """Advance every request: one part of one prompt, one round of all that decode. Returns at once if there is
         none, and waits if all are still being read. An answer's first token is not held back by its second."""
         with self.pair.lock:
-            for job in self.scheduler.jobs:
-                if job.cancelled:
-                    self._end(job)
-            self.scheduler.drop_done()
+            self._drop_ended()
             self._read_ahead()
             for job in self.scheduler.admit():
                 self._enter(job)
             if (prefilling := self.scheduler.next_prefill()) is not None:
                 self._prefill(prefilling)
-            decoding = [job for job in self.scheduler.decoding() if not self._is_inside(job)]
+            decoding = self.scheduler.decoding()
             others = len(self.scheduler.running) - len(decoding)  # whose prompts are read
             if len(decoding) > 1 or (others and decoding and decoding != [prefilling]):
                 self._round(decoding, others)
             elif decoding and decoding != [prefilling]:
                 self._alone(decoding[0])
-            self.scheduler.drop_done()
+            self._drop_ended()
             reading = [job.reading for job in self.scheduler.waiting if job.reading is not None]
             idle = not self.scheduler.running
             if idle and not self.scheduler.waiting and self._pool is not None:
@@ -168,17 +168,29 @@ class Engine:
 
     def _work(self) -> None:
         while True:
-            self.drive(lambda: self._closed or not self.scheduler.jobs)
+            try:
+                self.drive(lambda: self._closed or not self.scheduler.jobs)
+            except BaseException as error:  # nobody else would hear of it, and all would wait for ever
+                for job in self.scheduler.jobs:
+                    self._end(job, error)
+                self.scheduler.drop_done()
             with self._changed:
                 if self._closed or not self.scheduler.jobs:
                     self._thread = None
                     return
+
+    def _drop_ended(self) -> None:
+        for job in self.scheduler.jobs:
+            if job.cancelled:
+                self._end(job)
+        self.scheduler.drop_done()
 
     def _read_ahead(self) -> None:
         to_read = self.scheduler.to_read()
         if len(to_read) == 1 and len(self.scheduler.jobs) == 1:  # nobody is held up, and it has all cores
             (job,) = to_read
             job.state, job.reading = State.READING, Future()
+            job.reading.set_running_or_notify_cancel()
             with self._failing(job):
                 job.reading.set_result(self._read(job.request, job.progress))
             return
@@ -218,7 +230,9 @@ class Engine:
         with self._failing(job), self._sharing([sequence]) as share:
             tokens: Any = sequence.advance(share=share)
             sequence.took(time.perf_counter() - began)
-            if tokens or tokens is None:
+            if job.sequence is not sequence:  # a callback has ended it
+                sequence.close()
+            elif tokens or tokens is None:
                 job.state = State.DECODING
                 self._commit(job, tokens)
 
@@ -277,15 +291,13 @@ class Engine:
     def _extend(self, checks: list[tuple[Job, Sequence, list[int]]]) -> list[torch.Tensor | None]:
         """The logits of each request. If the forward for all of them fails, each has its own."""
         targets = [(sequence.target, ids) for _, sequence, ids in checks if sequence.target is not None]
-        before = [target.length for target, _ in targets]
         try:
             return list(extend_together(targets)) if targets else []
         except Exception:  # what is wrong with one of them shows again in its own forward
             logits: list[torch.Tensor | None] = []
-            for (job, _, ids), (target, _), length in zip(checks, targets, before, strict=True):
+            for (job, _, ids), (target, _) in zip(checks, targets, strict=True):
                 logits.append(None)
                 with self._failing(job):
-                    target.rollback(target.length - length)
                     logits[-1] = target.extend(ids)
             return logits
         except BaseException:
@@ -307,6 +319,8 @@ class Engine:
         try:
             if sequence is not None:
                 sequence.close()  # its KV cache goes with it
+        except Exception as failure:
+            error = error or failure
         finally:
             job.end(error)
 
@@ -330,10 +344,6 @@ class Engine:
             share(reading)
             yield lambda beside: share(beside or reading)
 
-    def _is_inside(self, job: Job) -> bool:
-        """Whether this step was begun by a callback of this very request."""
-        return job.sequence is not None and job.sequence.is_running
-
     def _fits(self, job: Job) -> bool:
         """Whether memory holds the KV caches of a request that was read, beside those that run."""
         assert job.reading is not None
@@ -341,6 +351,7 @@ class Engine:
             return True  # it needs none
         inputs, target = job.reading.result().inputs, self.pair.target
         job.tokens = inputs["input_ids"].shape[-1] + job.request.params.max_new_tokens
-        entered = sum(other.tokens for other in self.scheduler.running if other.state is State.PREFILL)
+        begin = (State.READING, State.PREFILL)  # whose KV cache is not there yet
+        entered = sum(other.tokens for other in self.scheduler.running if other.state in begin)
         size = bytes_per_token(target.config, target.dtype) * (job.tokens + entered)
         return size < _SHARE * free_memory(target.device)

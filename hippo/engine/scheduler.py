@@ -44,6 +44,11 @@ class Job:
     on_change: Callable[[], None] = lambda: None
 
     @property
+    def is_inside(self) -> bool:
+        """Whether a callback of this very request has begun the step."""
+        return self.sequence is not None and self.sequence.is_running
+
+    @property
     def has_been_read(self) -> bool:
         """Whether its inputs are there."""
         return self.reading is not None and self.reading.done()
@@ -82,7 +87,7 @@ class Scheduler:
                 break
             if job.cancelled or not job.has_been_read:
                 continue
-            if self.running and not self._fits(job):
+            if not self._fits(job) and self.running:
                 break  # it is next, however small those behind it are
             self.waiting.remove(job)
             self.running.append(job)
@@ -91,11 +96,11 @@ class Scheduler:
 
     def next_prefill(self) -> Job | None:
         """The one whose prompt is read further."""
-        return next((job for job in self.running if job.state is State.PREFILL), None)
+        return next((job for job in self.running if job.state is State.PREFILL and not job.is_inside), None)
 
     def decoding(self) -> list[Job]:
         """Those that decode."""
-        return [job for job in self.running if job.state is State.DECODING]
+        return [job for job in self.running if job.state is State.DECODING and not job.is_inside]
 
     def drop_done(self) -> None:
         """Forget those that have ended."""

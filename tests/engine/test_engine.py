@@ -6,7 +6,9 @@ import gc
 import os
 import random
 import threading
+import time
 import weakref
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import pytest
 import torch
 
 import hippo
+from hippo.device import bytes_per_token
 from hippo.draft import Plugin, plugin_of
 from hippo.engine import Engine, State
 from hippo.errors import BadRequest, Busy, MediaError
@@ -196,7 +199,7 @@ def test_a_forward_for_all_that_fails_is_made_for_each(running, monkeypatch):
         parts[0][0].extend(parts[0][1])  # it has written some
         raise RuntimeError("no room for all")
 
-    monkeypatch.setattr("hippo.engine.engine.extend_together", fails)
+    monkeypatch.setattr("hippo.forward.cached_model._extend_together", fails)
     requests = [asked(seed, method=method) for seed, method in enumerate(("ar", "sd", "ar"))]
     streams = [engine.submit(request) for request in requests]
     for stream, request in zip(streams, requests, strict=True):
@@ -260,6 +263,94 @@ def test_what_is_under_way_when_the_engine_is_closed_says_so(running):
     with pytest.raises(Busy, match="closed"):
         next(stream)
     assert len(engine.submit(asked(0, method="ar")).result().token_ids) == LONGEST, "it can be used again"
+
+
+def test_closing_waits_for_the_step_under_way_and_nothing_goes_on(running, monkeypatch):
+    engine, reading, errors = running("qwen2_5_vl", None), threading.Event(), []
+    step = engine._prefill
+
+    def slow(job):
+        reading.set()
+        time.sleep(0.3)
+        step(job)
+
+    monkeypatch.setattr(engine, "_prefill", slow)
+    stream = engine.submit(asked(0, method="ar"))
+
+    def ask():
+        with pytest.raises(Busy, match="closed") as error:
+            list(stream)
+        errors.append(error)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    reading.wait()
+    engine.close()
+    thread.join()
+    assert errors and engine.scheduler.jobs == [] and stream._job.sequence is None
+
+
+def test_an_error_of_the_engine_itself_is_raised_and_it_works_again(running, monkeypatch):
+    engine = running("qwen2_5_vl", None)
+
+    async def ask():
+        return await engine.submit(asked(0, method="ar"))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(engine.scheduler, "admit", lambda: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            asyncio.run(ask())
+    assert len(asyncio.run(ask()).token_ids) == LONGEST
+
+
+def test_a_callback_may_ask_while_its_own_prompt_is_read(running, monkeypatch):
+    monkeypatch.setattr("hippo.forward.cached_model._PART", 8)
+    engine, others = running("qwen2_5_vl", 1), []
+
+    def progress(phase, share):
+        if not others:
+            others.append(engine.submit(asked(1)))
+            others[0].result()
+
+    stream = engine.submit(asked(0), progress)
+    assert stream.result().token_ids == alone("qwen2_5_vl", asked(0))
+    assert others[0].output.token_ids == alone("qwen2_5_vl", asked(1))
+    assert engine.scheduler.jobs == []
+
+
+def test_a_request_that_is_cancelled_while_it_is_read_just_ends(running):
+    def read(request, progress):
+        stream.cancel()
+        return Read(inputs("qwen2_5_vl"), None, request.params, (), 0.0)
+
+    engine = running("qwen2_5_vl", None, read=read)
+    stream = engine.submit(asked(0))
+    assert list(stream) == [] and engine.scheduler.jobs == []
+
+
+def test_what_memory_cannot_keep_for_later_costs_no_answer(running, monkeypatch):
+    def full(self):
+        raise torch.OutOfMemoryError("no room for a copy")
+
+    monkeypatch.setattr(CachedModel, "keys_and_values", full)
+    engine = running("qwen2_5_vl", None, cache_memory=None)
+    assert engine.submit(asked(0, method="ar")).result().token_ids == alone("qwen2_5_vl", asked(0))
+    assert engine.cache.size == 0
+
+
+def test_requests_that_enter_together_share_the_memory(running, monkeypatch):
+    engine = running("qwen2_5_vl", None)
+    streams = [engine.submit(asked(seed, method="ar")) for seed in range(3)]
+    for job in engine.scheduler.waiting:
+        job.reading = Future()
+        job.reading.set_result(engine._read(job.request, None))
+        job.state = State.READING
+    config, tokens = engine.pair.target.config, job.reading.result().inputs["input_ids"].shape[-1] + LONGEST
+    room = 2.5 * tokens * bytes_per_token(config, torch.float32)
+    monkeypatch.setattr("hippo.engine.engine.free_memory", lambda device: room)
+    engine.step()
+    assert 0 < len(engine.scheduler.running) < 3
+    assert all(len(stream.result().token_ids) == LONGEST for stream in streams)
 
 
 def test_requests_wait_where_memory_has_no_room_for_one_more(running, monkeypatch):
