@@ -48,12 +48,13 @@ def pair_of():
 @pytest.mark.parametrize("method", ["ar", "hippo"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_second_question_has_the_same_answer_from_fewer_tokens(pair_of, family, method):
+    options = {"method": method, "keep_ratio": 0.2}
     pair, cache, request = pair_of(family), PrefixCache(), inputs(family)
-    first, stats = answer(pair, request, cache, method=method)
-    assert stats.cached_tokens == 0 and first == answer(pair, request, method=method)[0]
+    first, stats = answer(pair, request, cache, **options)
+    assert stats.cached_tokens == 0 and first == answer(pair, request, **options)[0]
     for again in (asked_again(request), asked_again(request, seed=6), request):
-        tokens, stats = answer(pair, again, cache, method=method)
-        without, plain = answer(pair, again, method=method)
+        tokens, stats = answer(pair, again, cache, **options)
+        without, plain = answer(pair, again, **options)
         assert tokens == without
         assert stats.cached_tokens >= plain.prompt_tokens - 10 and stats.seconds.vision == 0
         assert stats.kept_tokens == plain.kept_tokens
