@@ -40,7 +40,7 @@ class Choice:
         1.05  # of plain decoding of several requests, from which on drafting begins: all of it waits for the draft
     )
     _TRIALS = 0.015  # share of the target's time that trials of a draft which is not worth it may take
-    _LONGEST_REST = 128  # rounds
+    _LONGEST_REST = 128  # rounds, unless the share above asks for more
     _has_rested = False
     _STAYS, _STAYS_UNUSED = 0.98, 0.998  # a round, of what is known of how a way held its promises
     _WORTH = 8  # tokens of a request that a formula is worth beside that
@@ -155,6 +155,7 @@ class Choice:
             self._trying = rounds - 1
             self._costs.forget_draft()
             self._held.pop((self._batch, Mode.IN_TURNS), None)
-        self._left = min(self._LONGEST_REST, int(self._longer * loses / self._TRIALS))
+        rest = loses / self._TRIALS
+        self._left = int(max(rest, min(self._LONGEST_REST, self._longer * rest)))
         self._longer *= 2
         return Mode.IN_TURNS if tries else Mode.PLAIN
