@@ -268,7 +268,11 @@ gpu.run_step([sys.executable, "-c", step], 600, Path(sys.argv[1]))
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_that_ends_the_command_ends_its_step(tmp_path, sent):
     file = tmp_path / "x.jsonl"
-    process = subprocess.Popen([sys.executable, "-c", STOPPED, str(file)], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-c", STOPPED, str(file)],
+        stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(sent, signal.SIG_DFL),  # a shell's background and nohup ignore some
+    )
     try:
         log = file.with_suffix(".log")
         while not log.exists() or not log.read_text().endswith("\n"):
