@@ -36,9 +36,7 @@ class Choice:
     _OPTIMISM = 1.05  # of the formula for parallel, beside that for in turns: it knows no token that waits
     # Of one group's speed, from which on two begin, and go on: promises err, and the first step of two has no overlap.
     _BEGIN, _GO_ON = 1.15, 1.05
-    _CHANGE = (
-        1.05  # of plain decoding of several requests, from which on drafting begins: all of it waits for the draft
-    )
+    _CHANGE = 1.05  # of plain decoding of several requests, from which on drafting begins: all wait for the draft
     _TRIALS = 0.015  # share of the target's time that trials of a draft which is not worth it may take
     _LONGEST_REST = 128  # rounds, unless the share above asks for more
     _has_rested = False
